@@ -1,0 +1,57 @@
+"""Errors a user can act on: one line of cause, place and remedy, and an exit code."""
+
+
+class UserError(Exception):
+    """An error whose message is the whole report: what, where, what to do.
+
+    `code` names the error in documentation and issues; `exit_code` is what the process
+    returns. The traceback is shown only with `--debug`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"error {self.code}: {self.args[0]}"
+
+    def __reduce__(self):
+        return type(self), (self.code, self.args[0])
+
+
+class ConfigError(UserError):
+    """The command line or the configuration cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """The data cannot be used as it lies there (exit code 3)."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """No usable checkpoint where one is needed (exit code 4)."""
+
+    exit_code = 4
+
+
+class DivergedError(UserError):
+    """Training left the finite numbers (exit code 5)."""
+
+    exit_code = 5
+
+
+class ResourceError(UserError):
+    """Memory, disk or device is short (exit code 6)."""
+
+    exit_code = 6
+
+
+class Preempted(UserError):
+    """Asked to stop; the state was saved and the same command resumes (code 75)."""
+
+    exit_code = 75

@@ -1,0 +1,97 @@
+"""Channel-Wise Transformer (CWT), section 3.2: attention between channels."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class ChannelAttention(nn.Module):
+    r"""Attention of Eq. 4-5 on tokens `X (hw, C)`.
+
+    :math:`Q, K, V = (X W_{q,k,v})^T \in R^{C \times hw}`;
+    :math:`softmax(Q K^T / t)\, V`, transposed back. The C x C product and its softmax
+    are float32 whatever `dtype` is.
+
+    Attributes:
+        heads: Groups of channels that attend among themselves.
+        attention_scale: `"temperature"`: Q and K normalised over hw, learned t per
+            head, so logits do not depend on the image size; `"sqrt_hw"`: t = sqrt(hw),
+            the literal text.
+    """
+
+    heads: int = 1
+    attention_scale: str = "temperature"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Applies the attention.
+
+        Raises:
+            ValueError: If channels do not divide into heads, or the scale is unknown.
+        """
+        b, n, c = x.shape
+        if c % self.heads:
+            raise ValueError(f"{c} channels do not divide into {self.heads} heads.")
+
+        def project(name: str) -> Array:
+            y = nn.Dense(c, use_bias=False, dtype=self.dtype, name=name)(x)
+            return y.reshape(b, n, self.heads, c // self.heads)
+
+        q, k, v = project("query"), project("key"), project("value")
+        if self.attention_scale == "temperature":
+            q, k = _normalise(q), _normalise(k)
+            t = self.param("temperature", nn.initializers.ones, (self.heads, 1, 1))
+        elif self.attention_scale == "sqrt_hw":
+            t = jnp.sqrt(jnp.float32(n))
+        else:
+            raise ValueError(
+                "attention_scale must be 'temperature' or 'sqrt_hw', "
+                f"got {self.attention_scale!r}."
+            )
+        gram = jnp.einsum("bnhc,bnhd->bhcd", q, k, preferred_element_type=jnp.float32)
+        attention = jax.nn.softmax(gram / t, axis=-1).astype(self.dtype)
+        return jnp.einsum("bhcd,bnhd->bnhc", attention, v).reshape(b, n, c)
+
+
+def _normalise(x: Array) -> Array:
+    """Divides by the L2 norm over positions; a zero map stays zero, gradient too."""
+    x32 = x.astype(jnp.float32)
+    square = jnp.sum(x32 * x32, axis=1, keepdims=True)
+    inverse = jnp.where(
+        square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0
+    )
+    return (x32 * inverse).astype(x.dtype)
+
+
+class CWT(nn.Module):
+    """One LN-CWT-LN-MLP block with its two residuals, on the LR grid.
+
+    Attributes:
+        mlp_ratio: Width of the hidden layer over the number of channels.
+        heads, attention_scale: See `ChannelAttention`.
+    """
+
+    mlp_ratio: int = 2
+    heads: int = 1
+    attention_scale: str = "temperature"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, f: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Applies the block."""
+        b, h, w, c = f.shape
+        x = f.reshape(b, h * w, c)
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_attention")(x)
+        attend = ChannelAttention(
+            self.heads, self.attention_scale, self.dtype, name="attention"
+        )
+        x = x + attend(y)
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_mlp")(x)
+        y = nn.Dense(self.mlp_ratio * c, dtype=self.dtype, name="mlp_in")(y)
+        y = nn.Dense(c, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        return (x + y).reshape(b, h, w, c)

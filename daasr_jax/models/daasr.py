@@ -1,0 +1,282 @@
+"""Dual Attention Aggregation Super-Resolution: six stacked groups of CWT and SAT.
+
+Reference: L. Wang, T. Chang, L. Tan, B. Shi, Y. Zhu, "Reference-guided MRI
+super-resolution with dual attention aggregation network". Equation and section numbers
+in this package are that paper's; where its text leaves a choice, the choice is a field
+here and a row of `docs/design/0001-reading-of-the-paper.md`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from daasr_jax.models.conv import Conv3
+from daasr_jax.models.cwt import CWT
+from daasr_jax.models.outputs import Outputs
+from daasr_jax.models.sat import SAT
+from daasr_jax.models.sfe import SFE
+from daasr_jax.registry import MODELS
+from daasr_jax.resampling import blur, depth_to_space, space_to_depth, upsample
+
+PRESETS = {
+    # Literal where the paper's text is explicit.
+    "paper": {
+        "blocks_per_group": 1,
+        "group_block": "none",
+        "sfe_grid": "hr",
+        "sat_grid": "hr",
+        "query": "projected",
+    },
+    # What measures best per second; see the README's table.
+    "fast": {
+        "blocks_per_group": 1,
+        "group_block": "conv",
+        "sfe_grid": "lr",
+        "sat_grid": "lr",
+        "query": "shared",
+    },
+}
+
+_CHOICES = {
+    "scale": (2, 3, 4),
+    "group_block": ("none", "conv"),
+    "residual": ("cwt", "input", "both"),
+    "sat": ("full", "none"),
+    "sat_grid": ("hr", "lr"),
+    "sfe_grid": ("hr", "lr"),
+    "sfe_norm": ("batch", "group", "none"),
+    "query": ("projected", "shared"),
+    "supervise_cwt": ("last", "all"),
+    "attention_scale": ("temperature", "sqrt_hw"),
+}
+
+
+class Group(nn.Module):
+    """Hierarchical Feature Alignment Group (HFAG), Eq. 1-3. Fields as in `DAASR`."""
+
+    features: int
+    scale: int
+    blocks: int
+    group_block: str
+    mlp_ratio: int
+    heads: int
+    attention_scale: str
+    sat: str
+    sat_grid: str
+    sfe_grid: str
+    match_stride: int
+    residual: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, f, maps, *, index=None):
+        """Returns `(F_i, F_CWT, (F_SAT, P, C) or None)`."""
+        f_cwt = f
+        for i in range(self.blocks):
+            f_cwt = CWT(
+                self.mlp_ratio,
+                self.heads,
+                self.attention_scale,
+                self.dtype,
+                name=f"cwt{i}",
+            )(f_cwt)
+        if self.group_block == "conv":
+            y = nn.relu(Conv3(self.features, dtype=self.dtype, name="conv1")(f_cwt))
+            f_cwt = f_cwt + Conv3(self.features, dtype=self.dtype, name="conv2")(y)
+        if self.sat == "none":
+            return f_cwt, f_cwt, None
+        f_sat, p, c = SAT(
+            self.features,
+            self.scale,
+            self.sat_grid,
+            self.sfe_grid,
+            self.match_stride,
+            dtype=self.dtype,
+            name="sat",
+        )(f_cwt, *maps, index=index)
+        cells = space_to_depth(f_sat, self.scale) if self.sat_grid == "hr" else f_sat
+        back = nn.Dense(self.features, dtype=self.dtype, name="back")(cells)
+        start = {"cwt": f_cwt, "input": f, "both": f + f_cwt}[self.residual]
+        return start + back, f_cwt, (f_sat, p, c)
+
+
+@MODELS.register("daasr")
+class DAASR(nn.Module):
+    """The network: `(lr, ref) -> Outputs`, at x2, x3 or x4.
+
+    The last convolutions start at zero, so an untrained network returns the bicubic
+    image. The defaults are the `paper` preset; `PRESETS` holds both presets.
+
+    Attributes:
+        scale: s in {2, 3, 4}.
+        features: Channels C.
+        groups: Number of HFAGs.
+        blocks_per_group: CWT blocks in each group.
+        group_block: `"conv"` adds a residual (Conv3, ReLU, Conv3) after them.
+        mlp_ratio, heads, attention_scale: See `cwt.CWT`.
+        sfe_norm, sfe_grid: See `sfe.SFE`.
+        sat: `"full"`, or `"none"` for the single-image network without reference.
+        sat_grid: See `sat.SAT`.
+        query: `"projected"`: Eq. 6 as written; `"shared"`: the SFE of the bicubic LR
+            image plus that projection, which starts at zero.
+        residual: What the group adds to its SAT branch in Eq. 3: `"cwt"` F_CWT,
+            `"input"` F_{i-1}, `"both"`.
+        match_stride: 0 for s; 1 for the dense search on the HR grid.
+        blur_factor: Factor of the reference's blur, 0 for s; the text says 4.
+        supervise_cwt: Eq. 12 on the `"last"` group or on `"all"`.
+        axis_name: Named device axis that shares batch statistics.
+        dtype: Type of the computation; parameters are float32.
+    """
+
+    scale: int = 4
+    features: int = 64
+    groups: int = 6
+    blocks_per_group: int = 1
+    group_block: str = "none"
+    mlp_ratio: int = 2
+    heads: int = 1
+    attention_scale: str = "temperature"
+    sfe_norm: str = "batch"
+    sfe_grid: str = "hr"
+    sat: str = "full"
+    sat_grid: str = "hr"
+    query: str = "projected"
+    residual: str = "cwt"
+    match_stride: int = 0
+    blur_factor: int = 0
+    supervise_cwt: str = "last"
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        lr: Float[Array, "b h w 1"],
+        ref: Float[Array, "b h2 w2 1"],
+        *,
+        train: bool,
+        indices: Int[Array, "g b h3 w3"] | None = None,
+    ) -> Outputs:
+        """Super-resolves `lr` with the help of `ref`.
+
+        Args:
+            lr: Low-resolution slices, float32 in [0, 1].
+            ref: High-resolution reference slices in the same intensity unit; their size
+                need not be that of the output but must be a multiple of the scale.
+            train: Whether batch normalisation uses and updates batch statistics.
+            indices: Index maps P to use instead of searching, one for each group.
+
+        Returns:
+            `Outputs`; see there for `aux`.
+
+        Raises:
+            ValueError: If a field is outside its choices, or `ref` has an unfit size.
+        """
+        self._check(ref)
+        s = self.scale
+        dtype = self.dtype
+        bicubic = upsample(lr, s)
+        f0 = f = Conv3(self.features, dtype=dtype, name="shallow")(lr)
+        maps = self._reference_maps(bicubic, ref, train) if self.sat == "full" else ()
+
+        structure, texture, index, confidence = [], None, [], []
+        for i in range(self.groups):
+            f, f_cwt, aligned = Group(
+                self.features,
+                s,
+                self.blocks_per_group,
+                self.group_block,
+                self.mlp_ratio,
+                self.heads,
+                self.attention_scale,
+                self.sat,
+                self.sat_grid,
+                self.sfe_grid,
+                self.match_stride or s,
+                self.residual,
+                dtype,
+                name=f"group{i}",
+            )(f, maps, index=None if indices is None else indices[i])
+            structure.append(f_cwt)
+            if aligned is not None:
+                texture, p, c = aligned
+                index.append(p)
+                confidence.append(c)
+
+        f = Conv3(self.features, dtype=dtype, name="body_out")(f) + f0
+        for step, factor in enumerate({2: (2,), 3: (3,), 4: (2, 2)}[s]):
+            f = Conv3(self.features * factor**2, dtype=dtype, name=f"up{step}")(f)
+            f = depth_to_space(f, factor)
+        sr = self._picture(f, bicubic, "out")
+
+        supervised = {
+            i: x
+            for i, x in enumerate(structure)
+            if self.supervise_cwt == "all" or i == self.groups - 1
+        }
+        heads = [
+            self._picture(x, bicubic, f"head_cwt{i}") for i, x in supervised.items()
+        ]
+        aux = {"cwt": jnp.stack(heads)}
+        if texture is not None:
+            aux["sat"] = self._picture(texture, bicubic, "head_sat")[None]
+            aux["index"] = jnp.stack(index)
+            aux["confidence"] = jnp.stack(confidence)
+        return Outputs(sr=sr, aux=aux)
+
+    def _reference_maps(self, bicubic: Array, ref: Array, train: bool):
+        """`(query or None, key, value)` from one call of the SFE, Eq. 6."""
+        sfe = SFE(
+            self.features,
+            self.scale,
+            self.sfe_grid,
+            self.sfe_norm,
+            self.axis_name,
+            self.dtype,
+            name="sfe",
+        )
+        images = [ref, blur(ref, self.blur_factor or self.scale)]
+        if self.query == "shared" and bicubic.shape == ref.shape:
+            value, key, query = jnp.split(
+                sfe(jnp.concatenate([*images, bicubic]), train=train), 3
+            )
+            return query, key, value
+        value, key = jnp.split(sfe(jnp.concatenate(images), train=train), 2)
+        query = sfe(bicubic, train=train) if self.query == "shared" else None
+        return query, key, value
+
+    def _picture(self, f: Array, bicubic: Array, name: str) -> Array:
+        """Conv3 from features on the HR or LR grid to an image, added to the bicubic."""
+        coarse = f.shape[1] != bicubic.shape[1]
+        channels = self.scale**2 if coarse else 1
+        y = Conv3(
+            channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name=name
+        )(f)
+        y = depth_to_space(y, self.scale) if coarse else y
+        return y.astype(jnp.float32) + bicubic
+
+    def _check(self, ref: Array) -> None:
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} must be one of {choices}, got {getattr(self, field)!r}."
+                )
+        if self.match_stride not in (0, 1, self.scale):
+            raise ValueError(
+                f"match_stride must be 0, 1 or the scale, got {self.match_stride}."
+            )
+        if self.sfe_grid == "lr" and (self.sat_grid == "hr" or self.match_stride == 1):
+            raise ValueError(
+                "sfe_grid='lr' has no HR maps: it needs sat_grid='lr' and "
+                f"match_stride=0, got {self.sat_grid!r} and {self.match_stride}."
+            )
+        if self.sat == "full" and (
+            ref.shape[1] % self.scale or ref.shape[2] % self.scale
+        ):
+            raise ValueError(
+                f"ref of {ref.shape[1]}x{ref.shape[2]} is not divisible by scale "
+                f"{self.scale}."
+            )

@@ -1,0 +1,39 @@
+"""What every model returns, and the protocol it follows."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from flax import struct
+from jaxtyping import Array, Float
+
+
+@struct.dataclass
+class Outputs:
+    """Result of a super-resolution model.
+
+    Attributes:
+        sr: `(B, H, W, 1)` float32, nominally in [0, 1], never clipped.
+        aux: Named extra arrays. DAASR gives `cwt (n, B, H, W, 1)` and
+            `sat (n, B, H, W, 1)`, the pictures of the auxiliary heads, `index
+            (G, B, h, w)` int32 and `confidence (G, B, h, w, 1)` of its groups.
+    """
+
+    sr: Float[Array, "b h w 1"]
+    aux: dict[str, Array]
+
+
+class SuperResolutionModel(Protocol):
+    """A Linen module: `apply(variables, lr, ref, train=...) -> Outputs`.
+
+    `lr (B, h, w, 1)` and `ref (B, H, W, 1)` are float32 in [0, 1]; a single-image
+    system ignores `ref`.
+    """
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Creates the variables."""
+        ...
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        ...

@@ -1,0 +1,67 @@
+"""Names to classes and functions, imported on first use; a new item needs no list."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from daasr_jax.errors import ConfigError
+
+
+class Registry:
+    """`"file"` or `"file.item"` -> an object registered in `package/file.py`.
+
+    Args:
+        package: Dotted package that holds one file per item, such as
+            `"daasr_jax.models"`.
+
+    Example:
+        >>> MODELS.get("daasr").__name__
+        'DAASR'
+    """
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self._items: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator that files the item under `name`; a name is given once."""
+
+        def add(item: Any) -> Any:
+            if name in self._items:
+                raise KeyError(f"{name!r} is already registered in {self._package}.")
+            self._items[name] = item
+            return item
+
+        return add
+
+    def modules(self) -> list[str]:
+        """Files of the package, each of which may register items."""
+        package = importlib.import_module(self._package)
+        return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+    def get(self, name: str) -> Any:
+        """The item of that name.
+
+        Raises:
+            ConfigError: If no file registers it; the message has the nearest names.
+        """
+        module = name.split(".")[0]
+        if name not in self._items and module in self.modules():
+            importlib.import_module(f"{self._package}.{module}")
+        if name not in self._items:
+            for other in self.modules():
+                importlib.import_module(f"{self._package}.{other}")
+            known = sorted(self._items)
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
+            raise ConfigError(
+                "E204", f"{self._package} has no {name!r}; nearest: {', '.join(near)}"
+            )
+        return self._items[name]
+
+
+MODELS = Registry("daasr_jax.models")
+LOSSES = Registry("daasr_jax.losses")
