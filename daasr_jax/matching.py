@@ -1,4 +1,4 @@
-r"""Patch search, pair score and transfer: the hard retrieval of Eq. 7-9, without model code.
+r"""Patch search, pair score and transfer: the hard retrieval of Eq. 7-9.
 
 A *patch* of a map is its `patch x patch` neighbourhood, zero outside the map; the
 similarity of a query and a key patch is the cosine of all their entries (Eq. 7):
@@ -20,8 +20,8 @@ Two exact forms serve two kinds of machine.
 * `"chunked"` (GPU): queries in chunks against all key patches, inner size patch^2 C.
 
 Ties (black background) may resolve to different indices in the two forms: their scores
-differ by rounding only. A patch of zero norm scores 0 against everything, with a zero
-gradient.
+differ by rounding only. A patch of norm below 1e-6 holds nothing to compare: it scores
+0 against everything, with a zero gradient.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 _TILE_BYTES = {"diagonal": 24 * 2**20, "chunked": 256 * 2**20}
+_MIN_SQUARE = 1e-12  # squared norm of a patch that counts as empty
 _QUERY_ROWS = 8  # rows of queries in a diagonal tile; fewer lose to the halo
 
 
@@ -97,7 +98,7 @@ def pair_score(
         patch: Side of the square patch, odd; the one given to `search`.
 
     Returns:
-        float32 in [-1, 1]; 0 where either patch has zero norm.
+        float32 in [-1, 1]; 0 where either patch is empty (norm below 1e-6).
     """
     _check(query, key, patch)
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
@@ -145,7 +146,7 @@ def transfer(
     r = patch // 2
     value_flat = value.reshape(b, hk * wk, c)
     row, column = index // wk, index % wk
-    y, x = jnp.arange(hq)[:, None], jnp.arange(wq)
+    y, x = jnp.arange(hq)[None, :, None], jnp.arange(wq)[None, None, :]
     mean = jnp.zeros((b, hq, wq, c), value.dtype)
     count = jnp.zeros((b, hq, wq), jnp.float32)
     # From the centre outwards: entry (dy, dx) of the patch chosen by query (y-dy, x-dx).
@@ -221,14 +222,14 @@ def _gather(flat: Array, index: Array) -> Array:
 
 
 def _inverse_norm(x: Array, patch: int) -> Array:
-    """Reciprocal patch norms `(b, h, w)`; 0, with zero gradient, where the norm is 0."""
+    """Reciprocal patch norms `(b, h, w)`; 0, with zero gradient, where empty."""
     _, h, w, _ = x.shape
     r = patch // 2
     square = jnp.pad(jnp.sum(x * x, axis=-1), ((0, 0), (r, r), (r, r)))
     box = sum(square[:, i : i + h] for i in range(patch))
     box = sum(box[:, :, j : j + w] for j in range(patch))
-    positive = box > 0
-    return jnp.where(positive, lax.rsqrt(jnp.where(positive, box, 1.0)), 0.0)
+    full = box > _MIN_SQUARE
+    return jnp.where(full, lax.rsqrt(jnp.where(full, box, 1.0)), 0.0)
 
 
 def _search_chunked(query: Array, key: Array, patch: int) -> Array:
@@ -298,7 +299,8 @@ def _diagonal_image(query: Array, key: Array, inverse: Array, patch: int) -> Arr
             score = score * scale[:, :, None, None] + lost[:, None, None, None]
             score = score.reshape(rows_k * wk, rows_q, wq)
             top = jnp.max(score, axis=0)
-            first = jnp.min(jnp.where(score == top, position, hk * wk - 1), axis=0)
+            first = jnp.where(score == top[None], position, hk * wk - 1)
+            first = jnp.min(first, axis=0)
             better = top > best_score
             return (
                 jnp.where(better, top, best_score),

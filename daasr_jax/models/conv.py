@@ -1,4 +1,4 @@
-"""The 3x3 convolution of every part of the network, with a kernel gradient fit for CPUs.
+"""The 3x3 convolution of every part, with a kernel gradient fit for CPUs.
 
 XLA's CPU backend turns the kernel gradient of a convolution into a convolution whose
 window is the whole image, four to nine times slower than its forward. Here it is a
@@ -15,6 +15,8 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from daasr_jax.models.init import bias_init, kernel_init
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -93,7 +95,8 @@ class Conv3(nn.Module):
 
     features: int
     use_bias: bool = True
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = kernel_init
+    bias_init: Initializer | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -103,8 +106,7 @@ class Conv3(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = conv3x3(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param(
-                "bias", nn.initializers.zeros, (self.features,), jnp.float32
-            )
-            y = y + bias.astype(self.dtype)
+            init = self.bias_init or bias_init(9 * x.shape[-1])
+            bias = self.param("bias", init, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y

@@ -8,6 +8,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from daasr_jax.models.init import linear
+
+
+_EPSILON = 1e-5  # on the mean square, as in the layer norms
+
 
 class ChannelAttention(nn.Module):
     r"""Attention of Eq. 4-5 on tokens `X (hw, C)`.
@@ -39,7 +44,7 @@ class ChannelAttention(nn.Module):
             raise ValueError(f"{c} channels do not divide into {self.heads} heads.")
 
         def project(name: str) -> Array:
-            y = nn.Dense(c, use_bias=False, dtype=self.dtype, name=name)(x)
+            y = linear(c, x, use_bias=False, dtype=self.dtype, name=name)
             return y.reshape(b, n, self.heads, c // self.heads)
 
         q, k, v = project("query"), project("key"), project("value")
@@ -54,17 +59,22 @@ class ChannelAttention(nn.Module):
                 f"got {self.attention_scale!r}."
             )
         gram = jnp.einsum("bnhc,bnhd->bhcd", q, k, preferred_element_type=jnp.float32)
-        attention = jax.nn.softmax(gram / t, axis=-1).astype(self.dtype)
+        attention = jax.nn.softmax(gram / t.reshape(1, -1, 1, 1), axis=-1).astype(
+            self.dtype
+        )
         return jnp.einsum("bhcd,bnhd->bnhc", attention, v).reshape(b, n, c)
 
 
 def _normalise(x: Array) -> Array:
-    """Divides by the L2 norm over positions; a zero map stays zero, gradient too."""
+    """Divides each channel by its L2 norm over the positions (axis 1).
+
+    The mean square gets an epsilon as in a layer norm: a channel that is almost zero
+    everywhere (a crop of background) stays small, where an exact normalisation would
+    give gradients of 1e6 and spoil Adam's second moment for thousands of steps.
+    """
     x32 = x.astype(jnp.float32)
-    square = jnp.sum(x32 * x32, axis=1, keepdims=True)
-    inverse = jnp.where(
-        square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0
-    )
+    mean_square = jnp.mean(x32 * x32, axis=1, keepdims=True)
+    inverse = jax.lax.rsqrt((mean_square + _EPSILON) * x.shape[1])
     return (x32 * inverse).astype(x.dtype)
 
 
@@ -92,6 +102,7 @@ class CWT(nn.Module):
         )
         x = x + attend(y)
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_mlp")(x)
-        y = nn.Dense(self.mlp_ratio * c, dtype=self.dtype, name="mlp_in")(y)
-        y = nn.Dense(c, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        y = linear(self.mlp_ratio * c, y, dtype=self.dtype, name="mlp_in")
+        y = nn.gelu(y, approximate=False)
+        y = linear(c, y, dtype=self.dtype, name="mlp_out")
         return (x + y).reshape(b, h, w, c)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.cwt import CWT
+from daasr_jax.models.init import linear
 from daasr_jax.models.outputs import Outputs
 from daasr_jax.models.sat import SAT
 from daasr_jax.models.sfe import SFE
@@ -98,7 +99,7 @@ class Group(nn.Module):
             name="sat",
         )(f_cwt, *maps, index=index)
         cells = space_to_depth(f_sat, self.scale) if self.sat_grid == "hr" else f_sat
-        back = nn.Dense(self.features, dtype=self.dtype, name="back")(cells)
+        back = linear(self.features, cells, dtype=self.dtype, name="back")
         start = {"cwt": f_cwt, "input": f, "both": f + f_cwt}[self.residual]
         return start + back, f_cwt, (f_sat, p, c)
 
@@ -249,11 +250,12 @@ class DAASR(nn.Module):
         return query, key, value
 
     def _picture(self, f: Array, bicubic: Array, name: str) -> Array:
-        """Conv3 from features on the HR or LR grid to an image, added to the bicubic."""
+        """Conv3 from features on either grid to an image, added to the bicubic."""
         coarse = f.shape[1] != bicubic.shape[1]
         channels = self.scale**2 if coarse else 1
+        zero = nn.initializers.zeros
         y = Conv3(
-            channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name=name
+            channels, kernel_init=zero, bias_init=zero, dtype=self.dtype, name=name
         )(f)
         y = depth_to_space(y, self.scale) if coarse else y
         return y.astype(jnp.float32) + bicubic

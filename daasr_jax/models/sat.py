@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from daasr_jax.matching import match
+from daasr_jax.models.init import kernel_init, linear
 from daasr_jax.resampling import depth_to_space, space_to_depth, upsample
 
 
@@ -59,14 +60,6 @@ class SAT(nn.Module):
             the grid of the queries.
         """
         s = self.scale
-        init = nn.initializers.zeros if query is not None else None
-        project = nn.Dense(
-            self.features,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=init or nn.initializers.lecun_normal(),
-            name="query",
-        )
         up = f_cwt
         if self.map_grid == "hr" or self.grid == "hr":
             up = upsample(f_cwt, s)
@@ -75,21 +68,34 @@ class SAT(nn.Module):
             base, key = _decimate(base, s), _decimate(key, s)
             query = None if query is None else _decimate(query, s)
             value = space_to_depth(value, s)
-        q = project(base) if query is None else query + project(base)
+        init = kernel_init if query is None else nn.initializers.zeros
+        q = linear(
+            self.features,
+            base,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=init,
+            name="query",
+        )
+        q = q if query is None else query + q
         t, index, confidence = match(q, key, value, patch=self.patch, index=index)
         weight = confidence.astype(self.dtype)
-        fuse = nn.Dense(self.features, dtype=self.dtype, name="fuse")
         at_lr = t.shape[1] == f_cwt.shape[1]
         if self.grid == "lr":
             if not at_lr:
                 t = space_to_depth(t, s)
                 weight = jnp.mean(space_to_depth(weight, s), axis=-1, keepdims=True)
-            f_sat = fuse(jnp.concatenate([t, f_cwt], axis=-1)) * weight
+            f_sat = self._fuse(t, f_cwt) * weight
         else:
             if at_lr:
                 t, weight = depth_to_space(t, s), upsample(weight, s)
-            f_sat = fuse(jnp.concatenate([t, up], axis=-1)) * weight
+            f_sat = self._fuse(t, up) * weight
         return f_sat, index, confidence
+
+    def _fuse(self, t: Array, structure: Array) -> Array:
+        """Conv1x1 of Eq. 10-11 over the concatenation."""
+        both = jnp.concatenate([t, structure], axis=-1)
+        return linear(self.features, both, dtype=self.dtype, name="fuse")
 
 
 def _decimate(x: Array, s: int) -> Array:

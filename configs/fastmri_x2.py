@@ -1,0 +1,22 @@
+"""DAASR x2 on fastMRI as the paper trains it (section 4.2), without the GAN.
+
+Reproduces: Table 1, FastMRI, x2 (DAASR's own figure is blank in the text at hand), with
+    the pixel terms of Eq. 12-14. Not run here: fastMRI needs its own licence.
+Hardware: the paper used one RTX 4070 Ti Super (16 GB).
+Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.
+Command:
+    python train.py --config configs/fastmri_x2.py --config.data.root=DIR --workdir=DIR
+"""
+
+from ml_collections import ConfigDict
+
+from configs import fastmri_x4
+
+
+def get_config(preset: str = "paper") -> ConfigDict:
+    """`fastmri_x4` at x2."""
+    config = fastmri_x4.get_config(preset)
+    with config.unlocked():
+        config.name = "fastmri_x2"
+        config.scale = 2
+    return config

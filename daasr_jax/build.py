@@ -1,0 +1,454 @@
+"""From a configuration to the parts of a run; nothing else reads a ConfigDict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+import daasr_jax
+from daasr_jax import data
+from daasr_jax.errors import CheckpointError, ConfigError
+from daasr_jax.evaluation import run as evaluation
+from daasr_jax.evaluation.panel import draw_panel, typical
+from daasr_jax.evaluation.report import device_description, make_report
+from daasr_jax.models.outputs import SuperResolutionModel
+from daasr_jax.registry import LOSSES, MODELS
+from daasr_jax.training import loop, parallel
+from daasr_jax.training.checkpoints import Checkpoints
+from daasr_jax.training.manifest import write_atomically
+from daasr_jax.training.schedules import make_schedule
+from daasr_jax.training.state import TrainState, create_state, generator_variables
+from daasr_jax.training.step import make_train_step
+from daasr_jax.training.writers import NullWriter, RunWriter
+
+log = logging.getLogger("daasr_jax")
+
+# Settings of where and how long, which do not change what is learned on the way.
+_PLACES = ("data.root", "data.cache_dir")
+_FREE_ON_RESUME = (
+    *_PLACES,
+    "name",
+    "train.epochs",
+    "train.steps",
+    "train.devices",
+    "train.num_threads",
+    "train.log_every",
+    "train.validate_every_epochs",
+    "train.checkpoint_every",
+    "evaluate",
+)
+
+
+def train_run(config: ConfigDict, workdir: str) -> None:
+    """Trains what the configuration says into `workdir`, resuming where it left off.
+
+    Raises:
+        UserError: For anything a user can mend, see `daasr_jax.errors`.
+    """
+    _setup(config)
+    folder = _make_folder(workdir)
+    prepared = data.prepare(data_settings(config))
+    record_config(config, folder, prepared.key)
+    table = prepared.splits["train"]
+    train = config.train
+    mesh = parallel.make_mesh(train.batch_size, train.devices)
+    per_epoch = data.steps_per_epoch(table, train.batch_size)
+    steps = train.steps or train.epochs * per_epoch
+    model = make_model(config, axis_name=parallel.AXIS)
+    schedule = _checked(
+        make_schedule,
+        config.optimiser.schedule,
+        config.optimiser.learning_rate,
+        total_steps=steps,
+        steps_per_epoch=per_epoch,
+        halve_every_epochs=config.optimiser.halve_every_epochs,
+        warmup_steps=config.optimiser.warmup_steps,
+    )
+    optimiser = optax.adam(schedule, b1=config.optimiser.b1, b2=config.optimiser.b2)
+    state = _checked(
+        create_state,
+        make_model(config),
+        optimiser,
+        scale=config.scale,
+        crop=train.crop,
+        seed=config.seed,
+        ema=train.ema_decay > 0,
+    )
+    step_fn = make_train_step(
+        model,
+        optimiser,
+        make_losses(config),
+        scale=config.scale,
+        learning_rate=schedule,
+        ema_decay=train.ema_decay,
+        axis=parallel.AXIS,
+    )
+    batches = data.training_batches(
+        table,
+        batch_size=train.batch_size,
+        crop=train.crop,
+        scale=config.scale,
+        steps=steps,
+        seed=config.seed,
+        track=config.reference.track,
+        exclude=config.reference.exclude,
+        aligned=config.reference.aligned,
+        augment=train.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=train.num_threads,
+    )
+    parameters = sum(x.size for x in jax.tree.leaves(state.gen))
+    log.info(
+        "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
+        config.model.name,
+        config.scale,
+        f"{parameters:,}",
+        steps,
+        train.batch_size,
+        per_epoch,
+        device_description(),
+    )
+    settings = loop.LoopSettings(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        batch_size=train.batch_size,
+        log_every=train.log_every,
+        validate_every=per_epoch * train.validate_every_epochs,
+        checkpoint_every=train.checkpoint_every,
+    )
+    checkpoints = Checkpoints(folder)
+    try:
+        loop.train(
+            step_fn,
+            state,
+            iter(batches),
+            mesh=mesh,
+            settings=settings,
+            checkpoints=checkpoints,
+            writer=lambda start: (
+                RunWriter(folder, start_step=start)
+                if jax.process_index() == 0
+                else NullWriter()
+            ),
+            validate=make_validation(config, prepared.splits["val"]),
+        )
+    finally:
+        checkpoints.close()
+
+
+def evaluate_run(
+    config: ConfigDict, workdir: str, split: str, out: str | None
+) -> tuple[dict[str, Any], Path, Path]:
+    """Evaluates the best checkpoint of `workdir` on a split.
+
+    Args:
+        config: Configuration; its data and reference settings are those evaluated.
+        workdir: Folder of the run.
+        split: `"train"`, `"val"` or `"test"`.
+        out: Result file; by default `workdir/eval_<split>.json`. The panel picture
+            lies beside it with the ending `.png`.
+
+    Returns:
+        The report, and the paths of result file and picture.
+
+    Raises:
+        UserError: If data or checkpoint cannot be used.
+    """
+    _setup(config)
+    folder = Path(workdir)
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            "E403", f"{folder} holds no checkpoints; train into it first (train.py)."
+        )
+    if split not in ("train", "val", "test"):
+        raise ConfigError("E205", f"--split must be train, val or test, got {split!r}.")
+    prepared = data.prepare(data_settings(config))
+    table = prepared.splits[split]
+    pairing = make_pairing(config, table)
+    target = Path(out) if out else folder / f"eval_{split}.json"
+    if target.suffix != ".json":
+        raise ConfigError("E206", f"--out must end in .json, got {target}.")
+    model = make_model(config)
+    step, variables = _restore(config, model, folder)
+    method = config.model.name
+    border = config.scale if config.evaluate.border < 0 else config.evaluate.border
+    predict = evaluation.make_predict(
+        model, scale=config.scale, border=border, method=method
+    )
+
+    def predictions(**kwargs: Any):
+        return evaluation.run_split(
+            predict, variables, table, pairing, scale=config.scale, **kwargs
+        )
+
+    rows = [
+        evaluation.without_images(p)
+        for p in predictions(show_progress=config.evaluate.show_progress)
+    ]
+    commit = commit_id()
+    report = make_report(
+        rows,
+        table,
+        pairing,
+        method=method,
+        scale=config.scale,
+        border=border,
+        resamples=config.evaluate.resamples,
+        seed=config.evaluate.seed,
+        provenance={
+            "dataset": prepared.dataset,
+            "prepared_sha256": prepared.key,
+            "config": config.name,
+            "preset": config.preset,
+            "config_sha256": config_sha256(config),
+            "commit": commit,
+            "checkpoint_step": step,
+            "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+            "device": device_description(),
+            "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
+        },
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, json.dumps(report, indent=1))
+    pairing.save(target.with_suffix(".pairing.json"))
+    chosen = typical(rows, method)
+    shown = next(predictions(positions=[chosen.position]))
+    picture = target.with_suffix(".png")
+    draw_panel(
+        shown,
+        method=method,
+        scale=config.scale,
+        titles=(table.keys[shown.position], table.keys[shown.reference]),
+        path=picture,
+    )
+    return report, target, picture
+
+
+def data_settings(config: ConfigDict) -> data.DataSettings:
+    """Settings of the data layer; lists are comma-separated in a configuration."""
+    d = config.data
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(x.strip() for x in text.split(",") if x.strip())
+
+    return data.DataSettings(
+        root=d.root,
+        layout=d.layout,
+        cache_dir=d.cache_dir,
+        size=d.size,
+        resize=d.resize,
+        n_volumes=d.n_volumes,
+        seed=config.seed,
+        val_fraction=d.val_fraction,
+        test_fraction=d.test_fraction,
+        train_subjects=names(d.subjects.train),
+        val_subjects=names(d.subjects.val),
+        test_subjects=names(d.subjects.test),
+        contrasts=names(d.contrasts),
+        folders=names(d.folders),
+        target=d.target,
+        pattern=d.pattern,
+        slice_axis=d.slice_axis,
+        slice_range=(d.slice_first, d.slice_last),
+        slice_step=d.slice_step,
+        exclude=config.reference.exclude,
+        track=config.reference.track,
+    )
+
+
+def make_model(config: ConfigDict, *, axis_name: str | None = None) -> Any:
+    """The model; `axis_name` shares batch statistics over devices in training.
+
+    Raises:
+        ConfigError: If the model does not know a keyword.
+    """
+    kwargs = config.model.kwargs.to_dict()
+    return _checked(
+        MODELS.get(config.model.name),
+        scale=config.scale,
+        axis_name=axis_name,
+        dtype=jnp.dtype(config.model.dtype),
+        **kwargs,
+    )
+
+
+def make_losses(config: ConfigDict) -> dict[str, tuple[float, Callable[..., Any]]]:
+    """Name -> (weight, loss)."""
+    return {
+        name: (float(term.weight), LOSSES.get(term.name))
+        for name, term in sorted(config.losses.items())
+    }
+
+
+def make_pairing(config: ConfigDict, table: data.SliceTable) -> data.Pairing:
+    """The fixed references of a split."""
+    r = config.reference
+    return data.draw_pairing(
+        table, track=r.track, exclude=r.exclude, aligned=r.aligned, seed=r.seed
+    )
+
+
+def make_validation(
+    config: ConfigDict, table: data.SliceTable
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """Scores of a state on full validation slices, None where there are none."""
+    if not len(table):
+        log.warning(
+            "no validation split: no best checkpoint is chosen, the last one counts."
+        )
+        return None
+    model, scale, method = make_model(config), config.scale, config.model.name
+    border = scale if config.evaluate.border < 0 else config.evaluate.border
+    predict = evaluation.make_predict(model, scale=scale, border=border, method=method)
+    pairing = make_pairing(config, table)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        variables = generator_variables(state)
+        rows = evaluation.run_split(predict, variables, table, pairing, scale=scale)
+        return evaluation.mean_scores(rows, method)
+
+    return validate
+
+
+def config_sha256(config: ConfigDict) -> str:
+    """SHA-256 of the configuration without the places where data and cache lie."""
+    flat = _flatten(config.to_dict())
+    kept = {k: v for k, v in flat.items() if k not in _PLACES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def commit_id() -> str:
+    """Commit of the code, marked when it has uncommitted changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe"]
+    command += ["--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def record_config(config: ConfigDict, folder: Path, data_key: str) -> None:
+    """Writes `config.json`, after comparing it with the one of the run so far.
+
+    Raises:
+        ConfigError: If a setting that decides what is learned has changed.
+    """
+    path = folder / "config.json"
+    flat = _flatten(config.to_dict())
+    if path.exists() and (folder / "checkpoints").is_dir():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            before, key = _flatten(old["config"]), old["prepared_sha256"]
+        except (ValueError, KeyError, OSError) as error:
+            raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
+        free = _FREE_ON_RESUME
+        if config.optimiser.schedule == "cosine":
+            free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
+        changed = [
+            f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
+            for k in sorted(before.keys() | flat.keys())
+            if before.get(k) != flat.get(k) and not _under(k, free)
+        ]
+        if key != data_key:
+            changed.append("the data differ from those the run began with")
+        if changed:
+            raise ConfigError(
+                "E207",
+                f"{folder} holds a run with other settings: {'; '.join(changed)}. "
+                "Give another --workdir, or the settings it began with.",
+            )
+    record = {
+        "config": config.to_dict(),
+        "config_sha256": config_sha256(config),
+        "prepared_sha256": data_key,
+        "commit": commit_id(),
+    }
+    if jax.process_index() == 0:
+        write_atomically(path, json.dumps(record, indent=1))
+
+
+def _setup(config: ConfigDict) -> None:
+    if config.distributed:
+        jax.distributed.initialize()
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+
+
+def _make_folder(workdir: str) -> Path:
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "E209", f"--workdir={workdir} cannot be made: {error.strerror}."
+        ) from None
+    return folder
+
+
+def _restore(config: ConfigDict, model: SuperResolutionModel, folder: Path):
+    """`(step, variables)` of the best usable checkpoint."""
+    ema = config.train.ema_decay > 0
+    schedule = optax.constant_schedule(0.0)
+    template = jax.eval_shape(
+        lambda: create_state(
+            model,
+            optax.adam(schedule),
+            scale=config.scale,
+            crop=config.train.crop,
+            seed=0,
+            ema=ema,
+        )
+    )
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        step = checkpoints.best()
+        if step is None:
+            raise CheckpointError(
+                "E403", f"{folder} holds no finished checkpoint; train into it first."
+            )
+        state = checkpoints.restore_state(step, _on_one_device(template))
+    finally:
+        checkpoints.close()
+    return step, generator_variables(state)
+
+
+def _on_one_device(template: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
+    )
+
+
+def _checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a library function whose complaint is about the configuration."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError("E210", f"the configuration does not fit: {text}") from error
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{name}.")
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _under(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == n or key.startswith(f"{n}.") for n in names)

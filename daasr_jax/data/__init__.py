@@ -1,0 +1,28 @@
+"""From files to training batches: sources, splits, prepared slices, pairs, batches."""
+
+from daasr_jax.data.batches import (
+    TrainingTriples,
+    crop_to_multiple,
+    steps_per_epoch,
+    training_batches,
+)
+from daasr_jax.data.pairs import Pairing, ReferenceRule, draw_pairing, load_pairing
+from daasr_jax.data.prepared import PreparedSet, prepare
+from daasr_jax.data.settings import DEFAULT_PATTERN, DataSettings
+from daasr_jax.data.table import SliceTable
+
+__all__ = [
+    "DEFAULT_PATTERN",
+    "DataSettings",
+    "Pairing",
+    "PreparedSet",
+    "ReferenceRule",
+    "SliceTable",
+    "TrainingTriples",
+    "crop_to_multiple",
+    "draw_pairing",
+    "load_pairing",
+    "prepare",
+    "steps_per_epoch",
+    "training_batches",
+]

@@ -1,0 +1,207 @@
+"""Training batches: crops of a slice and of its reference, by a global sample number.
+
+Everything about sample i follows from (seed, i): its epoch, its slice, its reference,
+its window and its turn. So a run continues exactly where its iterator's state says.
+"""
+
+import functools
+
+import grain
+import numpy as np
+
+from daasr_jax.data.pairs import ReferenceRule
+from daasr_jax.data.table import SliceTable
+from daasr_jax.errors import ConfigError, DataError
+
+_ORDER, _WINDOW = 11, 12
+# Batches made ahead of the training step, by default.
+_PREFETCH = 8
+
+
+class TrainingTriples:
+    """Random access to the samples of a run; the LR image is made from `hr` later.
+
+    Sample i belongs to epoch `i // (n // batch_size * batch_size)`; each epoch visits
+    the slices in its own order and leaves out the remainder of the last batch.
+
+    Args:
+        table: The split.
+        batch_size: Samples of one step over all processes.
+        crop: Side of the low-resolution window; 0 takes whole slices.
+        scale: Ratio of the high- to the low-resolution grid.
+        steps: Batches of the run.
+        seed: Fixes order, references, windows and turns.
+        track, exclude, aligned: The reference rule, see `ReferenceRule`.
+        augment: Flips and quarter turns, the same for target and reference.
+
+    Raises:
+        ConfigError: If the window is larger than a slice (E205).
+        DataError: If a batch is larger than the split (E314), or a slice has no
+            possible reference (E312).
+    """
+
+    def __init__(
+        self,
+        table: SliceTable,
+        *,
+        batch_size: int,
+        crop: int,
+        scale: int,
+        steps: int,
+        seed: int,
+        track: str = "random",
+        exclude: str = "subject",
+        aligned: str = "neighbour",
+        augment: bool = True,
+    ) -> None:
+        self._side = table.size // scale * scale
+        self._crop = scale * crop if crop else self._side
+        if crop < 0 or self._crop > self._side:
+            raise ConfigError(
+                "E205",
+                f"a crop of {crop} LR pixels at scale {scale} is {self._crop} pixels, "
+                f"a slice of {table.size} has {self._side}: lower the crop to "
+                f"{self._side // scale} or raise data.size",
+            )
+        self._table, self._seed, self._augment = table, seed, augment
+        self._length = steps * batch_size
+        self._epoch_length = steps_per_epoch(table, batch_size) * batch_size
+        self._rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
+        self._permutation = functools.lru_cache(maxsize=4)(self._new_permutation)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`hr` and `ref` of a sample, each (scale crop, scale crop, 1) float32."""
+        target, reference = self.pair(index)
+        rng = np.random.default_rng((self._seed, _WINDOW, index))
+        top, left = rng.integers(self._side - self._crop + 1, size=2)
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+        window = np.s_[top : top + self._crop, left : left + self._crop]
+        triple = {"hr": self._table.image(target), "ref": self._table.image(reference)}
+        for name, image in triple.items():
+            image = image[window]
+            if self._augment:
+                image = np.rot90(image[:, ::-1] if flip else image, turns)
+            triple[name] = np.ascontiguousarray(image)
+        return triple
+
+    def pair(self, i: int) -> tuple[int, int]:
+        """Indices of target and reference of sample i in the table."""
+        if not 0 <= i < self._length:
+            raise IndexError(f"sample {i} of a run of {self._length}.")
+        epoch, place = divmod(i, self._epoch_length)
+        target = int(self._permutation(epoch)[place])
+        return target, self._rule.draw(target, seed=self._seed, epoch=epoch)
+
+    def _new_permutation(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self._seed, _ORDER, epoch))
+        return rng.permutation(len(self._table))
+
+
+def steps_per_epoch(table: SliceTable, batch_size: int) -> int:
+    """Whole batches in the split.
+
+    Raises:
+        DataError: If there is none (E314).
+    """
+    if batch_size < 1:
+        raise ConfigError(
+            "E205", f"the batch size is {batch_size}; it must be 1 or more"
+        )
+    if batch_size > len(table):
+        raise DataError(
+            "E314",
+            f"split {table.name!r} holds {len(table)} slices, fewer than one batch of "
+            f"{batch_size}: lower the batch size or add volumes",
+        )
+    return len(table) // batch_size
+
+
+def training_batches(
+    table: SliceTable,
+    *,
+    batch_size: int,
+    crop: int,
+    scale: int,
+    steps: int,
+    seed: int,
+    track: str = "random",
+    exclude: str = "subject",
+    aligned: str = "neighbour",
+    augment: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+) -> grain.IterDataset:
+    """The batches of a run, or this process's share of each of them.
+
+    Args:
+        table: The split.
+        batch_size: Samples of one step over all processes.
+        crop: Side of the low-resolution window; 0 takes whole slices.
+        scale: Ratio of the high- to the low-resolution grid.
+        steps: Batches of the run.
+        seed: Fixes order, references, windows and turns.
+        track: `random` or `aligned` references.
+        exclude: What target and reference may not share, for `random`.
+        aligned: `neighbour` or `contrast`, for `aligned`.
+        augment: Flips and quarter turns, the same for target and reference.
+        process_index: This process, from 0.
+        process_count: Processes that share each batch.
+        num_threads: Threads that make batches ahead; 0 makes them when asked.
+
+    Returns:
+        A data set of `steps` dicts with `hr` and `ref`, each (batch_size /
+        process_count, scale crop, scale crop, 1) float32 in [0, 1]. Its iterator's
+        `get_state` and `set_state` continue exactly.
+
+    Raises:
+        ConfigError: If the window is larger than a slice or the batch cannot be
+            shared evenly (E205).
+        DataError: If a batch is larger than the split (E314), or a slice has no
+            possible reference (E312).
+    """
+    if batch_size % process_count:
+        raise ConfigError(
+            "E205",
+            f"a batch of {batch_size} cannot be shared evenly by {process_count} "
+            f"processes: make it a multiple of {process_count}",
+        )
+    triples = TrainingTriples(
+        table,
+        batch_size=batch_size,
+        crop=crop,
+        scale=scale,
+        steps=steps,
+        seed=seed,
+        track=track,
+        exclude=exclude,
+        aligned=aligned,
+        augment=augment,
+    )
+    samples = grain.MapDataset.source(triples)
+    samples = samples[process_index::process_count]
+    batches = samples.batch(batch_size // process_count, drop_remainder=True)
+    return batches.to_iter_dataset(
+        grain.ReadOptions(
+            num_threads=num_threads,
+            prefetch_buffer_size=_PREFETCH if num_threads else 0,
+        )
+    )
+
+
+def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:
+    """The top left of an image whose sides are multiples of the scale.
+
+    Args:
+        image: (H, W, C).
+        scale: Ratio of the high- to the low-resolution grid.
+
+    Example:
+        >>> crop_to_multiple(np.zeros((256, 256, 1)), 3).shape
+        (255, 255, 1)
+    """
+    height, width = image.shape[0] // scale * scale, image.shape[1] // scale * scale
+    return image[:height, :width]

@@ -1,0 +1,108 @@
+"""Magnitude images from k-space: centred inverse FFT, root sum of squares, crop."""
+
+import re
+
+import numpy as np
+
+MAX_HEADER_BYTES = 2**20
+
+
+def ifft2c(kspace: np.ndarray) -> np.ndarray:
+    """Centred orthonormal inverse FFT over the last two axes.
+
+    Args:
+        kspace: (..., H, W) complex; the zero frequency lies at `H // 2, W // 2`.
+
+    Returns:
+        The image, same shape, complex; energy is kept (Parseval).
+    """
+    shifted = np.fft.ifftshift(kspace, axes=(-2, -1))
+    image = np.fft.ifft2(shifted, axes=(-2, -1), norm="ortho")
+    return np.fft.fftshift(image, axes=(-2, -1))
+
+
+def center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The central `height` x `width` of the last two axes; a longer side is kept."""
+    height, width = min(height, image.shape[-2]), min(width, image.shape[-1])
+    top = (image.shape[-2] - height) // 2
+    left = (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]
+
+
+def rss_from_kspace(
+    kspace: np.ndarray, crop: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Root-sum-of-squares magnitude image of multi- or single-coil k-space.
+
+    Args:
+        kspace: (S, coils, H, W) or (S, H, W) complex64, zero frequency centred.
+        crop: Height and width to cut from the centre; None keeps the whole image.
+
+    Returns:
+        (S, h, w) float32, in the unit of `kspace`.
+
+    Raises:
+        ValueError: If `kspace` is not complex or has another number of axes.
+    """
+    if kspace.ndim not in (3, 4) or not np.iscomplexobj(kspace):
+        raise ValueError(
+            "kspace must be complex, (S, coils, H, W) or (S, H, W), "
+            f"got {kspace.dtype} {kspace.shape}."
+        )
+    slices = []
+    # a damaged value gives an infinite or NaN voxel, which the caller finds
+    with np.errstate(over="ignore", invalid="ignore"):
+        for coils in kspace:
+            image = ifft2c(coils)
+            if crop is not None:
+                image = center_crop(image, *crop)
+            power = np.square(np.real(image)) + np.square(np.imag(image))
+            if kspace.ndim == 4:
+                power = power.sum(axis=0)
+            slices.append(np.sqrt(power).astype(np.float32))
+    return np.stack(slices)
+
+
+def recon_size(header: bytes | str, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the image that an ISMRMRD header asks for.
+
+    The header counts x along the readout, which fastMRI stores as rows. A writer that
+    takes x for columns is recognised by its encoded matrix.
+
+    Args:
+        header: The XML of `ismrmrd_header`.
+        height: Rows of the k-space.
+        width: Columns of the k-space.
+
+    Returns:
+        Rows and columns to keep, each at most that of the k-space.
+
+    Raises:
+        ValueError: If the header is too long, declares a document type or an entity,
+            or has no reconSpace matrix size.
+    """
+    text = header.decode("utf-8", "replace") if isinstance(header, bytes) else header
+    if len(text) > MAX_HEADER_BYTES:
+        raise ValueError(f"ismrmrd_header is longer than {MAX_HEADER_BYTES} bytes")
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+        raise ValueError("ismrmrd_header declares a document type or an entity")
+    recon = _matrix_size(text, "reconSpace")
+    if recon is None:
+        raise ValueError("ismrmrd_header has no reconSpace matrix size")
+    rows, columns = recon
+    encoded = _matrix_size(text, "encodedSpace")
+    if encoded == (width, height) and height != width:
+        rows, columns = columns, rows
+    return min(rows, height), min(columns, width)
+
+
+def _matrix_size(text: str, space: str) -> tuple[int, int] | None:
+    block = re.search(rf"<{space}>(.*?)</{space}>", text, re.DOTALL)
+    if block is None:
+        return None
+    size = re.search(
+        r"<matrixSize>\s*<x>\s*(\d{1,6})\s*</x>\s*<y>\s*(\d{1,6})\s*</y>", block[1]
+    )
+    if size is None or int(size[1]) < 1 or int(size[2]) < 1:
+        return None
+    return int(size[1]), int(size[2])

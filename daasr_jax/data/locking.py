@@ -1,0 +1,73 @@
+"""Folders that appear complete or not at all, and one writer at a time."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from daasr_jax.data.sources.base import log
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Holds the lock file `path`; waits, and says so, while another process does.
+
+    The lock ends with its process, however that ends. On a file system without locks
+    it is skipped: `publish` alone keeps the result whole then.
+
+    Yields:
+        Whether the lock is held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        locked = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that prepares the same data")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        yield locked
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, *, alone: bool) -> Iterator[Path]:
+    """A fresh folder beside `final`, removed at the end unless it was published.
+
+    Args:
+        final: The name it will have once complete.
+        alone: No other process of this machine writes the same folder; what killed
+            ones have left of it is removed.
+    """
+    prefix = f".{final.name}.incomplete-{os.uname().nodename}-"
+    for leftover in final.parent.glob(f"{prefix}*") if alone else ():
+        log.info("removing the remains of an interrupted preparation: %s", leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, final: Path) -> None:
+    """Renames a complete folder to its final name; an existing one is kept."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    folder.chmod(0o755)
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise

@@ -1,0 +1,298 @@
+"""Which reference each slice gets: pure functions of the seed and the slices' names.
+
+Two tracks. `random`: any slice of the split that does not share the subject (or,
+looser, the volume) with its target, each equally likely. `aligned`: a slice of the same
+subject, either the neighbour in the same volume or the same place in another contrast.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daasr_jax.data.content import write_json
+from daasr_jax.data.settings import EXCLUDES, TRACKS
+from daasr_jax.data.table import SliceTable
+from daasr_jax.errors import ConfigError, DataError
+
+ALIGNED = ("neighbour", "contrast")
+_EVALUATION = "evaluation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """One reference for every slice of a split.
+
+    Attributes:
+        track: `random` or `aligned`.
+        exclude: What target and reference may not share (track `random`).
+        seed: The seed it was drawn with.
+        references: (N,) int64, index of the reference in the same table.
+        sha256: Of the canonical JSON of the file, hexadecimal.
+        aligned: `neighbour` or `contrast` (track `aligned`).
+        keys: The N names of the table's slices, in its order.
+    """
+
+    track: str
+    exclude: str
+    seed: int
+    references: np.ndarray
+    sha256: str
+    aligned: str
+    keys: tuple[str, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the pairing as JSON: the settings and [target, reference] names."""
+        content = _content(self)
+        write_json(Path(path), {**content, "sha256": self.sha256})
+
+
+class ReferenceRule:
+    """The candidates of every slice of a table, and a draw among them.
+
+    Raises:
+        ConfigError: For an unknown track, exclude or aligned value (E211).
+        DataError: If a slice has no candidate (E312).
+    """
+
+    def __init__(
+        self,
+        table: SliceTable,
+        *,
+        track: str = "random",
+        exclude: str = "subject",
+        aligned: str = "neighbour",
+    ) -> None:
+        for name, value, known in (
+            ("track", track, TRACKS),
+            ("exclude", exclude, EXCLUDES),
+            ("aligned", aligned, ALIGNED),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    "E211",
+                    f"reference.{name} is {value!r}; it must be one of "
+                    f"{', '.join(known)}",
+                )
+        if not len(table):
+            raise DataError(
+                "E312",
+                f"split {table.name!r} is empty, so nothing can be paired: "
+                f"name subjects for it in data.subjects.{table.name}",
+            )
+        self._keys = table.keys
+        self._several: list[np.ndarray] | None = None
+        if track == "random":
+            self._group(table, exclude)
+        elif aligned == "neighbour":
+            self._several = _neighbours(table)
+        else:
+            self._several = _other_contrasts(table)
+
+    def candidates(self, i: int) -> np.ndarray:
+        """Indices that may be the reference of slice i, ordered by name.
+
+        For `aligned="contrast"` these are one slice of every other contrast's volume.
+        """
+        if self._several is not None:
+            return self._several[i]
+        start, stop = self._start[i], self._stop[i]
+        return np.concatenate([self._order[:start], self._order[stop:]])
+
+    def allows(self, i: int, reference: int) -> bool:
+        """Whether this slice may be the reference of slice i."""
+        if self._several is not None:
+            return reference in self._several[i]
+        return bool(self._groups[i] != self._groups[reference])
+
+    def draw(self, i: int, *, seed: int, epoch: int | str = _EVALUATION) -> int:
+        """The reference of slice i: a function of seed, epoch and names only."""
+        text = f"{seed}/{epoch}/{self._keys[i]}".encode()
+        number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+        if self._several is not None:
+            among = self._several[i]
+            return int(among[number % len(among)])
+        start, stop = int(self._start[i]), int(self._stop[i])
+        place = number % (len(self._order) - (stop - start))
+        return int(self._order[place if place < start else place + stop - start])
+
+    def _group(self, table: SliceTable, exclude: str) -> None:
+        groups = {
+            "subject": table.subjects,
+            "volume": table.volumes,
+            "slice": np.array(table.keys),
+        }[exclude]
+        self._groups = groups
+        # sorted by group, then name: what a slice excludes is one run of this order
+        self._order = np.lexsort((np.array(table.keys), groups))
+        ordered = groups[self._order]
+        self._start = np.searchsorted(ordered, groups, side="left")
+        self._stop = np.searchsorted(ordered, groups, side="right")
+        if len(table) == int(self._stop[0] - self._start[0]):
+            looser = {"subject": "volume", "volume": "slice"}.get(exclude)
+            remedy = (
+                f"set --config.reference.exclude={looser} or add subjects"
+                if looser
+                else "add subjects"
+            )
+            raise DataError(
+                "E312",
+                f"split {table.name!r} holds one {exclude} ({groups[0]}): no reference "
+                f"from another {exclude} is possible; {remedy}",
+            )
+
+
+def draw_pairing(
+    table: SliceTable,
+    *,
+    track: str = "random",
+    exclude: str = "subject",
+    aligned: str = "neighbour",
+    seed: int = 0,
+) -> Pairing:
+    """The evaluation pairing: one fixed reference for each slice of a split.
+
+    It depends on the seed and the names of the slices, not on their order.
+
+    Args:
+        table: The split.
+        track: `random` or `aligned`.
+        exclude: What target and reference may not share, for `random`.
+        aligned: `neighbour` or `contrast`, for `aligned`.
+        seed: Draws the references.
+
+    Raises:
+        ConfigError: For an unknown value (E211).
+        DataError: If a slice has no possible reference (E312).
+    """
+    rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
+    drawn = [rule.draw(i, seed=seed) for i in range(len(table))]
+    pairing = Pairing(
+        track=track,
+        exclude=exclude,
+        seed=seed,
+        references=np.array(drawn, np.int64),
+        sha256="",
+        aligned=aligned,
+        keys=tuple(table.keys),
+    )
+    return dataclasses.replace(pairing, sha256=_sha256(_content(pairing)))
+
+
+def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
+    """Reads a saved pairing and checks it against its hash, the split and its rule.
+
+    Raises:
+        DataError: If the file cannot be read, was changed, belongs to other slices or
+            pairs a slice with one that its rule excludes (E313).
+    """
+    again = f"delete {path} to have the references drawn again"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        stated = content.pop("sha256")
+        pairs = dict(content["pairs"])
+        settings = {k: content[k] for k in ("track", "exclude", "seed", "aligned")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            "E313", f"{path} is no pairing file ({error}); {again}"
+        ) from None
+    if _sha256(content) != stated:
+        raise DataError("E313", f"{path} was changed: its SHA-256 differs; {again}")
+    if set(pairs) != set(table.keys):
+        raise DataError(
+            "E313",
+            f"{path} pairs {len(pairs)} slices that are not the {len(table)} of split "
+            f"{table.name!r}; {again}",
+        )
+    place = {key: i for i, key in enumerate(table.keys)}
+    references = np.array([place.get(pairs[k], -1) for k in table.keys], np.int64)
+    seed = settings.pop("seed")
+    rule = ReferenceRule(table, **settings)
+    for i, reference in enumerate(references):
+        if reference < 0 or not rule.allows(i, int(reference)):
+            raise DataError(
+                "E313",
+                f"{path} pairs {table.keys[i]} with {pairs[table.keys[i]]}, which its "
+                f"rule excludes; {again}",
+            )
+    return Pairing(
+        **settings,
+        seed=seed,
+        references=references,
+        sha256=stated,
+        keys=tuple(table.keys),
+    )
+
+
+def _content(pairing: Pairing) -> dict[str, Any]:
+    pairs = [
+        [key, pairing.keys[reference]]
+        for key, reference in zip(pairing.keys, pairing.references, strict=True)
+    ]
+    return {
+        "track": pairing.track,
+        "exclude": pairing.exclude,
+        "aligned": pairing.aligned,
+        "seed": pairing.seed,
+        "pairs": sorted(pairs),
+    }
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_volume(table: SliceTable) -> dict[str, np.ndarray]:
+    """Indices of each volume's slices, in the order of the slices."""
+    order = np.lexsort((table.index, table.volumes))
+    names, starts = np.unique(table.volumes[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _neighbours(table: SliceTable) -> list[np.ndarray]:
+    out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
+    for volume, members in _by_volume(table).items():
+        if len(members) < 2:
+            raise DataError(
+                "E312",
+                f"volume {volume} of split {table.name!r} has one slice, so none has a "
+                "neighbour: widen data.slice_range or leave the subject out",
+            )
+        for k, i in enumerate(members):
+            out[i] = members[[j for j in (k - 1, k + 1) if 0 <= j < len(members)]]
+    return out
+
+
+def _other_contrasts(table: SliceTable) -> list[np.ndarray]:
+    members = _by_volume(table)
+    first = {volume: int(indices[0]) for volume, indices in members.items()}
+    out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
+    lacking = []
+    place = (table.index + 0.5) / table.n_slices
+    for volume, indices in members.items():
+        own = first[volume]
+        others = [
+            members[name]
+            for name, i in first.items()
+            if table.subjects[i] == table.subjects[own]
+            and table.contrasts[i] != table.contrasts[own]
+            and (not table.studies[own] or table.studies[i] == table.studies[own])
+        ]
+        if not others:
+            lacking.append((str(table.subjects[own]), volume))
+        for i in indices:
+            nearest = [o[np.argmin(np.abs(place[o] - place[i]))] for o in others]
+            out[i] = np.array(nearest, np.int64)
+    if lacking:
+        subject, volume = lacking[0]
+        raise DataError(
+            "E312",
+            f"subject {subject} has no other contrast beside {volume} in split "
+            f"{table.name!r} ({len(lacking)} such volumes): leave them out by "
+            "data.subjects or data.contrasts, or set reference.aligned=neighbour",
+        )
+    return out

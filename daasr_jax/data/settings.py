@@ -1,0 +1,151 @@
+"""What the data layer can be asked for, checked when it is written down."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from daasr_jax.errors import ConfigError
+
+LAYOUTS = ("auto", "fastmri", "nifti", "template")
+RESIZES = ("stretch", "pad")
+SLICE_AXES = ("auto", "axial", "coronal", "sagittal")
+EXCLUDES = ("subject", "volume", "slice")
+TRACKS = ("random", "aligned")
+FASTMRI_TARGETS = ("auto", "reconstruction_esc", "reconstruction_rss", "kspace")
+
+# "patient01/study1_FLAIR.nii.gz": subject, study (optional) and contrast.
+DEFAULT_PATTERN = (
+    r"(?P<subject>[^/]+)/(?:(?P<study>[^/]*)_)?(?P<contrast>[^_/]+)\.nii(?:\.gz)?$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Where the images lie, which of them are used, and how slices are prepared.
+
+    Attributes:
+        root: Folder of the data; empty only for `layout="template"`.
+        layout: `auto` looks for .h5 (fastMRI) or .nii/.nii.gz (NIfTI) files under
+            `root`; `template` is the MNI152 head that comes with nilearn.
+        cache_dir: Where prepared slices are kept; empty means `$XDG_CACHE_HOME` or
+            `~/.cache`, in the folder `daasr_jax`.
+        size: Side of a prepared slice in pixels.
+        resize: `stretch` resizes both sides to `size`; `pad` first pads with zeros to
+            a square, which keeps the aspect ratio.
+        n_volumes: At most this many volumes of a folder (of a split where subjects are
+            named); 0 keeps all.
+        seed: Draws the volumes and the subjects of the splits.
+        val_fraction: Share of the subjects that validate, in [0, 1).
+        test_fraction: Share of the subjects that test, in (0, 1); not used where
+            the data has an official validation folder.
+        train_subjects: Subjects to train on. Where any of the three lists is given,
+            the splits are exactly these lists.
+        val_subjects: Subjects to validate on.
+        test_subjects: Subjects to test on.
+        contrasts: Contrasts to keep; empty keeps all.
+        pattern: NIfTI only: regular expression, searched in the path below `root`
+            (with `/`), with the group `subject` and perhaps `study` and `contrast`.
+        slice_axis: NIfTI only: `auto` cuts across the thickest voxel side when it is
+            over 1.5 times both others, else axially.
+        slice_range: Part of a volume's slices to keep, as fractions in [0, 1].
+        slice_step: Keep every n-th slice of that part.
+        exclude: What a reference may not share with its target: `subject`, `volume`
+            or `slice`. Read only to refuse splits without references.
+        track: `random` or `aligned`: whether `exclude` applies to the splits.
+        folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
+        target: fastMRI only: which dataset of a file is the image. `auto` prefers
+            `reconstruction_esc`, then `reconstruction_rss`, then `kspace`.
+
+    Raises:
+        ConfigError: If a value is outside its range (E211) or the pattern is not a
+            regular expression with the group `subject` (E212).
+    """
+
+    root: str = ""
+    layout: str = "auto"
+    cache_dir: str = ""
+    size: int = 256
+    resize: str = "stretch"
+    n_volumes: int = 200
+    seed: int = 0
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    train_subjects: tuple[str, ...] = ()
+    val_subjects: tuple[str, ...] = ()
+    test_subjects: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()
+    pattern: str = DEFAULT_PATTERN
+    slice_axis: str = "auto"
+    slice_range: tuple[float, float] = (0.0, 1.0)
+    slice_step: int = 1
+    exclude: str = "subject"
+    track: str = "random"
+    folders: tuple[str, ...] = ()
+    target: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, tuple):
+                value = getattr(self, field.name)
+                if isinstance(value, str):
+                    value = (value,)
+                object.__setattr__(self, field.name, tuple(value))
+        _choice("data.layout", self.layout, LAYOUTS)
+        _choice("data.resize", self.resize, RESIZES)
+        _choice("data.slice_axis", self.slice_axis, SLICE_AXES)
+        _choice("reference.exclude", self.exclude, EXCLUDES)
+        _choice("reference.track", self.track, TRACKS)
+        _choice("data.target", self.target, FASTMRI_TARGETS)
+        _range("data.size", self.size, 16 <= self.size <= 4096, "16 to 4096")
+        _range("data.n_volumes", self.n_volumes, self.n_volumes >= 0, "0 or more")
+        _range("data.seed", self.seed, self.seed >= 0, "0 or more")
+        _range("data.slice_step", self.slice_step, self.slice_step >= 1, "1 or more")
+        val, test = self.val_fraction, self.test_fraction
+        _range("data.val_fraction", val, 0 <= val < 1, "in [0, 1)")
+        _range("data.test_fraction", test, 0 < test < 1, "in (0, 1)")
+        cut = self.slice_range
+        good_cut = len(cut) == 2 and 0 <= cut[0] < cut[1] <= 1
+        _range("data.slice_range", cut, good_cut, "two rising fractions in [0, 1]")
+        try:
+            groups = re.compile(self.pattern).groupindex
+        except re.error as error:
+            raise ConfigError(
+                "E212",
+                f"data.pattern is not a regular expression ({error}): {self.pattern}",
+            ) from None
+        if "subject" not in groups:
+            raise ConfigError(
+                "E212",
+                f"data.pattern lacks the group (?P<subject>...): {self.pattern}; "
+                "splits are by subject, so it must say which part of a path that is",
+            )
+
+    @property
+    def cache_path(self) -> Path:
+        """The cache folder, with the default filled in."""
+        if self.cache_dir:
+            return Path(self.cache_dir).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser().absolute() / "daasr_jax"
+
+    @property
+    def named_subjects(self) -> dict[str, tuple[str, ...]]:
+        """The three subject lists by split name."""
+        return {
+            "train": self.train_subjects,
+            "val": self.val_subjects,
+            "test": self.test_subjects,
+        }
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(
+            "E211", f"{name} is {value!r}; it must be one of {', '.join(known)}"
+        )
+
+
+def _range(name: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise ConfigError("E211", f"{name} is {value!r}; it must be {wanted}")

@@ -1,0 +1,100 @@
+"""From a volume to prepared slices: which are kept, their range and their size."""
+
+import numpy as np
+from PIL import Image
+
+from daasr_jax.errors import DataError
+
+# Intensities below zero, as a share of the maximum, that interpolation may leave.
+_MAX_NEGATIVE = 0.1
+
+
+def central_slices(count: int, cut: tuple[float, float], step: int) -> range:
+    """Indices of the slices kept of `count`, before blank ones are dropped.
+
+    Example:
+        >>> list(central_slices(10, (0.2, 0.8), 2))
+        [2, 4, 6]
+    """
+    return range(round(cut[0] * count), round(cut[1] * count), step)
+
+
+def voxel_fault(volume: np.ndarray) -> str:
+    """Why these voxels cannot be used, in words, or an empty string.
+
+    Args:
+        volume: (S, H, W) real, any type.
+    """
+    if volume.dtype.kind == "f":
+        bad = ~np.isfinite(volume)
+        count = int(bad.sum())
+        if count:
+            first = int(np.flatnonzero(bad.any(axis=(1, 2)))[0])
+            return f"{count} voxels are NaN or infinite, the first in slice {first}"
+    low, high = volume.min(), volume.max()
+    if low == high:
+        return f"all voxels are {low}: a blank volume"
+    if high <= 0 or -float(low) > _MAX_NEGATIVE * float(high):
+        return f"intensities run from {low} to {high}; magnitude images start at 0"
+    return ""
+
+
+def normalised(volume: np.ndarray) -> np.ndarray:
+    """The volume divided by its maximum, float32 in (-0.1, 1].
+
+    The quotient is taken in float64, so a scan and a copy of it scaled by a power of
+    two give the same bits.
+
+    Args:
+        volume: (S, H, W) real with a positive maximum, in any unit.
+    """
+    top = np.float64(volume.max())
+    out = np.empty(volume.shape, np.float32)
+    for i, image in enumerate(volume):
+        out[i] = image.astype(np.float64) / top
+    return out
+
+
+def resized(image: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """One slice on the square grid of the prepared set.
+
+    Bicubic with antialias, Keys' kernel with a = -0.5 (Pillow's BICUBIC on float32),
+    the kernel that also makes the low-resolution images.
+
+    Args:
+        image: (H, W) float32, nominally in [0, 1].
+        size: Side of the result.
+        mode: `stretch` resizes both sides; `pad` first pads to a square with zeros.
+
+    Returns:
+        (size, size, 1) float32, clipped to [0, 1].
+    """
+    if mode == "pad":
+        image = _square(image)
+    if image.shape != (size, size):
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        image = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+    return np.clip(image, 0.0, 1.0)[..., np.newaxis]
+
+
+def not_blank(volume: np.ndarray, kept: range, name: str) -> list[int]:
+    """The kept slices that are not one constant value.
+
+    Raises:
+        DataError: If none is left (E315).
+    """
+    left = [i for i in kept if volume[i].min() != volume[i].max()]
+    if not left:
+        raise DataError(
+            "E315",
+            f"{name}: no slice with an image is left of {len(volume)}: widen "
+            "data.slice_range, lower data.slice_step or leave the subject out",
+        )
+    return left
+
+
+def _square(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    return np.pad(image, ((top, side - height - top), (left, side - width - left)))

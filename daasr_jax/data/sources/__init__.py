@@ -1,0 +1,75 @@
+"""Sources of volumes, by layout name. A new layout is one module in this package.
+
+A module of this package named like its layout holds a `SOURCE`; it is imported when
+that layout is asked for.
+"""
+
+import importlib
+import os
+from pathlib import Path
+
+from daasr_jax.data.settings import DataSettings
+from daasr_jax.data.sources.base import Source, Volume, is_data_file
+from daasr_jax.errors import ConfigError, DataError
+
+__all__ = ["Source", "Volume", "choose_source"]
+
+
+def choose_source(settings: DataSettings) -> Source:
+    """The source for these settings; `auto` goes by the files under the root.
+
+    Raises:
+        ConfigError: If there is no root (E201), or both kinds of files lie under it
+            (E213).
+        DataError: If the root does not exist or holds no known file (E301).
+    """
+    layout = settings.layout
+    if layout != "template":
+        _check_root(settings)
+    if layout == "auto":
+        layout = _detect(Path(settings.root))
+    module = importlib.import_module(f"{__name__}.{layout}")
+    return module.SOURCE
+
+
+def _check_root(settings: DataSettings) -> None:
+    if not settings.root:
+        raise ConfigError(
+            "E201",
+            "no data root: give --config.data.root=DIR "
+            "(a fastMRI folder or a folder of NIfTI files)",
+        )
+    root = Path(settings.root)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(
+            "E301",
+            f"the data root {settings.root} {what}: "
+            "give --config.data.root=DIR, an existing folder",
+        )
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise DataError("E301", f"the data root {settings.root} cannot be read")
+
+
+def _detect(root: Path) -> str:
+    found = set()
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            if is_data_file(path, (".h5",)):
+                found.add("fastmri")
+            elif is_data_file(path, (".nii", ".nii.gz")):
+                found.add("nifti")
+    if len(found) == 2:
+        raise ConfigError(
+            "E213",
+            f"both .h5 and .nii files lie under {root}: "
+            "say which with --config.data.layout=fastmri or nifti",
+        )
+    if not found:
+        raise DataError(
+            "E301",
+            f"no .h5 or .nii files under {root}: "
+            "give --config.data.root=DIR, a fastMRI folder or a folder of NIfTI files",
+        )
+    return found.pop()

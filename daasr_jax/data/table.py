@@ -1,0 +1,125 @@
+"""The slices of one split: what they are, and their images on demand."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from daasr_jax.errors import DataError
+
+# A split that fits here stays decoded in memory after its first reading.
+MEMORY_BUDGET_BYTES = 2 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceRecord:
+    """What is known of one slice without its image.
+
+    Attributes:
+        volume: Key of the volume.
+        subject: The person.
+        contrast: Such as `T1W`; empty where unknown.
+        study: The visit; empty where unknown.
+        index: Place of the slice in its volume, from 0.
+        n_slices: Slices of the volume as stored, kept or not.
+    """
+
+    volume: str
+    subject: str
+    contrast: str
+    study: str
+    index: int
+    n_slices: int
+
+    @property
+    def key(self) -> str:
+        """Unique name of the slice, such as `patient01/study1_FLAIR#012`."""
+        return f"{self.volume}#{self.index:03d}"
+
+
+class SliceTable:
+    """One split of a prepared set, in the order of its records.
+
+    Attributes:
+        name: `train`, `val` or `test`.
+        size: Side of every image, in pixels.
+        subjects: (N,) str, the person of each slice.
+        volumes: (N,) str, the volume's key.
+        contrasts: (N,) str.
+        studies: (N,) str; empty where unknown.
+        index: (N,) int64, place of the slice in its volume.
+        n_slices: (N,) int64, slices of that volume, kept or not.
+        keys: N unique names, `volume#012`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Sequence[SliceRecord],
+        size: int,
+        read: Callable[[int], np.ndarray],
+        *,
+        memory_budget: int = MEMORY_BUDGET_BYTES,
+    ) -> None:
+        """`read(i)` gives the image of record i, (size, size, 1) float32."""
+        self.name, self.size = name, size
+        self.volumes = np.array([r.volume for r in records], dtype=str)
+        self.subjects = np.array([r.subject for r in records], dtype=str)
+        self.contrasts = np.array([r.contrast for r in records], dtype=str)
+        self.studies = np.array([r.study for r in records], dtype=str)
+        self.index = np.array([r.index for r in records], dtype=np.int64)
+        self.n_slices = np.array([r.n_slices for r in records], dtype=np.int64)
+        self.keys = [r.key for r in records]
+        self._read = read
+        fits = len(records) * size * size * 4 <= memory_budget
+        empty: list[np.ndarray | None] = [None] * len(records)
+        self._memory = empty if fits else None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        subjects = len(set(self.subjects.tolist()))
+        return f"SliceTable({self.name!r}, {len(self)} slices, {subjects} subjects)"
+
+    def image(self, i: int) -> np.ndarray:
+        """The image of slice i, (size, size, 1) float32 in [0, 1], read-only.
+
+        Raises:
+            IndexError: If i is not in [0, N).
+            DataError: If the record cannot be read (E311).
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"slice {i} of a split of {len(self)}.")
+        if self._memory is None:
+            return self._read(i)
+        image = self._memory[i]
+        if image is None:
+            image = self._memory[i] = self._read(i)
+        return image
+
+
+def record_reader(
+    source: Sequence[Any], records: Sequence[SliceRecord], size: int, directory: str
+) -> Callable[[int], np.ndarray]:
+    """`read(i)` over a TFDS data source, checked against the index of the set."""
+
+    def read(i: int) -> np.ndarray:
+        remedy = f"delete the folder {directory} to have it prepared again"
+        try:
+            item = source[i]
+        except Exception as error:  # array_record raises several bare types
+            raise DataError(
+                "E311", f"record {i} of the prepared set is damaged ({error}); {remedy}"
+            ) from None
+        record, image = records[i], item["image"]
+        named = (item["volume"].decode(), int(item["index"]))
+        if named != (record.volume, record.index) or image.shape != (size, size, 1):
+            raise DataError(
+                "E311", f"record {i} of the prepared set is {named}; {remedy}"
+            )
+        image.setflags(write=False)
+        return image
+
+    return read

@@ -1,0 +1,149 @@
+"""Result files and tables: every number with what it was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from daasr_jax.data import Pairing, SliceTable
+from daasr_jax.evaluation.run import BASELINE, METRICS, Prediction
+from daasr_jax.evaluation.statistics import bootstrap_unit, summary
+from daasr_jax.resampling import DEGRADATION
+
+
+def make_report(
+    predictions: Sequence[Prediction],
+    table: SliceTable,
+    pairing: Pairing,
+    *,
+    method: str,
+    scale: int,
+    border: int,
+    resamples: int,
+    seed: int,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """The result of a split as one JSON-ready dictionary.
+
+    Args:
+        predictions: One for each slice.
+        table: The split.
+        pairing: The references used.
+        method: Name of the model in the scores.
+        scale, border: As measured.
+        resamples, seed: Of the bootstrap.
+        provenance: Where the numbers come from: configuration hash, commit and so on.
+    """
+    subjects = [str(table.subjects[p.position]) for p in predictions]
+
+    def statistics(values: Sequence[float]) -> dict[str, Any]:
+        return summary(values, subjects, resamples=resamples, seed=seed)
+
+    def column(name: str, metric: str) -> list[float]:
+        return [p.scores[name][metric] for p in predictions]
+
+    methods = {
+        name: {metric: statistics(column(name, metric)) for metric in METRICS}
+        for name in (BASELINE, method)
+    }
+    difference = {
+        metric: statistics(
+            [
+                a - b
+                for a, b in zip(
+                    column(method, metric), column(BASELINE, metric), strict=True
+                )
+            ]
+        )
+        for metric in METRICS
+    }
+    return provenance | {
+        "split": table.name,
+        "scale": scale,
+        "protocol": {
+            "track": pairing.track,
+            "exclude": pairing.exclude,
+            "aligned": pairing.aligned if pairing.track == "aligned" else None,
+            "pairing_seed": pairing.seed,
+            "degradation": DEGRADATION,
+            "border": border,
+            "data_range": 1.0,
+            "intensity": "divided by the maximum of the volume, not clipped",
+            "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
+            "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
+            "bootstrap": f"{resamples} resamples of {bootstrap_unit(subjects)}",
+        },
+        "pairing_sha256": pairing.sha256,
+        "n_slices": len(predictions),
+        "n_subjects": len(set(subjects)),
+        "methods": methods,
+        f"{method}_minus_{BASELINE}": difference,
+        "per_subject": {
+            subject: {
+                name: {
+                    metric: summary(
+                        [
+                            v
+                            for v, s in zip(column(name, metric), subjects, strict=True)
+                            if s == subject
+                        ],
+                        [subject] * subjects.count(subject),
+                        resamples=resamples,
+                        seed=seed,
+                    )["mean"]
+                    for metric in METRICS
+                }
+                for name in (BASELINE, method)
+            }
+            for subject in sorted(set(subjects))
+        },
+        "per_slice": [
+            {
+                "slice": table.keys[p.position],
+                "reference": table.keys[p.reference],
+                "subject": s,
+                "contrast": str(table.contrasts[p.position]),
+                **p.scores,
+            }
+            for p, s in zip(predictions, subjects, strict=True)
+        ],
+    }
+
+
+def device_description() -> str:
+    """Platform and kind of the device that computes."""
+    device = jax.devices()[0]
+    return f"{device.platform}: {device.device_kind} x{jax.device_count()}"
+
+
+def make_table(report: dict[str, Any]) -> Table:
+    """The report's means for the console."""
+    table = Table(
+        title=f"{report['dataset']}, {report['split']}, x{report['scale']}, "
+        f"{report['protocol']['track']} reference",
+        caption=f"mean ± standard deviation over {report['n_slices']} slices of "
+        f"{report['n_subjects']} subject(s); [95 % interval of the mean, "
+        f"{report['protocol']['bootstrap']}]",
+    )
+    for name in ("method", "PSNR (dB)", "SSIM", "SSIM 7x7", "n"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method, metrics in report["methods"].items():
+        cells = [
+            _cell(metrics[m], digits)
+            for m, digits in zip(METRICS, (2, 4, 4), strict=True)
+        ]
+        table.add_row(method, *cells, str(report["n_slices"]))
+    return table
+
+
+def _cell(s: dict[str, Any], digits: int) -> str:
+    if s["mean"] is None:
+        return "not finite"
+    low, high = s["ci95"]
+    return (
+        f"{s['mean']:.{digits}f} ± {s['std']:.{digits}f} "
+        f"[{low:.{digits}f}, {high:.{digits}f}]"
+    )

@@ -1,0 +1,65 @@
+"""Means with their spread and bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MIN_SUBJECTS = 10  # with fewer, resampling subjects says nothing: slices instead
+
+
+def bootstrap_unit(subjects: Sequence[str]) -> str:
+    """What the intervals resample: `"subjects"`, or `"slices"` where those are few.
+
+    Slices of one subject resemble each other, so an interval over slices is too narrow
+    as a statement about new subjects.
+    """
+    return "subjects" if len(set(subjects)) >= MIN_SUBJECTS else "slices"
+
+
+def summary(
+    values: Sequence[float],
+    subjects: Sequence[str],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % bootstrap interval of per-slice values.
+
+    Args:
+        values: One value for each slice. Non-finite ones (the PSNR of identical images)
+            are left out and counted.
+        subjects: Subject of each slice.
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        `mean`, `std` (sample, over slices), `ci95` [low, high] of the mean, by
+        percentiles, and `n_nonfinite`.
+    """
+    x = np.asarray(values, np.float64)
+    names = np.asarray(subjects)
+    finite = np.isfinite(x)
+    x, names = x[finite], names[finite]
+    dropped = int((~finite).sum())
+    if not len(x):
+        return {"mean": None, "std": None, "ci95": None, "n_nonfinite": dropped}
+    rng = np.random.default_rng(seed)
+    if bootstrap_unit(subjects) == "subjects":
+        units = [x[names == s] for s in sorted(set(names.tolist()))]
+        sums, counts = np.array([[u.sum(), len(u)] for u in units]).T
+    else:
+        sums, counts = x, np.ones(len(x))
+    means = np.empty(resamples)
+    for k in range(resamples):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[k] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "mean": float(x.mean()),
+        "std": float(x.std(ddof=1)) if len(x) > 1 else 0.0,
+        "ci95": [float(low), float(high)],
+        "n_nonfinite": dropped,
+    }

@@ -1,0 +1,236 @@
+"""Checkpoints of a run: the latest two, the best one, verified before use."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from daasr_jax.errors import CheckpointError, ResourceError
+from daasr_jax.training.manifest import seal, verify
+
+log = logging.getLogger("daasr_jax")
+
+METRIC = "psnr"
+
+
+def _rank(metrics: Any) -> float:
+    """Value that decides "best"; a missing or non-finite metric never wins."""
+    value = (metrics or {}).get(METRIC)
+    return value if value is not None and math.isfinite(value) else -math.inf
+
+
+class Checkpoints:
+    """Saves and restores train state and data iterator under `workdir/checkpoints`.
+
+    Every finished save gets a manifest of SHA-256 in `workdir/manifests`; a step is
+    used only when its files agree with it. A damaged step is moved aside, never
+    deleted, and the one before it is used.
+
+    Args:
+        workdir: Folder of the run.
+        read_only: Open for evaluation: nothing is created or moved.
+    """
+
+    def __init__(self, workdir: str | Path, *, read_only: bool = False) -> None:
+        self._root = Path(workdir).absolute() / "checkpoints"
+        self._manifests = Path(workdir).absolute() / "manifests"
+        self._bad: dict[int, str] = {}
+        self._set_aside_unusable(read_only)
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(2),
+                preservation_policy.BestN(
+                    get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self._root,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=_rank,
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=False,
+            ),
+            item_names=("state", "data"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": grain.checkpoint.CheckpointHandler(),
+            },
+        )
+
+    def steps(self) -> list[int]:
+        """Usable steps, ascending."""
+        return sorted(s for s in self._manager.all_steps() if s not in self._bad)
+
+    def latest(self) -> int | None:
+        """Newest usable step, None in a new run.
+
+        Raises:
+            CheckpointError: If there are checkpoints and none is usable.
+        """
+        steps = self.steps()
+        damaged = [s for s, reason in self._bad.items() if reason]
+        if not steps and damaged:
+            raise CheckpointError(
+                "E401",
+                f"no usable checkpoint in {self._root}: step {max(damaged)}: "
+                f"{self._bad[max(damaged)]}; restore it from a copy, or give another "
+                "--workdir to start anew.",
+            )
+        return steps[-1] if steps else None
+
+    def best(self) -> int | None:
+        """Usable step of the best validation PSNR; the newest when none was measured."""
+        ranked = [(_rank(self._manager.metrics(s)), s) for s in self.steps()]
+        measured = [pair for pair in ranked if pair[0] > -math.inf]
+        return max(measured)[1] if measured else self.latest()
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Validation metrics stored with a step."""
+        return dict(self._manager.metrics(step) or {})
+
+    def save(self, step: int, state: Any, data: Any, metrics: dict[str, float]) -> None:
+        """Saves and seals one step; returns when it is on disk.
+
+        Raises:
+            ResourceError: If the disk refuses; earlier steps stay intact.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(data),
+                ),
+                metrics={k: float(v) for k, v in metrics.items()},
+                force=True,
+            )
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                seal(self._root / str(step), self._manifests / f"{step}.json")
+        except (OSError, ValueError, RuntimeError) as error:
+            if not _is_disk(error):
+                raise
+            raise ResourceError(
+                "E601",
+                f"could not write checkpoint {step} in {self._root}: {_first(error)}; "
+                "free disk space and run the same command again.",
+            ) from error
+        for manifest in self._manifests.glob("*.json"):
+            if not (self._root / manifest.stem).exists():
+                manifest.unlink()
+
+    def restore(self, step: int, state: Any, data: Any) -> tuple[Any, Any]:
+        """State and iterator of a step, in the structure of those given.
+
+        Raises:
+            CheckpointError: If a leaf has another name, shape or type than asked for.
+        """
+        self._compare(step, state)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(state),
+                data=grain.checkpoint.CheckpointRestore(data),
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def restore_state(self, step: int, state: Any) -> Any:
+        """State alone, for evaluation."""
+        self._compare(step, state)
+        return self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
+        )["state"]
+
+    def close(self) -> None:
+        """Releases the manager."""
+        self._manager.close()
+
+    def _compare(self, step: int, state: Any) -> None:
+        saved = self._manager.item_metadata(step)["state"]
+        saved = getattr(saved, "tree", saved)
+        have = _leaves(saved)
+        want = _leaves(state)
+        for name in sorted(have.keys() | want.keys()):
+            if have.get(name) != want.get(name):
+                raise CheckpointError(
+                    "E402",
+                    f"checkpoint {step} in {self._root} does not fit the "
+                    f"configuration: {name} is {have.get(name, 'absent')} there and "
+                    f"{want.get(name, 'absent')} here; use the configuration in "
+                    "config.json beside it, or another --workdir.",
+                )
+
+    def _set_aside_unusable(self, read_only: bool) -> None:
+        """Finds steps that were damaged, or whose save was cut short.
+
+        A step without a manifest was interrupted between writing and sealing; the run
+        then continues from the step before, which repeats the same updates.
+        """
+        if not self._root.is_dir():
+            return
+        for folder in sorted(self._root.iterdir()):
+            if not (folder.is_dir() and folder.name.isdigit()):
+                continue
+            manifest = self._manifests / f"{folder.name}.json"
+            unsealed = not manifest.exists()
+            reason = "" if unsealed else verify(folder, manifest)
+            if not unsealed and not reason:
+                continue
+            self._bad[int(folder.name)] = reason
+            if unsealed:
+                log.warning("checkpoint %s was not finished; not used.", folder)
+            else:
+                log.error("checkpoint %s is damaged: %s; not used.", folder, reason)
+            if not read_only and jax.process_index() == 0:
+                self._move_aside(
+                    folder, manifest, "unfinished" if unsealed else "damaged"
+                )
+
+    def _move_aside(self, folder: Path, manifest: Path, why: str) -> None:
+        target = self._root.with_name("checkpoints_set_aside")
+        target.mkdir(exist_ok=True)
+        n = 0
+        while (new := target / f"{folder.name}_{why}_{n}").exists():
+            n += 1
+        folder.rename(new)
+        manifest.unlink(missing_ok=True)
+        log.warning("moved to %s", new)
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        _name(path): f"{jax.numpy.dtype(x.dtype).name}{tuple(x.shape)}"
+        for path, x in leaves
+        if hasattr(x, "dtype")
+    }
+
+
+def _name(path: Any) -> str:
+    return "/".join(
+        str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path
+    )
+
+
+def _is_disk(error: Exception) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, OSError)
+        or "RESOURCE_EXHAUSTED" in text
+        or "No space left" in text
+    )
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error) else repr(error)

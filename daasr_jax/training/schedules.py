@@ -1,0 +1,51 @@
+"""Learning-rate schedules, by name."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+
+def make_schedule(
+    name: str,
+    learning_rate: float,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    halve_every_epochs: int,
+    warmup_steps: int = 0,
+) -> optax.Schedule:
+    """The schedule of a run.
+
+    Args:
+        name: `"halving"`: halved every `halve_every_epochs` epochs (the paper);
+            `"cosine"`: to zero at `total_steps`; `"constant"`.
+        learning_rate: Initial value.
+        total_steps: Updates of the whole run.
+        steps_per_epoch: Updates of an epoch.
+        halve_every_epochs: Of `"halving"`.
+        warmup_steps: Updates over which the rate first rises linearly, 0 for none.
+
+    Raises:
+        ValueError: If `name` is unknown.
+    """
+    if warmup_steps:
+        full = make_schedule(
+            name,
+            learning_rate,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            halve_every_epochs=halve_every_epochs,
+        )
+        return lambda step: full(step) * jnp.minimum(1.0, (step + 1) / warmup_steps)
+    if name == "halving":
+        return optax.exponential_decay(
+            learning_rate, halve_every_epochs * steps_per_epoch, 0.5, staircase=True
+        )
+    if name == "cosine":
+        return optax.cosine_decay_schedule(learning_rate, total_steps)
+    if name == "constant":
+        return optax.constant_schedule(learning_rate)
+    raise ValueError(
+        f"schedule must be 'halving', 'cosine' or 'constant', got {name!r}."
+    )
