@@ -1,5 +1,7 @@
 """Evaluates a run: `python eval.py --config CONFIG --workdir DIR [--split test]`."""
 
+from typing import Any
+
 from absl import flags
 from rich.console import Console
 
@@ -9,14 +11,12 @@ SPLIT = flags.DEFINE_string("split", "test", "Split: train, val or test.")
 OUT = flags.DEFINE_string("out", None, "Result file (.json); the picture goes beside.")
 
 
-def main(config) -> None:
+def main(config: Any, workdir: str) -> None:
     """Measures the best checkpoint, prints the table and the paths of the results."""
     from daasr_jax.build import evaluate_run
     from daasr_jax.evaluation.report import make_table
 
-    report, result, picture = evaluate_run(
-        config, cli.WORKDIR.value, SPLIT.value, OUT.value
-    )
+    report, result, picture = evaluate_run(config, workdir, SPLIT.value, OUT.value)
     Console(width=110).print(make_table(report))
     print(f"result:  {result}\npicture: {picture}")
 

@@ -9,6 +9,8 @@ Command:
         --workdir=DIR
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import brain_x4_small
@@ -16,7 +18,7 @@ from configs import brain_x4_small
 
 def get_config(preset: str = "fast") -> ConfigDict:
     """`brain_x4_small` at x2, with a larger LR window for about the same HR window."""
-    config = brain_x4_small.get_config(preset)
+    config: Any = brain_x4_small.get_config(preset)
     with config.unlocked():
         config.name = "brain_x2_small"
         config.scale = 2

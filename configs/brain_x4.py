@@ -10,6 +10,8 @@ Command:
     python train.py --config configs/brain_x4.py --config.data.root=DIR --workdir=DIR
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import fastmri_x4
@@ -17,7 +19,7 @@ from configs import fastmri_x4
 
 def get_config(preset: str = "paper") -> ConfigDict:
     """`fastmri_x4` on all volumes of the folder."""
-    config = fastmri_x4.get_config(preset)
+    config: Any = fastmri_x4.get_config(preset)
     with config.unlocked():
         config.name = "brain_x4"
         config.data.n_volumes = 0

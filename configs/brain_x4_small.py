@@ -9,6 +9,8 @@ Command:
         --workdir=DIR
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import fastmri_x4
@@ -16,7 +18,7 @@ from configs import fastmri_x4
 
 def get_config(preset: str = "fast") -> ConfigDict:
     """The experiment; `preset` is "fast" or "paper"."""
-    config = fastmri_x4.get_config(preset or "fast")
+    config: Any = fastmri_x4.get_config(preset or "fast")
     with config.unlocked():
         config.name = "brain_x4_small"
         config.data.n_volumes = 0

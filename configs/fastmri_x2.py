@@ -8,6 +8,8 @@ Command:
     python train.py --config configs/fastmri_x2.py --config.data.root=DIR --workdir=DIR
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import fastmri_x4
@@ -15,7 +17,7 @@ from configs import fastmri_x4
 
 def get_config(preset: str = "paper") -> ConfigDict:
     """`fastmri_x4` at x2."""
-    config = fastmri_x4.get_config(preset)
+    config: Any = fastmri_x4.get_config(preset)
     with config.unlocked():
         config.name = "fastmri_x2"
         config.scale = 2

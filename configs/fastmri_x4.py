@@ -13,6 +13,8 @@ the paper's text is explicit, `configs/fastmri_x4.py:fast` is what measures best
 second.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from daasr_jax.data import DEFAULT_PATTERN
@@ -24,7 +26,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     preset = preset or "paper"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.name = "fastmri_x4"
     config.preset = preset
     config.seed = 0

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 import daasr_jax
 from daasr_jax import data
@@ -33,6 +32,8 @@ from daasr_jax.training.writers import NullWriter, RunWriter
 
 log = logging.getLogger("daasr_jax")
 
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
+
 # Settings of where and how long, which do not change what is learned on the way.
 _PLACES = ("data.root", "data.cache_dir")
 _FREE_ON_RESUME = (
@@ -49,7 +50,7 @@ _FREE_ON_RESUME = (
 )
 
 
-def train_run(config: ConfigDict, workdir: str) -> None:
+def train_run(config: Config, workdir: str) -> None:
     """Trains what the configuration says into `workdir`, resuming where it left off.
 
     Raises:
@@ -148,7 +149,7 @@ def train_run(config: ConfigDict, workdir: str) -> None:
 
 
 def evaluate_run(
-    config: ConfigDict, workdir: str, split: str, out: str | None
+    config: Config, workdir: str, split: str, out: str | None
 ) -> tuple[dict[str, Any], Path, Path]:
     """Evaluates the best checkpoint of `workdir` on a split.
 
@@ -235,7 +236,7 @@ def evaluate_run(
     return report, target, picture
 
 
-def data_settings(config: ConfigDict) -> data.DataSettings:
+def data_settings(config: Config) -> data.DataSettings:
     """Settings of the data layer; lists are comma-separated in a configuration."""
     d = config.data
 
@@ -267,7 +268,7 @@ def data_settings(config: ConfigDict) -> data.DataSettings:
     )
 
 
-def make_model(config: ConfigDict, *, axis_name: str | None = None) -> Any:
+def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     """The model; `axis_name` shares batch statistics over devices in training.
 
     Raises:
@@ -283,7 +284,7 @@ def make_model(config: ConfigDict, *, axis_name: str | None = None) -> Any:
     )
 
 
-def make_losses(config: ConfigDict) -> dict[str, tuple[float, Callable[..., Any]]]:
+def make_losses(config: Config) -> dict[str, tuple[float, Callable[..., Any]]]:
     """Name -> (weight, loss)."""
     return {
         name: (float(term.weight), LOSSES.get(term.name))
@@ -291,7 +292,7 @@ def make_losses(config: ConfigDict) -> dict[str, tuple[float, Callable[..., Any]
     }
 
 
-def make_pairing(config: ConfigDict, table: data.SliceTable) -> data.Pairing:
+def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
     """The fixed references of a split."""
     r = config.reference
     return data.draw_pairing(
@@ -300,7 +301,7 @@ def make_pairing(config: ConfigDict, table: data.SliceTable) -> data.Pairing:
 
 
 def make_validation(
-    config: ConfigDict, table: data.SliceTable
+    config: Config, table: data.SliceTable
 ) -> Callable[[TrainState], dict[str, float]] | None:
     """Scores of a state on full validation slices, None where there are none."""
     if not len(table):
@@ -321,7 +322,7 @@ def make_validation(
     return validate
 
 
-def config_sha256(config: ConfigDict) -> str:
+def config_sha256(config: Config) -> str:
     """SHA-256 of the configuration without the places where data and cache lie."""
     flat = _flatten(config.to_dict())
     kept = {k: v for k, v in flat.items() if k not in _PLACES}
@@ -339,7 +340,7 @@ def commit_id() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def record_config(config: ConfigDict, folder: Path, data_key: str) -> None:
+def record_config(config: Config, folder: Path, data_key: str) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
 
     Raises:
@@ -379,7 +380,7 @@ def record_config(config: ConfigDict, folder: Path, data_key: str) -> None:
         write_atomically(path, json.dumps(record, indent=1))
 
 
-def _setup(config: ConfigDict) -> None:
+def _setup(config: Config) -> None:
     if config.distributed:
         jax.distributed.initialize()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
@@ -396,7 +397,7 @@ def _make_folder(workdir: str) -> Path:
     return folder
 
 
-def _restore(config: ConfigDict, model: SuperResolutionModel, folder: Path):
+def _restore(config: Config, model: SuperResolutionModel, folder: Path):
     """`(step, variables)` of the best usable checkpoint."""
     ema = config.train.ema_decay > 0
     schedule = optax.constant_schedule(0.0)

@@ -24,8 +24,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def run(main: Callable[[Any], None]) -> None:
-    """Parses the flags, runs `main(config)` and exits; an error is one line.
+def run(main: Callable[[Any, str], None]) -> None:
+    """Parses the flags, runs `main(config, workdir)` and exits; an error is one line.
 
     Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 diverged,
     6 resources, 75 stopped and saved.
@@ -39,7 +39,7 @@ def run(main: Callable[[Any], None]) -> None:
                 raise ConfigError("E201", "give --config=configs/NAME.py")
             if not WORKDIR.value:
                 raise ConfigError("E202", "give --workdir=DIR, the folder of the run")
-            main(CONFIG.value)
+            main(CONFIG.value, WORKDIR.value)
         except UserError as error:
             _stop(error)
         except KeyboardInterrupt:

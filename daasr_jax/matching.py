@@ -26,12 +26,17 @@ differ by rounding only. A patch of norm below 1e-6 holds nothing to compare: it
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-_TILE_BYTES = {"diagonal": 24 * 2**20, "chunked": 256 * 2**20}
+# Of scores held at once: the chunked form has at most 4,096 x 4,096 of an image.
+_TILE_BYTES = {"diagonal": 24 * 2**20, "chunked": 64 * 2**20}
 _MIN_SQUARE = 1e-12  # squared norm of a patch that counts as empty
 _QUERY_ROWS = 8  # rows of queries in a diagonal tile; fewer lose to the halo
 
@@ -149,7 +154,7 @@ def transfer(
     y, x = jnp.arange(hq)[None, :, None], jnp.arange(wq)[None, None, :]
     mean = jnp.zeros((b, hq, wq, c), value.dtype)
     count = jnp.zeros((b, hq, wq), jnp.float32)
-    # From the centre outwards: entry (dy, dx) of the patch chosen by query (y-dy, x-dx).
+    # Outwards from the centre: entry (dy, dx) of the patch query (y-dy, x-dx) chose.
     for dy, dx in sorted(
         ((i, j) for i in range(-r, r + 1) for j in range(-r, r + 1)),
         key=lambda d: d[0] ** 2 + d[1] ** 2,
@@ -226,10 +231,14 @@ def _inverse_norm(x: Array, patch: int) -> Array:
     _, h, w, _ = x.shape
     r = patch // 2
     square = jnp.pad(jnp.sum(x * x, axis=-1), ((0, 0), (r, r), (r, r)))
-    box = sum(square[:, i : i + h] for i in range(patch))
-    box = sum(box[:, :, j : j + w] for j in range(patch))
+    box = _add(square[:, i : i + h] for i in range(patch))
+    box = _add(box[:, :, j : j + w] for j in range(patch))
     full = box > _MIN_SQUARE
     return jnp.where(full, lax.rsqrt(jnp.where(full, box, 1.0)), 0.0)
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)
 
 
 def _search_chunked(query: Array, key: Array, patch: int) -> Array:
@@ -237,7 +246,7 @@ def _search_chunked(query: Array, key: Array, patch: int) -> Array:
     keys = _unfold(key, patch) * _inverse_norm(key, patch).reshape(b, -1, 1)
     queries = _unfold(query, patch)
     n, m = queries.shape[1], keys.shape[1]
-    chunk = max(1, min(n, _TILE_BYTES["chunked"] // (4 * b * m)))
+    chunk = max(1, min(n, _TILE_BYTES["chunked"] // (4 * m)))
     chunks = -(-n // chunk)
     queries = jnp.pad(queries, ((0, 0), (0, chunks * chunk - n), (0, 0)))
 
@@ -262,7 +271,9 @@ def _unfold(x: Array, patch: int) -> Array:
 
 def _search_diagonal(query: Array, key: Array, patch: int) -> Array:
     inverse = _inverse_norm(key, patch)
-    return lax.map(lambda a: _diagonal_image(*a, patch), (query, key, inverse))
+    return lax.map(
+        lambda a: _diagonal_image(a[0], a[1], a[2], patch), (query, key, inverse)
+    )
 
 
 def _diagonal_image(query: Array, key: Array, inverse: Array, patch: int) -> Array:
@@ -292,8 +303,8 @@ def _diagonal_image(query: Array, key: Array, inverse: Array, patch: int) -> Arr
             point = lax.dot_general(
                 k, q, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
             ).reshape(rows_k + halo, wk + halo, rows_q + halo, wq + halo)
-            score = sum(point[:, d : d + wk, :, d : d + wq] for d in range(patch))
-            score = sum(score[d : d + rows_k, :, d : d + rows_q] for d in range(patch))
+            score = _add(point[:, d : d + wk, :, d : d + wq] for d in range(patch))
+            score = _add(score[d : d + rows_k, :, d : d + rows_q] for d in range(patch))
             scale = lax.dynamic_slice_in_dim(inverse, j * rows_k, rows_k)
             lost = lax.dynamic_slice_in_dim(penalty, j * rows_k, rows_k)
             score = score * scale[:, :, None, None] + lost[:, None, None, None]

@@ -1,4 +1,4 @@
-"""The panel picture of one slice: inputs, outputs, errors, where the match came from."""
+"""The panel picture of one slice: inputs, outputs, errors, source of the match."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Image quality measures, each with its convention in name or argument."""

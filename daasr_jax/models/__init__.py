@@ -1,0 +1,1 @@
+"""DAASR and its parts; one file for each compared system."""

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from daasr_jax.models.init import linear
 
-
 _EPSILON = 1e-5  # on the mean square, as in the layer norms
 
 

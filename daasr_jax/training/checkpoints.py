@@ -61,10 +61,7 @@ class Checkpoints:
                 enable_async_checkpointing=False,
             ),
             item_names=("state", "data"),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "data": grain.checkpoint.CheckpointHandler(),
-            },
+            item_handlers=_handlers(),
         )
 
     def steps(self) -> list[int]:
@@ -89,7 +86,7 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best(self) -> int | None:
-        """Usable step of the best validation PSNR; the newest when none was measured."""
+        """Usable step of the best validation PSNR; the newest without one."""
         ranked = [(_rank(self._manager.metrics(s)), s) for s in self.steps()]
         measured = [pair for pair in ranked if pair[0] > -math.inf]
         return max(measured)[1] if measured else self.latest()
@@ -206,6 +203,13 @@ class Checkpoints:
         folder.rename(new)
         manifest.unlink(missing_ok=True)
         log.warning("moved to %s", new)
+
+
+def _handlers() -> Any:
+    return {
+        "state": ocp.StandardCheckpointHandler(),
+        "data": grain.checkpoint.CheckpointHandler(),
+    }
 
 
 def _leaves(tree: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from daasr_jax.models.outputs import SuperResolutionModel
 from daasr_jax.resampling import downsample
@@ -88,7 +88,7 @@ def make_train_step(
     return step
 
 
-def confidence_statistics(aux: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
+def confidence_statistics(aux: Mapping[str, Array]) -> dict[str, Array]:
     """Mean, deviation and minimum of the confidence map C, and the mean per group."""
     if "confidence" not in aux:
         return {}

@@ -1,0 +1,66 @@
+# Two commands: `make quickstart` and `make test`. `make help` lists the rest.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first supported interpreter, unless PYTHON names one.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$p && break; done)
+RUN := runs/quickstart_x4
+
+help:  ## List the commands
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error E101: Python 3.11, 3.12 or 3.13 is needed \
+	and none was found; install one, or give make PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error E102: $(PYTHON) \
+	has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	@echo "installing requirements.txt into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	@echo "installing requirements-dev.txt into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements-dev.txt
+	@touch $@
+
+install: $(VENV)/installed  ## Build the environment
+
+cuda: $(VENV)/installed requirements-cuda.txt  ## Add the CUDA build of JAX to it
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements-cuda.txt
+
+quickstart: $(VENV)/installed  ## Train, evaluate and picture DAASR x4 on the template
+	@$(BIN)/python train.py --config configs/quickstart_x4.py --workdir $(RUN)
+	@$(BIN)/python eval.py --config configs/quickstart_x4.py --workdir $(RUN)
+
+lint: $(VENV)/installed-dev  ## Style, types, spelling
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/codespell
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+test: lint  ## Lint, types and tests
+	@$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
+	@$(BIN)/python -m benchmarks.train_step --out docs/results
+
+lock:  ## Renew the locks (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command "make lock" -c requirements.txt \
+		--extra dev pyproject.toml -o requirements-dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command "make lock" -c requirements.txt \
+		--extra cuda pyproject.toml -o requirements-cuda.txt
+
+.PHONY: help install cuda quickstart lint test bench lock

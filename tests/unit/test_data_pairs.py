@@ -1,0 +1,208 @@
+import json
+
+import numpy as np
+import pytest
+
+from daasr_jax.data import ReferenceRule, draw_pairing, load_pairing
+from daasr_jax.errors import ConfigError, DataError
+from tests.data_fixtures import one_line, table
+
+
+def named(slices, pairing):
+    return {slices.keys[i]: slices.keys[r] for i, r in enumerate(pairing.references)}
+
+
+@pytest.mark.parametrize("exclude", ["subject", "volume", "slice"])
+@pytest.mark.parametrize("seed", range(5))
+def test_random_references_obey_the_rule(exclude, seed):
+    slices = table(order=seed)
+    pairing = draw_pairing(slices, exclude=exclude, seed=seed)
+    groups = {"subject": slices.subjects, "volume": slices.volumes}.get(
+        exclude, np.array(slices.keys)
+    )
+    assert (groups[pairing.references] != groups).all()
+    rule = ReferenceRule(slices, exclude=exclude)
+    for i in range(len(slices)):
+        wanted = set(np.flatnonzero(groups != groups[i]))
+        assert set(rule.candidates(i)) == wanted
+        assert {j for j in range(len(slices)) if rule.allows(i, j)} == wanted
+
+
+def test_every_candidate_is_equally_likely():
+    slices = table(subjects=3, contrasts=("T1",), slices=4)
+    rule = ReferenceRule(slices)
+    drawn = [rule.draw(0, seed=1, epoch=epoch) for epoch in range(4000)]
+    seen = np.bincount(drawn, minlength=len(slices))
+    assert (seen[:4] == 0).all()
+    # eight candidates, 500 draws each; 100 is over 4.7 standard deviations
+    assert (abs(seen[4:] - 500) < 100).all()
+
+
+def test_draws_depend_on_seed_and_epoch_only():
+    slices = table()
+    rule = ReferenceRule(slices)
+
+    def epoch(seed, number):
+        return [rule.draw(i, seed=seed, epoch=number) for i in range(len(slices))]
+
+    assert epoch(0, 1) == epoch(0, 1)
+    assert epoch(0, 1) != epoch(0, 2)
+    assert epoch(0, 1) != epoch(1, 1)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"exclude": "volume"},
+        {"exclude": "slice"},
+        {"track": "aligned"},
+        {"track": "aligned", "aligned": "contrast"},
+    ],
+)
+def test_pairing_is_free_of_order_and_global_state(rule):
+    first, second = table(), table(order=7)
+    np.random.seed(0)  # noqa: NPY002
+    one = draw_pairing(first, seed=5, **rule)
+    np.random.seed(1)  # noqa: NPY002
+    two = draw_pairing(second, seed=5, **rule)
+    assert named(first, one) == named(second, two)
+    assert one.sha256 == two.sha256
+    assert one.sha256 != draw_pairing(first, seed=6, **rule).sha256
+
+
+def test_pairing_does_not_change_between_versions():
+    pairing = draw_pairing(table(), seed=0)
+    assert pairing.sha256[:16] == "1ad65d16a170f7af"
+
+
+def test_neighbour():
+    slices = table(slices=5, order=2)
+    pairing = draw_pairing(slices, track="aligned", seed=3)
+    other = pairing.references
+    assert (slices.volumes[other] == slices.volumes).all()
+    assert (abs(slices.index[other] - slices.index) == 1).all()
+    middle = slices.index == 2
+    assert set(slices.index[other][middle]) == {1, 3}
+
+
+def test_neighbour_among_kept_slices():
+    slices = table(slices=5)
+    slices.index = slices.index * 3
+    other = draw_pairing(slices, track="aligned").references
+    assert (abs(slices.index[other] - slices.index) == 3).all()
+
+
+def test_neighbour_of_a_single_slice():
+    with pytest.raises(DataError) as error:
+        draw_pairing(table(slices=1), track="aligned")
+    one_line(error.value, "E312", "p0/T1", "data.slice_range")
+
+
+def test_other_contrast_at_the_same_place():
+    slices = table(contrasts=("T1", "T2", "FLAIR"), slices=6, order=1)
+    pairing = draw_pairing(slices, track="aligned", aligned="contrast", seed=1)
+    other = pairing.references
+    assert (slices.subjects[other] == slices.subjects).all()
+    assert (slices.contrasts[other] != slices.contrasts).all()
+    assert (slices.index[other] == slices.index).all()
+    assert len(set(zip(slices.contrasts, slices.contrasts[other], strict=True))) == 6
+
+
+def test_other_contrast_with_another_number_of_slices():
+    slices = table(subjects=1, contrasts=("T1", "T2"), slices=6)
+    coarse = slices.contrasts == "T2"
+    slices.n_slices[coarse] = 36
+    slices.index[coarse] = [3, 9, 15, 21, 27, 33]
+    slices.n_slices[~coarse] = 12
+    slices.index[~coarse] = [1, 3, 5, 7, 9, 11]
+    other = draw_pairing(slices, track="aligned", aligned="contrast").references
+    place = (slices.index + 0.5) / slices.n_slices
+    assert abs(place[other] - place).max() <= 1 / 12
+
+
+def test_other_contrast_stays_in_the_study():
+    slices = table(studies=("study1", "study2"))
+    other = draw_pairing(slices, track="aligned", aligned="contrast").references
+    assert (slices.studies[other] == slices.studies).all()
+
+
+def test_no_other_contrast():
+    with pytest.raises(DataError) as error:
+        draw_pairing(table(contrasts=("T1",)), track="aligned", aligned="contrast")
+    one_line(error.value, "E312", "subject p0", "3 such volumes")
+
+
+@pytest.mark.parametrize(
+    ("exclude", "shape", "hint"),
+    [
+        ("subject", {"subjects": 1}, "exclude=volume"),
+        ("volume", {"subjects": 1, "contrasts": ("T1",)}, "exclude=slice"),
+        ("slice", {"subjects": 1, "contrasts": ("T1",), "slices": 1}, "add subjects"),
+    ],
+)
+def test_no_candidate(exclude, shape, hint):
+    with pytest.raises(DataError) as error:
+        draw_pairing(table(**shape), exclude=exclude)
+    one_line(error.value, "E312", "'train'", hint)
+
+
+def test_empty_split_and_unknown_values():
+    with pytest.raises(DataError) as error:
+        draw_pairing(table(subjects=0))
+    one_line(error.value, "E312", "'train' is empty", "data.subjects.train")
+    for name in ("track", "exclude", "aligned"):
+        with pytest.raises(ConfigError) as error:
+            draw_pairing(table(), **{name: "x"})
+        one_line(error.value, "E211", f"reference.{name}")
+
+
+class TestFile:
+    def test_round_trip(self, tmp_path):
+        slices = table()
+        pairing = draw_pairing(slices, seed=2)
+        path = tmp_path / "deep/pairs.json"
+        pairing.save(path)
+        content = json.loads(path.read_text())
+        assert (content["track"], content["seed"]) == ("random", 2)
+        assert len(content["pairs"]) == len(slices)
+        shuffled = table(order=3)
+        again = load_pairing(path, shuffled)
+        assert again.sha256 == pairing.sha256
+        assert named(shuffled, again) == named(slices, pairing)
+        assert [p.name for p in path.parent.iterdir()] == ["pairs.json"]
+
+    def test_changed_file(self, tmp_path):
+        path = tmp_path / "pairs.json"
+        draw_pairing(table(), seed=2).save(path)
+        path.write_text(path.read_text().replace('"seed": 2', '"seed": 3'))
+        with pytest.raises(DataError) as error:
+            load_pairing(path, table())
+        one_line(error.value, "E313", path, "SHA-256")
+
+    def test_other_split_and_no_file(self, tmp_path):
+        path = tmp_path / "pairs.json"
+        draw_pairing(table()).save(path)
+        with pytest.raises(DataError) as error:
+            load_pairing(path, table(subjects=4))
+        one_line(error.value, "E313", path)
+        path.write_text("[]")
+        for bad in (path, tmp_path / "none.json"):
+            with pytest.raises(DataError) as error:
+                load_pairing(bad, table())
+            one_line(error.value, "E313", bad)
+
+    def test_pairing_that_breaks_its_rule(self, tmp_path):
+        from daasr_jax.data.pairs import _sha256
+
+        path = tmp_path / "pairs.json"
+        slices = table()
+        draw_pairing(slices).save(path)
+        content = json.loads(path.read_text())
+        content["pairs"][0][1] = content["pairs"][1][0]  # the same volume
+        del content["sha256"]
+        content["sha256"] = _sha256(content)
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError) as error:
+            load_pairing(path, slices)
+        one_line(error.value, "E313", "rule excludes")

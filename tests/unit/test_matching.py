@@ -1,0 +1,322 @@
+"""Patch search, pair score and transfer, against float64 NumPy and hand computation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from daasr_jax import matching
+from daasr_jax.matching import match, pair_score, search, transfer
+
+METHODS = ("diagonal", "chunked")
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def patches(x, patch):
+    """`(b, h * w, patch^2 c)` in float64, zero outside the map."""
+    b, h, w, _ = x.shape
+    r = patch // 2
+    x = np.pad(np.asarray(x, np.float64), ((0, 0), (r, r), (r, r), (0, 0)))
+    entries = [x[:, i : i + h, j : j + w] for i in range(patch) for j in range(patch)]
+    return np.concatenate(entries, -1).reshape(b, h * w, -1)
+
+
+def cosines(query, key, patch):
+    q, k = patches(query, patch), patches(key, patch)
+    norm_q = np.linalg.norm(q, axis=-1, keepdims=True)
+    norm_k = np.linalg.norm(k, axis=-1, keepdims=True)
+    q = np.divide(q, norm_q, out=np.zeros_like(q), where=norm_q > 0)
+    k = np.divide(k, norm_k, out=np.zeros_like(k), where=norm_k > 0)
+    return q @ k.swapaxes(1, 2)
+
+
+def assert_best(query, key, index, patch):
+    """The chosen scores are the maximum within 1e-5; the indices may differ."""
+    table = cosines(query, key, patch)
+    assert index.dtype == jnp.int32
+    assert index.shape == query.shape[:3]
+    flat = np.asarray(index).reshape(index.shape[0], -1)
+    assert flat.min() >= 0
+    assert flat.max() < table.shape[-1]
+    chosen = np.take_along_axis(table, flat[..., None], -1)[..., 0]
+    assert (table.max(-1) - chosen).max() <= 1e-5
+    score = np.asarray(pair_score(query, key, index, patch=patch), np.float64)
+    assert score.shape == (*index.shape, 1)
+    assert np.abs(score.reshape(chosen.shape) - chosen).max() <= 1e-5
+
+
+# One channel, one row, patch 3: rows above and below are outside, hence zero.
+#   key    1 0 2     patches (0 1 0) (1 0 2) (0 2 0)
+#   query  0 3 1     patches (0 0 3) (0 3 1) (3 1 0)
+#   cosines    key 0      key 1            key 2
+#   query 0    0          6 / 3 sqrt 5     0
+#   query 1    3/sqrt 10  2 / sqrt 50      6 / 2 sqrt 10: a tie of 0 and 2
+#   query 2    1/sqrt 10  3 / sqrt 50      1 / sqrt 10
+KEY = np.float32([1, 0, 2]).reshape(1, 1, 3, 1)
+QUERY = np.float32([0, 3, 1]).reshape(1, 1, 3, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_search_by_hand(method):
+    index = np.asarray(search(QUERY, KEY, method=method)).ravel()
+    assert index[0] == 1
+    assert index[1] in (0, 2)
+    assert index[2] == 1
+
+
+def test_pair_score_by_hand():
+    index = jnp.array([[[1, 0, 2]]])
+    score = pair_score(QUERY, KEY, index).ravel()
+    expected = [2 / np.sqrt(5), 3 / np.sqrt(10), 1 / np.sqrt(10)]
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
+
+
+def test_transfer_by_hand():
+    value = jnp.array([10.0, 20.0, 30.0]).reshape(1, 1, 3, 1)
+    # Query 0 takes patch 1 (10 20 30), query 1 patch 2 (20 30 -), query 2 patch 0
+    # (- 10 20). Laid at their places:
+    #   position 0: 20 of query 0, 20 of query 1             mean 20
+    #   position 1: 30 of query 0, 30 of query 1, none of 2  mean 30
+    #   position 2: none of query 1, 10 of query 2           mean 10
+    result = transfer(value, jnp.array([[[1, 2, 0]]]))
+    np.testing.assert_allclose(result.ravel(), [20.0, 30.0, 10.0], rtol=1e-6)
+
+
+def test_transfer_patch_1_is_a_gather():
+    value = normal(0, 2, 3, 4, 5)
+    index = np.random.default_rng(1).integers(0, 12, (2, 6, 7))
+    expected = np.stack(
+        [v.reshape(12, 5)[i] for v, i in zip(value, index, strict=True)]
+    )
+    np.testing.assert_array_equal(transfer(value, index, patch=1), expected)
+
+
+def test_transfer_of_the_identity_is_the_identity():
+    value = normal(2, 1, 6, 5, 3)
+    index = jnp.arange(30).reshape(1, 6, 5)
+    np.testing.assert_allclose(transfer(value, index), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("patch", [1, 3, 5])
+@pytest.mark.parametrize("sizes", [((9, 10), (9, 10)), ((17, 6), (5, 13))])
+def test_search_is_the_maximum(method, patch, sizes):
+    query, key = normal(3, 2, *sizes[0], 4), normal(4, 2, *sizes[1], 4)
+    index = search(query, key, patch=patch, method=method)
+    assert_best(query, key, index, patch)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_search_with_a_large_background(method):
+    query, key = np.zeros((2, 1, 20, 22, 6), np.float32)
+    query[:, 7:13, 8:15] = normal(5, 1, 6, 7, 6)
+    key[:, 3:10, 10:18] = normal(6, 1, 7, 8, 6)
+    index = search(query, key, method=method)
+    assert_best(query, key, index, 3)
+
+
+def test_default_is_one_of_the_methods():
+    query, key = normal(7, 1, 8, 8, 4), normal(8, 1, 7, 9, 4)
+    np.testing.assert_array_equal(
+        search(query, key), search(query, key, method="diagonal")
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_patch_finds_itself(method):
+    x = normal(9, 2, 11, 7, 4)
+    index = search(x, x, method=method)
+    np.testing.assert_array_equal(index.reshape(2, -1), np.tile(np.arange(77), (2, 1)))
+    np.testing.assert_allclose(pair_score(x, x, index), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile_bytes", [None, 2000])
+@pytest.mark.parametrize("method", METHODS)
+def test_lowest_of_exact_ties(method, tile_bytes, monkeypatch):
+    if tile_bytes:
+        monkeypatch.setitem(matching._TILE_BYTES, method, tile_bytes)
+    # +1 and -1, so sums are exact; period 4, so interior patches recur.
+    tile = np.where(normal(10, 1, 4, 4, 4) > 0, 1.0, -1.0).astype(np.float32)
+    x = np.tile(tile, (1, 3, 3, 1))
+    index = np.asarray(search(x, x, method=method))[0]
+    for y in range(1, 11):
+        for column in range(1, 11):
+            first = [1 + (v - 1) % 4 for v in (y, column)]
+            assert index[y, column] == first[0] * 12 + first[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_query_takes_the_first_key(method):
+    index = search(jnp.zeros((1, 6, 6, 3)), normal(11, 1, 5, 5, 3), method=method)
+    assert not index.any()
+
+
+@pytest.mark.parametrize("patch", [3, 5])
+def test_constant_value_comes_back_exactly(patch):
+    # Random indices, of which the border of the reference gets its share.
+    index = np.random.default_rng(12).integers(0, 42, (2, 9, 8))
+    corners = np.array([0, 5, 36, 41])
+    index[:, :2] = np.random.default_rng(13).choice(corners, (2, 2, 8))
+    run = jax.jit(lambda v, i: transfer(v, i, patch=patch))
+    for constant in (0.0, 1.0, 0.1, 1 / 3, -7.7, 1e-3, 12345.678):
+        result = run(jnp.full((2, 7, 6, 3), constant, jnp.float32), index)
+        np.testing.assert_array_equal(result, np.float32(constant))
+
+
+def test_zero_maps_give_no_nan():
+    zero = jnp.zeros((1, 6, 6, 4))
+
+    def total(query, key, value):
+        t, _, c = match(query, key, value)
+        return jnp.sum(t) + jnp.sum(c)
+
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+    arguments = [(zero, zero, zero)]
+    half = jnp.asarray(normal(14, 1, 6, 6, 4)).at[:, :4].set(0.0)
+    arguments += [(half, zero, half), (zero, half, half), (half, half, half)]
+    for case in arguments:
+        value, grads = run(*case)
+        assert np.isfinite(value)
+        for grad in grads:
+            assert np.isfinite(grad).all()
+            assert np.abs(grad).max() < 100
+
+
+def materialised(query, key, value, index, patch):
+    """T and C with all patches and all N x N cosines held at once."""
+    (b, hq, wq, _), (_, hk, wk, _) = query.shape, value.shape
+    r = patch // 2
+
+    def unfold(x):
+        h, w = x.shape[1:3]
+        x = jnp.pad(x, ((0, 0), (r, r), (r, r), (0, 0)))
+        parts = [x[:, i : i + h, j : j + w] for i in range(patch) for j in range(patch)]
+        return jnp.stack(parts, 3).reshape(b, h * w, patch**2, -1)
+
+    def unit(x):
+        x = x.reshape(b, x.shape[1], -1)
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    flat = index.reshape(b, -1)
+    table = jnp.einsum("bqd,bkd->bqk", unit(unfold(query)), unit(unfold(key)))
+    score = jnp.take_along_axis(table, flat[..., None], -1).reshape(b, hq, wq, 1)
+
+    def lay(x):
+        chosen = jax.vmap(lambda f, i: f[i])(unfold(x), flat)
+        chosen = chosen.reshape(b, hq, wq, patch**2, -1)
+        canvas = jnp.zeros((b, hq + 2 * r, wq + 2 * r, x.shape[-1]))
+        for n in range(patch**2):
+            i, j = divmod(n, patch)
+            canvas = canvas.at[:, i : i + hq, j : j + wq].add(chosen[:, :, :, n])
+        return canvas[:, r : r + hq, r : r + wq]
+
+    return lay(value) / lay(jnp.ones((b, hk, wk, 1))), score
+
+
+@pytest.mark.parametrize("patch", [1, 3])
+def test_gradient_is_that_of_the_materialised_form(patch):
+    query, key = normal(15, 2, 6, 7, 4), normal(16, 2, 5, 8, 4)
+    value = normal(17, 2, 5, 8, 3)
+    index = np.random.default_rng(18).integers(0, 40, (2, 6, 7))
+    weight_t, weight_c = normal(19, 2, 6, 7, 3), normal(20, 2, 6, 7, 1)
+
+    def total(form):
+        def loss(query, key, value):
+            t, c = form(query, key, value)
+            return jnp.sum(t * weight_t) + jnp.sum(c * weight_c), (t, c)
+
+        run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+        return run(query, key, value)
+
+    ours = total(lambda q, k, v: match(q, k, v, patch=patch, index=index)[::2])
+    theirs = total(lambda q, k, v: materialised(q, k, v, index, patch))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_search_passes_no_gradient():
+    x = jnp.asarray(normal(21, 1, 5, 5, 3))
+    grad = jax.grad(lambda q: jnp.sum(match(q, x, x)[0]))(x)
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tile_bytes", [1, 5_000, 20_000])
+def test_tiles_change_nothing(method, tile_bytes, monkeypatch):
+    # 19 rows of queries and 13 of keys: the last tiles are filled up.
+    query, key = normal(22, 2, 19, 6, 4), normal(23, 2, 13, 7, 4)
+    key = key - 3.0  # all true scores may be negative: filling must not win
+    whole = search(query, key, method=method)
+    monkeypatch.setitem(matching._TILE_BYTES, method, tile_bytes)
+    tiled = jax.jit(lambda q, k: search(q, k, method=method))(query, key)
+    np.testing.assert_array_equal(tiled, whole)
+
+
+def largest_intermediate(jaxpr):
+    """Most elements of any array computed in a jaxpr or in one inside it."""
+    largest = 0
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            largest = max(largest, int(np.prod(getattr(variable.aval, "shape", ()))))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            if hasattr(inner, "eqns"):
+                largest = max(largest, largest_intermediate(inner))
+    return largest
+
+
+@pytest.mark.parametrize(
+    ("method", "side", "tile_bytes"),
+    [
+        ("diagonal", 80, None),
+        ("diagonal", 256, None),
+        # 6,400 x 6,400 floats fit into the default budget of a GPU, so that one tile
+        # may hold them; a smaller budget or a larger image may not.
+        ("chunked", 80, 16 * 2**20),
+        ("chunked", 256, None),
+    ],
+)
+def test_never_all_similarities(method, side, tile_bytes, monkeypatch):
+    if tile_bytes:
+        monkeypatch.setitem(matching._TILE_BYTES, method, tile_bytes)
+    x = jax.ShapeDtypeStruct((1, side, side, 8), jnp.float32)
+    traced = jax.make_jaxpr(lambda q, k: search(q, k, method=method))(x, x)
+    largest = largest_intermediate(traced)
+    assert largest > side**2 * 8  # it looked inside the loops
+    assert largest < side**4
+    unfolded = side**2 * 9 * 8 * 2
+    assert largest <= max(matching._TILE_BYTES[method] // 4, unfolded)
+
+
+def test_bfloat16_maps():
+    query, key = (jnp.asarray(normal(s, 1, 8, 9, 4), jnp.bfloat16) for s in (24, 25))
+    value = jnp.asarray(normal(26, 1, 8, 9, 3), jnp.bfloat16)
+    t, index, c = jax.jit(match)(query, key, value)
+    assert (t.dtype, index.dtype, c.dtype) == (jnp.bfloat16, jnp.int32, jnp.float32)
+    # bfloat16 products are exact in float32, so this is the search of the values.
+    assert_best(query, key, index, 3)
+    exact = transfer(value.astype(jnp.float32), index)
+    np.testing.assert_allclose(t.astype(jnp.float32), exact, atol=0.05)
+    constant = jnp.full((1, 8, 9, 2), 0.7, jnp.bfloat16)
+    np.testing.assert_array_equal(transfer(constant, index), constant)
+
+
+def test_errors():
+    x = jnp.zeros((1, 4, 4, 2))
+    for patch in (0, 2, -1):
+        with pytest.raises(ValueError, match="patch must be odd"):
+            search(x, x, patch=patch)
+        with pytest.raises(ValueError, match="patch must be odd"):
+            pair_score(x, x, jnp.zeros((1, 4, 4), jnp.int32), patch=patch)
+    with pytest.raises(ValueError, match="method must be one of"):
+        search(x, x, method="exact")
+    with pytest.raises(ValueError, match="agree in batch and channels"):
+        search(x, jnp.zeros((1, 4, 4, 3)))
+    with pytest.raises(ValueError, match="agree in batch and channels"):
+        search(x, jnp.zeros((2, 4, 4, 2)))

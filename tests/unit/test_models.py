@@ -1,0 +1,296 @@
+"""The contract of every registered model, and the readings DAASR offers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.outputs import Outputs
+from daasr_jax.registry import MODELS
+from daasr_jax.resampling import upsample
+from tests.parity.weights import random_variables
+
+for _module in MODELS.modules():
+    importlib.import_module(f"daasr_jax.models.{_module}")
+NAMES = sorted(MODELS._items)
+SMALL = {"features": 8, "groups": 1, "blocks": 1}
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def jit(f):
+    return jax.jit(f, compiler_options=FAST_COMPILE)
+
+
+def small(name, scale, **fields):
+    """The model with few features, whichever of the usual fields it has."""
+    kind = MODELS.get(name)
+    known = {f.name for f in dataclasses.fields(kind)}
+    fields = {"scale": scale, **SMALL, **fields}
+    return kind(**{k: v for k, v in fields.items() if k in known})
+
+
+def images(scale, *, h=8, w=8, batch=2, ref=None, seed=0):
+    rng = np.random.default_rng(seed)
+    size = ref or (h * scale, w * scale)
+    lr = rng.random((batch, h, w, 1), np.float32)
+    return lr, rng.random((batch, *size, 1), np.float32)
+
+
+def initialise(model, lr, ref):
+    return jit(lambda k, *x: model.init(k, *x, train=False))(jax.random.key(0), lr, ref)
+
+
+def shapes_of(model, lr, ref):
+    return jax.eval_shape(
+        lambda k: model.init(k, lr, ref, train=False), jax.random.key(0)
+    )
+
+
+def randomise(model, lr, ref):
+    """Variables of which none is zero, the heads that start at zero included."""
+    return random_variables(shapes_of(model, lr, ref), seed=1)
+
+
+def evaluate(model, variables, lr, ref):
+    return jit(lambda v, *x: model.apply(v, *x, train=False))(variables, lr, ref)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_shapes(name, scale):
+    model = small(name, scale)
+    lr, ref = images(scale, h=8, w=10)
+    variables = shapes_of(model, lr, ref)
+    for train in (False, True):
+        out, _ = jax.eval_shape(
+            lambda v, train=train: model.apply(
+                v, lr, ref, train=train, mutable=["batch_stats"]
+            ),
+            variables,
+        )
+        assert isinstance(out, Outputs)
+        assert out.sr.shape == (2, 8 * scale, 10 * scale, 1)
+        assert out.sr.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_one_step_lowers_the_loss(name):
+    """Training mode: jit, finite gradients in float32, and a step that helps."""
+    model = small(name, 2)
+    lr, ref = images(2)
+    hr = images(2, seed=3)[1]
+    variables = initialise(model, lr, ref)
+    params = variables["params"]
+    stats = {k: v for k, v in variables.items() if k != "params"}
+    optimiser = optax.adam(1e-3)
+
+    @jit
+    def step(params):
+        def loss(params):
+            out, _ = model.apply(
+                {"params": params, **stats}, lr, ref, train=True, mutable=list(stats)
+            )
+            return jnp.mean(jnp.abs(out.sr - hr))
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, _ = optimiser.update(grads, optimiser.init(params))
+        return value, grads, optax.apply_updates(params, updates)
+
+    before, grads, params = step(params)
+    for grad in jax.tree.leaves(grads):
+        assert grad.dtype == jnp.float32
+        assert np.isfinite(grad).all()
+    assert any(np.any(grad) for grad in jax.tree.leaves(grads))
+    after = step(params)[0]
+    assert after < before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_bfloat16(name):
+    model = small(name, 2, dtype=jnp.bfloat16)
+    lr, ref = images(2)
+    variables = shapes_of(model, lr, ref)
+    assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    out = evaluate(model, randomise(model, lr, ref), lr, ref)
+    assert out.sr.dtype == jnp.float32
+    assert np.isfinite(out.sr).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract_images_of_a_batch_are_independent(name):
+    model = small(name, 2)
+    lr, ref = images(2, batch=3)
+    variables = randomise(model, lr, ref)
+    whole = evaluate(model, variables, lr, ref).sr
+    one = evaluate(model, variables, lr[1:2], ref[1:2]).sr
+    np.testing.assert_allclose(whole[1:2], one, atol=1e-5)
+    assert np.abs(np.asarray(whole) - np.asarray(upsample(lr, 2))).max() > 1e-3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_untrained_network_is_bicubic(preset):
+    model = DAASR(scale=3, features=8, groups=1, **PRESETS[preset])
+    lr, ref = images(3, h=6, w=7)
+    variables = initialise(model, lr, ref)
+    out, bicubic = jit(
+        lambda v, lr: (model.apply(v, lr, ref, train=False), upsample(lr, 3))
+    )(variables, lr)
+    np.testing.assert_array_equal(out.sr, bicubic)
+    np.testing.assert_array_equal(out.aux["cwt"][0], bicubic)
+    np.testing.assert_array_equal(out.aux["sat"][0], bicubic)
+
+
+def test_paper_preset_is_the_default():
+    default = {f.name: f.default for f in dataclasses.fields(DAASR)}
+    assert PRESETS["paper"].items() <= default.items()
+    assert (default["features"], default["groups"]) == (64, 6)
+
+
+LITERAL, FAST = PRESETS["paper"], PRESETS["fast"]
+READINGS = {
+    "paper": LITERAL,
+    "fast": FAST,
+    "blocks": LITERAL | {"blocks_per_group": 2, "mlp_ratio": 3},
+    "group_conv": LITERAL | {"group_block": "conv"},
+    "heads": LITERAL | {"heads": 4},
+    "sqrt_hw": LITERAL | {"attention_scale": "sqrt_hw"},
+    "group_norm": LITERAL | {"sfe_norm": "group"},
+    "no_norm": FAST | {"sfe_norm": "none"},
+    "no_sat": LITERAL | {"sat": "none"},
+    "no_sat_lr": FAST | {"sat": "none"},
+    "sat_lr": LITERAL | {"sat_grid": "lr"},
+    "shared": LITERAL | {"query": "shared"},
+    "shared_dense": LITERAL | {"query": "shared", "match_stride": 1},
+    "projected_lr": FAST | {"query": "projected"},
+    "residual_input": LITERAL | {"residual": "input"},
+    "residual_both": FAST | {"residual": "both"},
+    "dense": LITERAL | {"match_stride": 1},
+    "dense_sat_lr": LITERAL | {"match_stride": 1, "sat_grid": "lr"},
+    "blur_4": LITERAL | {"blur_factor": 4},
+    "all_groups": FAST | {"supervise_cwt": "all"},
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_every_reading_at_every_scale(reading):
+    fields = READINGS[reading]
+    for scale in (2, 3, 4):
+        model = DAASR(scale=scale, features=8, groups=2, **fields)
+        lr, ref = images(scale, h=5, w=6)
+        out, _ = jax.eval_shape(
+            lambda k, m=model, a=lr, b=ref: m.init_with_output(k, a, b, train=False),
+            jax.random.key(0),
+        )
+        big, pictures = (2, 5 * scale, 6 * scale, 1), 1
+        if fields.get("supervise_cwt") == "all":
+            pictures = 2
+        shapes = {"cwt": (pictures, *big)}
+        if fields.get("sat") != "none":
+            side = scale if fields.get("match_stride") == 1 else 1
+            shapes["sat"] = (1, *big)
+            shapes["index"] = (2, 2, 5 * side, 6 * side)
+            shapes["confidence"] = (*shapes["index"], 1)
+        assert out.sr.shape == big
+        assert {k: v.shape for k, v in out.aux.items()} == shapes
+        for name, array in out.aux.items():
+            assert array.dtype == (jnp.int32 if name == "index" else jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("reading", "scale"),
+    [("shared", 3), ("projected_lr", 4), ("dense", 2)],
+)
+def test_reading_runs(reading, scale):
+    """Values, once for each path; the others are run against PyTorch in `parity`."""
+    model = DAASR(scale=scale, features=8, groups=1, **READINGS[reading])
+    lr, ref = images(scale, h=4, w=5)
+    out = evaluate(model, randomise(model, lr, ref), lr, ref)
+    for array in (out.sr, *out.aux.values()):
+        assert np.isfinite(array).all()
+    assert out.aux["confidence"].max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": 5},
+        {"group_block": "dense"},
+        {"residual": "none"},
+        {"sat": "half"},
+        {"sat_grid": "mid"},
+        {"sfe_grid": "mid"},
+        {"sfe_norm": "layer"},
+        {"query": "own"},
+        {"supervise_cwt": "first"},
+        {"attention_scale": "none"},
+        {"match_stride": 3},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_wrong_value_names_its_field(wrong):
+    model = DAASR(features=8, groups=1, **wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        trace(model, *images(4, h=4, w=4))
+
+
+def test_combinations_that_cannot_be():
+    for fields in ({"sat_grid": "hr"}, {"sat_grid": "lr", "match_stride": 1}):
+        model = DAASR(features=8, groups=1, sfe_grid="lr", **fields)
+        with pytest.raises(ValueError, match="sfe_grid='lr' has no HR maps"):
+            trace(model, *images(4, h=4, w=4))
+    with pytest.raises(ValueError, match="ref of 16x18 is not divisible by scale 4"):
+        trace(DAASR(features=8, groups=1), *images(4, h=4, w=4, ref=(16, 18)))
+    with pytest.raises(ValueError, match="do not divide into 3 heads"):
+        trace(DAASR(features=8, groups=1, heads=3), *images(4, h=4, w=4))
+
+
+def trace(model, lr, ref):
+    return jax.eval_shape(
+        lambda k: model.init_with_output(k, lr, ref, train=False)[0], jax.random.key(0)
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_reference_of_another_size(preset):
+    for scale, size in ((2, (8, 22)), (3, (9, 33)), (4, (24, 12))):
+        for query in ("projected", "shared"):
+            fields = PRESETS[preset] | {"query": query}
+            model = DAASR(scale=scale, features=8, groups=1, **fields)
+            out = trace(model, *images(scale, h=5, w=6, ref=size))
+            assert out.sr.shape == (2, 5 * scale, 6 * scale, 1)
+            assert out.aux["index"].shape == (1, 2, 5, 6)
+    lr, ref = images(2, h=5, w=6, ref=(8, 22))
+    model = DAASR(scale=2, features=8, groups=1, **PRESETS[preset])
+    out = evaluate(model, randomise(model, lr, ref), lr, ref)
+    assert np.isfinite(out.sr).all()
+    assert out.aux["index"].max() < 4 * 11
+
+
+def test_injected_index_is_used():
+    model = DAASR(scale=2, features=8, groups=1, **FAST)
+    lr, ref = images(2, h=5, w=6)
+    variables = randomise(model, lr, ref)
+    run = jit(lambda v, i: model.apply(v, lr, ref, train=False, indices=i))
+    found = evaluate(model, variables, lr, ref)
+    again = run(variables, found.aux["index"])
+    np.testing.assert_allclose(again.sr, found.sr, atol=1e-6)
+    other = run(variables, jnp.zeros_like(found.aux["index"]))
+    assert not other.aux["index"].any()
+    assert np.abs(np.asarray(other.sr - found.sr)).max() > 1e-4
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_full_slice_at_x3(preset):
+    model = DAASR(scale=3, features=8, groups=1, **PRESETS[preset])
+    lr, ref = images(3, h=85, w=85, batch=1)
+    variables = randomise(model, lr[:, :8, :8], ref[:, :24, :24])
+    out = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, lr, ref)
+    assert out.sr.shape == (1, 255, 255, 1)
+    assert np.isfinite(out.sr).all()
