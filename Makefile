@@ -50,6 +50,10 @@ lint: $(VENV)/installed-dev  ## Style, types, spelling
 test: lint  ## Lint, types and tests
 	@$(BIN)/python -m pytest -n 2
 
+parity: $(VENV)/installed-dev  ## Compare with the PyTorch twin (installs PyTorch)
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pytest tests/parity
+
 bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 	@$(BIN)/python -m benchmarks.train_step --out docs/results
 
@@ -63,4 +67,4 @@ lock:  ## Renew the locks (needs uv)
 		--custom-compile-command "make lock" -c requirements.txt \
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
-.PHONY: help install cuda quickstart lint test bench lock
+.PHONY: help install cuda quickstart lint test parity bench lock

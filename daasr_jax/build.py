@@ -16,10 +16,11 @@ import optax
 
 import daasr_jax
 from daasr_jax import data
-from daasr_jax.errors import CheckpointError, ConfigError
+from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import device_description, make_report
+from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.models.outputs import SuperResolutionModel
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training import loop, parallel
@@ -57,6 +58,8 @@ def train_run(config: Config, workdir: str) -> None:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     _setup(config)
+    model = make_model(config, axis_name=parallel.AXIS)
+    losses = make_losses(config)
     folder = _make_folder(workdir)
     prepared = data.prepare(data_settings(config))
     record_config(config, folder, prepared.key)
@@ -65,7 +68,6 @@ def train_run(config: Config, workdir: str) -> None:
     mesh = parallel.make_mesh(train.batch_size, train.devices)
     per_epoch = data.steps_per_epoch(table, train.batch_size)
     steps = train.steps or train.epochs * per_epoch
-    model = make_model(config, axis_name=parallel.AXIS)
     schedule = _checked(
         make_schedule,
         config.optimiser.schedule,
@@ -81,14 +83,14 @@ def train_run(config: Config, workdir: str) -> None:
         make_model(config),
         optimiser,
         scale=config.scale,
-        crop=train.crop,
+        crop=_init_crop(config),
         seed=config.seed,
         ema=train.ema_decay > 0,
     )
     step_fn = make_train_step(
         model,
         optimiser,
-        make_losses(config),
+        losses,
         scale=config.scale,
         learning_rate=schedule,
         ema_decay=train.ema_decay,
@@ -173,17 +175,23 @@ def evaluate_run(
             "E403", f"{folder} holds no checkpoints; train into it first (train.py)."
         )
     if split not in ("train", "val", "test"):
-        raise ConfigError("E205", f"--split must be train, val or test, got {split!r}.")
-    prepared = data.prepare(data_settings(config))
-    table = prepared.splits[split]
-    pairing = make_pairing(config, table)
+        raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")
     target = Path(out) if out else folder / f"eval_{split}.json"
     if target.suffix != ".json":
-        raise ConfigError("E206", f"--out must end in .json, got {target}.")
+        raise ConfigError("E229", f"--out must end in .json, got {target}.")
     model = make_model(config)
+    prepared = data.prepare(data_settings(config))
+    table = prepared.splits[split]
+    if not len(table):
+        raise ConfigError(
+            "E228",
+            f"the {split} split is empty; give another --split or more subjects.",
+        )
+    pairing = make_pairing(config, table)
+    _warn_of_other_model(config, folder)
     step, variables = _restore(config, model, folder)
     method = config.model.name
-    border = config.scale if config.evaluate.border < 0 else config.evaluate.border
+    border = metric_border(config)
     predict = evaluation.make_predict(
         model, scale=config.scale, border=border, method=method
     )
@@ -220,19 +228,25 @@ def evaluate_run(
             "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
         },
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, json.dumps(report, indent=1))
-    pairing.save(target.with_suffix(".pairing.json"))
     chosen = typical(rows, method)
     shown = next(predictions(positions=[chosen.position]))
     picture = target.with_suffix(".png")
-    draw_panel(
-        shown,
-        method=method,
-        scale=config.scale,
-        titles=(table.keys[shown.position], table.keys[shown.reference]),
-        path=picture,
-    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
+        pairing.save(target.with_suffix(".pairing.json"))
+        draw_panel(
+            shown,
+            method=method,
+            scale=config.scale,
+            titles=(table.keys[shown.position], table.keys[shown.reference]),
+            path=picture,
+        )
+    except OSError as error:
+        raise ResourceError(
+            "E604",
+            f"cannot write beside {target}: {error.strerror}; give another --out.",
+        ) from None
     return report, target, picture
 
 
@@ -274,13 +288,12 @@ def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     Raises:
         ConfigError: If the model does not know a keyword.
     """
-    kwargs = config.model.kwargs.to_dict()
     return _checked(
         MODELS.get(config.model.name),
         scale=config.scale,
         axis_name=axis_name,
-        dtype=jnp.dtype(config.model.dtype),
-        **kwargs,
+        dtype=_checked(jnp.dtype, config.model.dtype),
+        **config.model.kwargs.to_dict(),
     )
 
 
@@ -300,6 +313,12 @@ def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
     )
 
 
+def metric_border(config: Config) -> int:
+    """Pixels cut off every side before the metrics: the scale unless one is given."""
+    border = config.evaluate.border
+    return config.scale if border < 0 else border
+
+
 def make_validation(
     config: Config, table: data.SliceTable
 ) -> Callable[[TrainState], dict[str, float]] | None:
@@ -310,8 +329,9 @@ def make_validation(
         )
         return None
     model, scale, method = make_model(config), config.scale, config.model.name
-    border = scale if config.evaluate.border < 0 else config.evaluate.border
-    predict = evaluation.make_predict(model, scale=scale, border=border, method=method)
+    predict = evaluation.make_predict(
+        model, scale=scale, border=metric_border(config), method=method
+    )
     pairing = make_pairing(config, table)
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -348,7 +368,7 @@ def record_config(config: Config, folder: Path, data_key: str) -> None:
     """
     path = folder / "config.json"
     flat = _flatten(config.to_dict())
-    if path.exists() and (folder / "checkpoints").is_dir():
+    if path.exists() and any((folder / "checkpoints").glob("[0-9]*")):
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             before, key = _flatten(old["config"]), old["prepared_sha256"]
@@ -377,13 +397,82 @@ def record_config(config: Config, folder: Path, data_key: str) -> None:
         "commit": commit_id(),
     }
     if jax.process_index() == 0:
-        write_atomically(path, json.dumps(record, indent=1))
+        try:
+            write_atomically(path, json.dumps(record, indent=1))
+        except OSError as error:
+            raise ConfigError(
+                "E209", f"--workdir={folder} cannot be written: {error.strerror}."
+            ) from None
 
 
 def _setup(config: Config) -> None:
+    _check_ranges(config)
     if config.distributed:
-        jax.distributed.initialize()
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+        _checked(jax.distributed.initialize)
+    _checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
+
+
+def _check_ranges(config: Config) -> None:
+    """Numbers that would fail late or not at all, before the data are touched."""
+    train, evaluate = config.train, config.evaluate
+    least = {
+        "train.log_every": (train.log_every, 1),
+        "train.validate_every_epochs": (train.validate_every_epochs, 1),
+        "train.checkpoint_every": (train.checkpoint_every, 0),
+        "train.steps": (train.steps, 0),
+        "train.epochs": (train.epochs, 0 if train.steps else 1),
+        "train.crop": (train.crop, 0),
+        "train.devices": (train.devices, 0),
+        "train.num_threads": (train.num_threads, 0),
+        "reference.seed": (config.reference.seed, 0),
+        "evaluate.seed": (evaluate.seed, 0),
+        "evaluate.resamples": (evaluate.resamples, 1),
+    }
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ConfigError(
+                "E210", f"config.{name} is {value}; it must be {bound} or more."
+            )
+    if config.scale not in (2, 3, 4):
+        raise ConfigError(
+            "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."
+        )
+    if not 0 <= train.ema_decay < 1:
+        raise ConfigError(
+            "E210",
+            f"config.train.ema_decay is {train.ema_decay}; it must be in [0, 1).",
+        )
+    side = config.data.size // config.scale * config.scale
+    if side - 2 * metric_border(config) < WINDOW:
+        raise ConfigError(
+            "E210",
+            f"slices of {side} pixels less a border of {metric_border(config)} are "
+            f"smaller than the {WINDOW}x{WINDOW} window of SSIM; raise "
+            "--config.data.size.",
+        )
+
+
+def _init_crop(config: Config) -> int:
+    """Side of the LR window that shapes the parameters; they do not depend on it."""
+    return config.train.crop or config.data.size // config.scale
+
+
+def _warn_of_other_model(config: Config, folder: Path) -> None:
+    """Some settings of a network change its result and no parameter's shape."""
+    try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        trained = _flatten(json.loads(text)["config"])
+    except (ValueError, KeyError, OSError):
+        return
+    flat = _flatten(config.to_dict())
+    for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
+        if trained.get(key) != flat.get(key):
+            log.warning(
+                "the run was trained with %s=%r and is evaluated with %r",
+                key,
+                trained.get(key, "absent"),
+                flat.get(key, "absent"),
+            )
 
 
 def _make_folder(workdir: str) -> Path:
@@ -406,7 +495,7 @@ def _restore(config: Config, model: SuperResolutionModel, folder: Path):
             model,
             optax.adam(schedule),
             scale=config.scale,
-            crop=config.train.crop,
+            crop=_init_crop(config),
             seed=0,
             ema=ema,
         )
@@ -435,7 +524,7 @@ def _checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a library function whose complaint is about the configuration."""
     try:
         return function(*args, **kwargs)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ConfigError("E210", f"the configuration does not fit: {text}") from error
 

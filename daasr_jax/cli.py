@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,13 +33,17 @@ def run(main: Callable[[Any, str], None]) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    def guarded(_: Sequence[str]) -> None:
+    def guarded(argv: Sequence[str]) -> None:
         _start_logging()
         try:
+            if argv[1:]:
+                raise ConfigError(
+                    "E225", f"{argv[1]!r} is no option; options begin with --"
+                )
             if CONFIG.value is None:
-                raise ConfigError("E201", "give --config=configs/NAME.py")
+                raise ConfigError("E223", "give --config=configs/NAME.py")
             if not WORKDIR.value:
-                raise ConfigError("E202", "give --workdir=DIR, the folder of the run")
+                raise ConfigError("E224", "give --workdir=DIR, the folder of the run")
             main(CONFIG.value, WORKDIR.value)
         except UserError as error:
             _stop(error)
@@ -51,28 +56,37 @@ def run(main: Callable[[Any, str], None]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        text = " ".join(str(error).replace("\\n", " ").split()).strip("'\"")
-        mistyped = re.search(
-            r"Did you mean \\?\"(\w+)\\?\" instead of \\?\"(\w+)", text
-        )
-        if mistyped:
-            text = (
-                f"the configuration has no key {mistyped[2]!r}; "
-                f"did you mean {mistyped[1]!r}?"
-            )
-        elif isinstance(error, AttributeError | KeyError):
-            text = f"the configuration has no key {text}"
-        _stop(ConfigError("E203", text))
-    except OSError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        _stop(ConfigError("E203", f"cannot load the configuration: {lines[-1]}"))
+    except Exception as error:  # a configuration file is a program: it may raise any
+        _stop(ConfigError("E225", _parse_complaint(error)), error)
     raise AssertionError  # _stop does not return
 
 
-def _stop(error: UserError) -> None:
-    if flags.FLAGS.is_parsed() and DEBUG.value:
-        raise error
+def _parse_complaint(error: Exception) -> str:
+    """One line from an error of absl or of the configuration file.
+
+    absl reports an error of the file as a string with its whole traceback.
+    """
+    text = str(error).replace("\\n", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, OSError) or "Traceback (most recent call last)" in text:
+        last = lines[-1] if lines else repr(error)
+        last = re.sub(r"^[\w.]*(?:Error|Exception): ", "", last).strip("'\"")
+        return f"cannot load the configuration: {last}"
+    text = " ".join(lines).strip("'\"")
+    mistyped = re.search(r"Did you mean \\?\"(\w+)\\?\" instead of \\?\"(\w+)", text)
+    if mistyped:
+        return (
+            f"the configuration has no key {mistyped[2]!r}; "
+            f"did you mean {mistyped[1]!r}?"
+        )
+    if isinstance(error, AttributeError | KeyError):
+        return f"the configuration has no key {text}"
+    return text or repr(error)
+
+
+def _stop(error: UserError, cause: Exception | None = None) -> None:
+    if "--debug" in sys.argv or (flags.FLAGS.is_parsed() and DEBUG.value):
+        traceback.print_exception(cause or error)
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
 

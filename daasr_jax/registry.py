@@ -58,7 +58,7 @@ class Registry:
             known = sorted(self._items)
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
             raise ConfigError(
-                "E204", f"{self._package} has no {name!r}; nearest: {', '.join(near)}"
+                "E227", f"{self._package} has no {name!r}; nearest: {', '.join(near)}"
             )
         return self._items[name]
 

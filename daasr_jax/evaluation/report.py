@@ -10,7 +10,7 @@ from rich.table import Table
 
 from daasr_jax.data import Pairing, SliceTable
 from daasr_jax.evaluation.run import BASELINE, METRICS, Prediction
-from daasr_jax.evaluation.statistics import bootstrap_unit, summary
+from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
 from daasr_jax.resampling import DEGRADATION
 
 
@@ -84,16 +84,11 @@ def make_report(
         "per_subject": {
             subject: {
                 name: {
-                    metric: summary(
-                        [
-                            v
-                            for v, s in zip(column(name, metric), subjects, strict=True)
-                            if s == subject
-                        ],
-                        [subject] * subjects.count(subject),
-                        resamples=resamples,
-                        seed=seed,
-                    )["mean"]
+                    metric: finite_mean(
+                        v
+                        for v, s in zip(column(name, metric), subjects, strict=True)
+                        if s == subject
+                    )
                     for metric in METRICS
                 }
                 for name in (BASELINE, method)
@@ -106,7 +101,10 @@ def make_report(
                 "reference": table.keys[p.reference],
                 "subject": s,
                 "contrast": str(table.contrasts[p.position]),
-                **p.scores,
+                **{
+                    name: {metric: finite_mean([v]) for metric, v in scores.items()}
+                    for name, scores in p.scores.items()
+                },
             }
             for p, s in zip(predictions, subjects, strict=True)
         ],

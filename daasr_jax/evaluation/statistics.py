@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ def bootstrap_unit(subjects: Sequence[str]) -> str:
     as a statement about new subjects.
     """
     return "subjects" if len(set(subjects)) >= MIN_SUBJECTS else "slices"
+
+
+def finite_mean(values: Iterable[float]) -> float | None:
+    """Mean of the finite values; None, which JSON can hold, where there is none."""
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
 
 
 def summary(

@@ -27,14 +27,16 @@ def psnr(
         dB, float32; `inf` where the images are equal.
 
     Raises:
-        ValueError: If `data_range` is not positive.
+        ValueError: If `data_range` is not positive or the shapes differ.
 
     Example:
         >>> x = jnp.zeros((2, 4, 4, 1))
         >>> [round(v, 2) for v in psnr(x, x + 0.1).tolist()]
         [20.0, 20.0]
     """
-    if data_range <= 0:
+    if not data_range > 0:
         raise ValueError(f"data_range must be positive, got {data_range}.")
+    if pred.shape != target.shape:
+        raise ValueError(f"pred is {pred.shape}, target {target.shape}: not the same.")
     error = pred.astype(jnp.float32) - target.astype(jnp.float32)
     return 10.0 * jnp.log10(data_range**2 / jnp.mean(error**2, axis=(-3, -2, -1)))

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 SIGMA, K1, K2 = 1.5, 0.01, 0.03
+WINDOW = 11  # side of the Gaussian window in pixels
 
 
 def _window(name: str) -> tuple[np.ndarray, float]:
@@ -43,11 +44,13 @@ def ssim(
         float32 in [-1, 1].
 
     Raises:
-        ValueError: If the window is unknown, the image is smaller than it, or
-            `data_range` is not positive.
+        ValueError: If the window is unknown, the image is smaller than it,
+            `data_range` is not positive, or the shapes differ.
     """
-    if data_range <= 0:
+    if not data_range > 0:
         raise ValueError(f"data_range must be positive, got {data_range}.")
+    if pred.shape != target.shape:
+        raise ValueError(f"pred is {pred.shape}, target {target.shape}: not the same.")
     weights, sample = _window(window)
     if min(pred.shape[1:3]) < len(weights):
         raise ValueError(

@@ -31,7 +31,7 @@ class Checkpoints:
 
     Every finished save gets a manifest of SHA-256 in `workdir/manifests`; a step is
     used only when its files agree with it. A damaged step is moved aside, never
-    deleted, and the one before it is used.
+    deleted, and the one before it is used; where none is left, all stay in place.
 
     Args:
         workdir: Folder of the run.
@@ -42,7 +42,9 @@ class Checkpoints:
         self._root = Path(workdir).absolute() / "checkpoints"
         self._manifests = Path(workdir).absolute() / "manifests"
         self._bad: dict[int, str] = {}
-        self._set_aside_unusable(read_only)
+        self._find_unusable(read_only)
+        if not read_only and jax.process_index() == 0:
+            self._manifests.mkdir(parents=True, exist_ok=True)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(2),
@@ -113,18 +115,19 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
-                seal(self._root / str(step), self._manifests / f"{step}.json")
+                seal(self._root / str(step), self._manifest(step))
         except (OSError, ValueError, RuntimeError) as error:
             if not _is_disk(error):
                 raise
             raise ResourceError(
-                "E601",
+                "E603",
                 f"could not write checkpoint {step} in {self._root}: {_first(error)}; "
                 "free disk space and run the same command again.",
             ) from error
-        for manifest in self._manifests.glob("*.json"):
-            if not (self._root / manifest.stem).exists():
-                manifest.unlink()
+        if jax.process_index() == 0:
+            for manifest in self._manifests.glob("*.json"):
+                if not (self._root / manifest.stem).exists():
+                    manifest.unlink(missing_ok=True)
 
     def restore(self, step: int, state: Any, data: Any) -> tuple[Any, Any]:
         """State and iterator of a step, in the structure of those given.
@@ -168,40 +171,54 @@ class Checkpoints:
                     "config.json beside it, or another --workdir.",
                 )
 
-    def _set_aside_unusable(self, read_only: bool) -> None:
+    def _find_unusable(self, read_only: bool) -> None:
         """Finds steps that were damaged, or whose save was cut short.
 
-        A step without a manifest was interrupted between writing and sealing; the run
-        then continues from the step before, which repeats the same updates.
+        A newest step without a manifest was interrupted between writing and sealing;
+        the run then continues from the step before, which repeats the same updates.
+        Any other step without one has lost it. Nothing is moved when no step is left
+        to continue from, so that the next start finds the same and stops again.
         """
         if not self._root.is_dir():
             return
-        for folder in sorted(self._root.iterdir()):
-            if not (folder.is_dir() and folder.name.isdigit()):
-                continue
-            manifest = self._manifests / f"{folder.name}.json"
-            unsealed = not manifest.exists()
-            reason = "" if unsealed else verify(folder, manifest)
-            if not unsealed and not reason:
-                continue
-            self._bad[int(folder.name)] = reason
-            if unsealed:
-                log.warning("checkpoint %s was not finished; not used.", folder)
+        steps = sorted(
+            int(folder.name)
+            for folder in self._root.iterdir()
+            if folder.is_dir() and folder.name.isdigit()
+        )
+        for step in steps:
+            folder, manifest = self._root / str(step), self._manifest(step)
+            if manifest.exists():
+                reason = verify(folder, manifest)
+                if not reason:
+                    continue
+            elif step == steps[-1] and self._manifests.is_dir():
+                reason = ""
             else:
+                reason = f"its manifest {manifest} is missing"
+            self._bad[step] = reason
+            if reason:
                 log.error("checkpoint %s is damaged: %s; not used.", folder, reason)
-            if not read_only and jax.process_index() == 0:
-                self._move_aside(
-                    folder, manifest, "unfinished" if unsealed else "damaged"
-                )
+            else:
+                log.warning("checkpoint %s was not finished; not used.", folder)
+        left = set(steps) - self._bad.keys()
+        if read_only or jax.process_index() or (any(self._bad.values()) and not left):
+            return
+        for step, reason in self._bad.items():
+            self._move_aside(step, "damaged" if reason else "unfinished")
 
-    def _move_aside(self, folder: Path, manifest: Path, why: str) -> None:
+    def _manifest(self, step: int) -> Path:
+        return self._manifests / f"{step}.json"
+
+    def _move_aside(self, step: int, why: str) -> None:
+        folder = self._root / str(step)
         target = self._root.with_name("checkpoints_set_aside")
         target.mkdir(exist_ok=True)
         n = 0
         while (new := target / f"{folder.name}_{why}_{n}").exists():
             n += 1
         folder.rename(new)
-        manifest.unlink(missing_ok=True)
+        self._manifest(step).unlink(missing_ok=True)
         log.warning("moved to %s", new)
 
 

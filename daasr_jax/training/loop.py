@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import signal
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from daasr_jax.errors import Preempted
+from daasr_jax.errors import DivergedError, Preempted
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.parallel import compile_step, replicate, shard_batch
 from daasr_jax.training.progress import Progress
@@ -23,6 +24,8 @@ from daasr_jax.training.step import Step
 from daasr_jax.training.writers import Writer
 
 log = logging.getLogger("daasr_jax")
+
+MAX_SKIPPED = 20  # updates in a row without a finite loss and gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,8 @@ def train(
         The final state.
 
     Raises:
+        DivergedError: After `MAX_SKIPPED` updates in a row that were not finite, seen
+            at the next report.
         Preempted: After SIGTERM, SIGUSR1 or Ctrl-C, once the state is saved.
     """
     start = checkpoints.latest()
@@ -81,21 +86,30 @@ def train(
         log.info("resuming at step %d of %d", start, settings.steps)
     start = start or 0
     state = replicate(state, mesh)
+    if start >= settings.steps:
+        log.info("all %d steps are done already", settings.steps)
+        return state
     run_step = compile_step(step_fn, mesh)
-    out = writer(start)
-    last_saved = start if start else -1
-    with _StopRequest() as stop, Progress(start, settings) as progress:
+    guard = _Divergence()
+    last_saved = start
+    with (
+        contextlib.closing(writer(start)) as out,
+        _StopRequest() as stop,
+        Progress(start, settings) as progress,
+    ):
         for step in range(start + 1, settings.steps + 1):
             batch = shard_batch(next(batches), mesh)
             state, metrics = run_step(state, batch)
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(metrics)  # collectives of CPU devices may starve
+            guard.note(metrics["skipped"])
             done = step == settings.steps
             if step % settings.log_every == 0 or done or step == start + 1:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 values |= progress.rates(step)
                 out.write(step, values)
                 progress.report(step, values)
+                guard.check(step)
             scores: dict[str, float] = {}
             if step % settings.validate_every == 0 or done:
                 if validate is not None:
@@ -103,26 +117,47 @@ def train(
                     scores = validate(state)
                     out.write(step, {f"val/{k}": v for k, v in scores.items()})
                     progress.validated(step, scores, time.monotonic() - begin)
-                _save(checkpoints, step, state, batches, scores)
+                checkpoints.save(step, state, batches, scores)
                 last_saved = step
             elif settings.checkpoint_every and step % settings.checkpoint_every == 0:
-                _save(checkpoints, step, state, batches, {})
+                checkpoints.save(step, state, batches, {})
                 last_saved = step
             if stop.requested and not done:
                 if last_saved != step:
-                    _save(checkpoints, step, state, batches, {})
-                out.close()
+                    checkpoints.save(step, state, batches, {})
                 raise Preempted(
                     "E701",
                     f"stopped by {stop.requested} at step {step}, saved; "
                     "run the same command to resume.",
                 )
-    out.close()
     return state
 
 
-def _save(checkpoints, step, state, batches, scores) -> None:
-    checkpoints.save(step, state, batches, scores)
+class _Divergence:
+    """Counts skipped updates in a row; reads them from the device at reports only."""
+
+    def __init__(self) -> None:
+        self._unread: list[jax.Array] = []
+        self._in_a_row = 0
+
+    def note(self, skipped: jax.Array) -> None:
+        """Keeps the mark of one step."""
+        self._unread.append(skipped)
+
+    def check(self, step: int) -> None:
+        """Raises DivergedError once `MAX_SKIPPED` in a row were skipped."""
+        marks, self._unread = jax.device_get(self._unread), []
+        for mark in marks:
+            self._in_a_row = self._in_a_row + 1 if mark else 0
+            if self._in_a_row >= MAX_SKIPPED:
+                raise DivergedError(
+                    "E501",
+                    f"loss or gradient were not finite in {MAX_SKIPPED} updates in a "
+                    f"row up to step {step}; the checkpoints are finite. Give another "
+                    "--workdir and a lower --config.optimiser.learning_rate.",
+                )
+        if any(marks):
+            log.warning("%d updates up to step %d were not finite", sum(marks), step)
 
 
 class _StopRequest:

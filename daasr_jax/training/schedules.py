@@ -27,8 +27,14 @@ def make_schedule(
         warmup_steps: Updates over which the rate first rises linearly, 0 for none.
 
     Raises:
-        ValueError: If `name` is unknown.
+        ValueError: If `name` is unknown or a length is out of range.
     """
+    if halve_every_epochs < 1:
+        raise ValueError(
+            f"halve_every_epochs must be 1 or more, got {halve_every_epochs}."
+        )
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}.")
     if warmup_steps:
         full = make_schedule(
             name,

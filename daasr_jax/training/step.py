@@ -45,7 +45,8 @@ def make_train_step(
 
     Returns:
         `step(state, batch) -> (state, metrics)` with `batch` of `hr` and `ref`
-        `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/`.
+        `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/`. Where
+        loss or gradient is not finite, `skipped` is 1 and only `step` moves on.
     """
 
     def average(tree: Any) -> Any:
@@ -59,7 +60,7 @@ def make_train_step(
         terms = {name: loss(outputs, hr) for name, (_, loss) in losses.items()}
         total = sum(weight * terms[name] for name, (weight, _) in losses.items())
         metrics = {f"g/{name}": value for name, value in terms.items()}
-        metrics |= confidence_statistics(outputs.aux)
+        metrics |= confidence_statistics(outputs.aux, axis=axis)
         return total, (updated.get("batch_stats", {}), metrics)
 
     def step(state: TrainState, batch: Batch):
@@ -74,26 +75,46 @@ def make_train_step(
         ema = state.ema
         if ema_decay:
             ema = optax.incremental_update(gen, ema, 1.0 - ema_decay)
-        metrics["g/gradient_norm"] = optax.global_norm(gradient)
+        metrics["g/gradient_norm"] = norm = optax.global_norm(gradient)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        finite = jnp.isfinite(metrics["g/total"]) & jnp.isfinite(norm)
+        metrics["skipped"] = 1.0 - finite
+        updated = {
+            "gen": gen,
+            "batch_stats": average(batch_stats),
+            "gen_opt": gen_opt,
+            "ema": ema,
+        }
+        kept = {name: getattr(state, name) for name in updated}
+        chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, kept)
         new = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-            step=state.step + 1,
-            gen=gen,
-            batch_stats=average(batch_stats),
-            gen_opt=gen_opt,
-            ema=ema,
+            step=state.step + 1, **chosen
         )
         return new, metrics
 
     return step
 
 
-def confidence_statistics(aux: Mapping[str, Array]) -> dict[str, Array]:
-    """Mean, deviation and minimum of the confidence map C, and the mean per group."""
+def confidence_statistics(
+    aux: Mapping[str, Array], *, axis: str | None = None
+) -> dict[str, Array]:
+    """Mean, deviation and minimum of the confidence map C, and the mean per group.
+
+    Args:
+        aux: Of the model's outputs; without a SAT there is nothing to tell.
+        axis: Named device axis over which the batch is spread.
+    """
     if "confidence" not in aux:
         return {}
-    c = aux["confidence"]
+    c = jax.lax.stop_gradient(aux["confidence"])
     means = jnp.mean(c, axis=tuple(range(1, c.ndim)))
-    statistics = {"mean": jnp.mean(c), "std": jnp.std(c), "min": jnp.min(c)}
+    least = jnp.min(c)
+    if axis is not None:
+        means, least = jax.lax.pmean(means, axis), jax.lax.pmin(least, axis)
+    mean = jnp.mean(means)
+    variance = jnp.mean((c - mean) ** 2)
+    if axis is not None:
+        variance = jax.lax.pmean(variance, axis)
+    statistics = {"mean": mean, "std": jnp.sqrt(variance), "min": least}
     statistics |= {f"group{i}": means[i] for i in range(c.shape[0])}
     return {f"confidence/{name}": value for name, value in statistics.items()}

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
+from daasr_jax.training.manifest import write_atomically
+
 log = logging.getLogger("daasr_jax")
 
 
@@ -49,7 +51,7 @@ class RunWriter:
         if self._path.exists():
             kept = [x for x in _lines(self._path) if x.get("step", 0) <= start_step]
             text = "".join(json.dumps(x) + "\n" for x in kept)
-            self._path.write_text(text, encoding="utf-8")
+            write_atomically(self._path, text)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir), purge_step=start_step + 1)
 
@@ -63,14 +65,20 @@ class RunWriter:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
-            if not self._failed:
-                log.error("cannot write the log %s: %s", self._path, error)
-            self._failed = True
+            self._complain(error)
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._board):
+            try:
+                file.close()
+            except OSError as error:
+                self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._failed:
+            log.error("cannot write the log %s: %s", self._path, error)
+        self._failed = True
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
