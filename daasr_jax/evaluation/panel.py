@@ -13,6 +13,7 @@ from daasr_jax.evaluation.run import BASELINE, Prediction
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def typical(predictions: Sequence[Prediction], method: str) -> Prediction:
@@ -48,9 +49,9 @@ def draw_panel(
         path: PNG file to write.
     """
     images = prediction.images
-    figure = Figure(figsize=(17, 7.6), layout="constrained")
+    figure = Figure(figsize=(15, 6.6), layout="constrained")
     axes = figure.subplots(2, 5)
-    top = float(images["hr"].max())
+    top = float(np.percentile(images["hr"], 99.8)) or 1.0
     scores = prediction.scores
 
     def label(name: str) -> str:
@@ -75,9 +76,7 @@ def draw_panel(
     for axis, (name, error) in zip(axes[1], errors.items(), strict=False):
         shown = axis.imshow(error, cmap="magma", vmin=0, vmax=limit)
         axis.set_title(f"|{name} - HR|, mean {error.mean():.4f}", fontsize=9)
-    figure.colorbar(
-        shown, ax=list(axes[1, :2]), fraction=0.025, label="error (volume maximum = 1)"
-    )
+    _bar(figure, axes[1, 1], shown, "error, volume maximum = 1")
     if "index" in images:
         _draw_match(figure, axes[1, 2:], images)
     else:
@@ -86,7 +85,7 @@ def draw_panel(
         )
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=120)
 
 
 def _draw_match(figure: Figure, axes: Sequence[Any], images: dict[str, Any]) -> None:
@@ -99,13 +98,22 @@ def _draw_match(figure: Figure, axes: Sequence[Any], images: dict[str, Any]) -> 
     y, x = np.mgrid[: ref.shape[0], : ref.shape[1]]
     key = _colours(y / ref.shape[0], x / ref.shape[1])
     grey = np.clip(ref / max(float(ref.max()), 1e-6), 0, 1)[..., None]
-    axes[1].imshow(key * (0.25 + 0.75 * grey))
+    axes[1].imshow(key * (0.45 + 0.55 * np.sqrt(grey)))
     axes[1].set_title("key: reference in the colours of P", fontsize=9)
-    shown = axes[2].imshow(images["confidence"], cmap="viridis", vmin=0, vmax=1)
+    shown = axes[2].imshow(images["confidence"], cmap="cividis", vmin=0, vmax=1)
     axes[2].set_title(
         f"confidence map C, mean {images['confidence'].mean():.3f}", fontsize=9
     )
-    figure.colorbar(shown, ax=axes[2], fraction=0.045)
+    _bar(figure, axes[2], shown, "")
+
+
+def _bar(figure: Figure, axis: Any, shown: Any, label: str) -> None:
+    """A colour bar inside the axis, so that the panels keep one size."""
+    place = axis.inset_axes([0.03, 0.05, 0.03, 0.3])
+    bar = figure.colorbar(shown, cax=place)
+    bar.ax.tick_params(labelsize=6, colors="white")
+    bar.ax.yaxis.set_major_locator(MaxNLocator(3))
+    bar.set_label(label, fontsize=6, color="white")
 
 
 def _colours(y: np.ndarray, x: np.ndarray) -> np.ndarray:
