@@ -48,7 +48,7 @@ lint: $(VENV)/installed-dev  ## Style, types, spelling
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test: lint  ## Lint, types and tests
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: $(VENV)/installed-dev  ## Compare with the PyTorch twin (installs PyTorch)
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -259,8 +259,8 @@ def measure(peer: str, preset: str, mode: str, repeats: int) -> Any:
 def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
-    from daasr_jax.build import commit_id
     from daasr_jax.evaluation.report import device_description
+    from daasr_jax.provenance import commit_id
 
     versions = {}
     for name in ("jax", "flax", "numpy", "torch"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,12 @@ from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import device_description, make_report
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.models.outputs import SuperResolutionModel
+from daasr_jax.provenance import (
+    commit_id,
+    config_sha256,
+    record_config,
+    warn_of_other_model,
+)
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training import loop, parallel
 from daasr_jax.training.checkpoints import Checkpoints
@@ -35,21 +39,6 @@ log = logging.getLogger("daasr_jax")
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
-# Settings of where and how long, which do not change what is learned on the way.
-_PLACES = ("data.root", "data.cache_dir")
-_FREE_ON_RESUME = (
-    *_PLACES,
-    "name",
-    "train.epochs",
-    "train.steps",
-    "train.devices",
-    "train.num_threads",
-    "train.log_every",
-    "train.validate_every_epochs",
-    "train.checkpoint_every",
-    "evaluate",
-)
-
 
 def train_run(config: Config, workdir: str) -> None:
     """Trains what the configuration says into `workdir`, resuming where it left off.
@@ -62,7 +51,7 @@ def train_run(config: Config, workdir: str) -> None:
     losses = make_losses(config)
     folder = _make_folder(workdir)
     prepared = data.prepare(data_settings(config))
-    record_config(config, folder, prepared.key)
+    record_config(config.to_dict(), folder, prepared.key)
     table = prepared.splits["train"]
     train = config.train
     mesh = parallel.make_mesh(train.batch_size, train.devices)
@@ -188,7 +177,7 @@ def evaluate_run(
             f"the {split} split is empty; give another --split or more subjects.",
         )
     pairing = make_pairing(config, table)
-    _warn_of_other_model(config, folder)
+    warn_of_other_model(config.to_dict(), folder)
     step, variables = _restore(config, model, folder)
     method = config.model.name
     border = metric_border(config)
@@ -220,7 +209,7 @@ def evaluate_run(
             "prepared_sha256": prepared.key,
             "config": config.name,
             "preset": config.preset,
-            "config_sha256": config_sha256(config),
+            "config_sha256": config_sha256(config.to_dict()),
             "commit": commit,
             "checkpoint_step": step,
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
@@ -342,69 +331,6 @@ def make_validation(
     return validate
 
 
-def config_sha256(config: Config) -> str:
-    """SHA-256 of the configuration without the places where data and cache lie."""
-    flat = _flatten(config.to_dict())
-    kept = {k: v for k, v in flat.items() if k not in _PLACES}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def commit_id() -> str:
-    """Commit of the code, marked when it has uncommitted changes."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe"]
-    command += ["--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def record_config(config: Config, folder: Path, data_key: str) -> None:
-    """Writes `config.json`, after comparing it with the one of the run so far.
-
-    Raises:
-        ConfigError: If a setting that decides what is learned has changed.
-    """
-    path = folder / "config.json"
-    flat = _flatten(config.to_dict())
-    if path.exists() and any((folder / "checkpoints").glob("[0-9]*")):
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            before, key = _flatten(old["config"]), old["prepared_sha256"]
-        except (ValueError, KeyError, OSError) as error:
-            raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
-        free = _FREE_ON_RESUME
-        if config.optimiser.schedule == "cosine":
-            free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
-        changed = [
-            f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
-            for k in sorted(before.keys() | flat.keys())
-            if before.get(k) != flat.get(k) and not _under(k, free)
-        ]
-        if key != data_key:
-            changed.append("the data differ from those the run began with")
-        if changed:
-            raise ConfigError(
-                "E207",
-                f"{folder} holds a run with other settings: {'; '.join(changed)}. "
-                "Give another --workdir, or the settings it began with.",
-            )
-    record = {
-        "config": config.to_dict(),
-        "config_sha256": config_sha256(config),
-        "prepared_sha256": data_key,
-        "commit": commit_id(),
-    }
-    if jax.process_index() == 0:
-        try:
-            write_atomically(path, json.dumps(record, indent=1))
-        except OSError as error:
-            raise ConfigError(
-                "E209", f"--workdir={folder} cannot be written: {error.strerror}."
-            ) from None
-
-
 def _setup(config: Config) -> None:
     _check_ranges(config)
     if config.distributed:
@@ -455,24 +381,6 @@ def _check_ranges(config: Config) -> None:
 def _init_crop(config: Config) -> int:
     """Side of the LR window that shapes the parameters; they do not depend on it."""
     return config.train.crop or config.data.size // config.scale
-
-
-def _warn_of_other_model(config: Config, folder: Path) -> None:
-    """Some settings of a network change its result and no parameter's shape."""
-    try:
-        text = (folder / "config.json").read_text(encoding="utf-8")
-        trained = _flatten(json.loads(text)["config"])
-    except (ValueError, KeyError, OSError):
-        return
-    flat = _flatten(config.to_dict())
-    for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
-        if trained.get(key) != flat.get(key):
-            log.warning(
-                "the run was trained with %s=%r and is evaluated with %r",
-                key,
-                trained.get(key, "absent"),
-                flat.get(key, "absent"),
-            )
 
 
 def _make_folder(workdir: str) -> Path:
@@ -527,18 +435,3 @@ def _checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ConfigError("E210", f"the configuration does not fit: {text}") from error
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{name}.")
-        else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _under(key: str, names: tuple[str, ...]) -> bool:
-    return any(key == n or key.startswith(f"{n}.") for n in names)

@@ -70,7 +70,9 @@ def _parse_complaint(error: Exception) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, OSError) or "Traceback (most recent call last)" in text:
         last = lines[-1] if lines else repr(error)
-        last = re.sub(r"^[\w.]*(?:Error|Exception): ", "", last).strip("'\"")
+        last = re.sub(r"^[\w.]*(?:Error|Exception): ", "", last)
+        if last.endswith(('"', "'")) and last.count(last[-1]) % 2:
+            last = last[:-1]  # the end of the string in which absl puts it
         return f"cannot load the configuration: {last}"
     text = " ".join(lines).strip("'\"")
     mistyped = re.search(r"Did you mean \\?\"(\w+)\\?\" instead of \\?\"(\w+)", text)

@@ -9,3 +9,5 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling takes most of the time here; half of it is optimisation nobody waits for.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -58,16 +58,16 @@ def ssim(
             f"{len(weights)}x{len(weights)} window."
         )
     x, y = pred.astype(jnp.float32), target.astype(jnp.float32)
-    # Shifting both images leaves the (co)variances alone and keeps float32 digits.
-    shift = jnp.mean(y, axis=(1, 2, 3), keepdims=True)
-    xs, ys = x - shift, y - shift
+    # Shifting each image leaves the (co)variances alone and keeps float32 digits.
+    shift_x, shift_y = (jnp.mean(z, axis=(1, 2, 3), keepdims=True) for z in (x, y))
+    xs, ys = x - shift_x, y - shift_y
     mean_x, mean_y, xx, yy, xy = (
         _filter(z, weights) for z in (xs, ys, xs * xs, ys * ys, xs * ys)
     )
     var_x = sample * (xx - mean_x**2)
     var_y = sample * (yy - mean_y**2)
     cov = sample * (xy - mean_x * mean_y)
-    mean_x, mean_y = mean_x + shift, mean_y + shift
+    mean_x, mean_y = mean_x + shift_x, mean_y + shift_y
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     value = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)

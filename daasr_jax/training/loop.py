@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import signal
 import threading
@@ -19,6 +18,7 @@ from daasr_jax.errors import DivergedError, Preempted
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.parallel import compile_step, replicate, shard_batch
 from daasr_jax.training.progress import Progress
+from daasr_jax.training.settings import LoopSettings
 from daasr_jax.training.state import TrainState
 from daasr_jax.training.step import Step
 from daasr_jax.training.writers import Writer
@@ -26,27 +26,6 @@ from daasr_jax.training.writers import Writer
 log = logging.getLogger("daasr_jax")
 
 MAX_SKIPPED = 20  # updates in a row without a finite loss and gradient
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopSettings:
-    """Lengths and intervals of a run, in steps.
-
-    Attributes:
-        steps: Updates of the whole run.
-        steps_per_epoch: Updates of an epoch, for the reports.
-        batch_size: Global batch, for the reports.
-        log_every: Interval of reports.
-        validate_every: Interval of validation and checkpoint.
-        checkpoint_every: Interval of further checkpoints, 0 for none.
-    """
-
-    steps: int
-    steps_per_epoch: int
-    batch_size: int
-    log_every: int
-    validate_every: int
-    checkpoint_every: int = 0
 
 
 def train(

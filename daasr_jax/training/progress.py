@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-if TYPE_CHECKING:
-    from daasr_jax.training.loop import LoopSettings
+from daasr_jax.training.settings import LoopSettings
 
 log = logging.getLogger("daasr_jax")
 

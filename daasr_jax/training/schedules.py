@@ -45,8 +45,11 @@ def make_schedule(
         )
         return lambda step: full(step) * jnp.minimum(1.0, (step + 1) / warmup_steps)
     if name == "halving":
-        return optax.exponential_decay(
-            learning_rate, halve_every_epochs * steps_per_epoch, 0.5, staircase=True
+        every = halve_every_epochs * steps_per_epoch
+        # In whole numbers: XLA divides floats by a constant as a product with its
+        # rounded inverse, which puts some boundaries one step late.
+        return lambda step: jnp.ldexp(
+            jnp.float32(learning_rate), -(jnp.asarray(step, jnp.int32) // every)
         )
     if name == "cosine":
         return optax.cosine_decay_schedule(learning_rate, total_steps)

@@ -1,0 +1,129 @@
+"""What a run was made from: configuration, data and commit, recorded and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from daasr_jax.errors import ConfigError
+from daasr_jax.training.manifest import write_atomically
+
+log = logging.getLogger("daasr_jax")
+
+# Settings of where and how long, which do not change what is learned on the way.
+_PLACES = ("data.root", "data.cache_dir")
+_FREE_ON_RESUME = (
+    *_PLACES,
+    "name",
+    "train.epochs",
+    "train.steps",
+    "train.devices",
+    "train.num_threads",
+    "train.log_every",
+    "train.validate_every_epochs",
+    "train.checkpoint_every",
+    "evaluate",
+)
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """SHA-256 of the configuration without the places where data and cache lie."""
+    flat = flatten(config)
+    kept = {k: v for k, v in flat.items() if k not in _PLACES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def commit_id() -> str:
+    """Commit of the code, marked when it has uncommitted changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe"]
+    command += ["--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def record_config(config: dict[str, Any], folder: Path, data_key: str) -> None:
+    """Writes `config.json`, after comparing it with the one of the run so far.
+
+    Raises:
+        ConfigError: If a setting that decides what is learned has changed.
+    """
+    path = folder / "config.json"
+    flat = flatten(config)
+    if path.exists() and any((folder / "checkpoints").glob("[0-9]*")):
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            before, key = flatten(old["config"]), old["prepared_sha256"]
+        except (ValueError, KeyError, OSError) as error:
+            raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
+        free = _FREE_ON_RESUME
+        if config["optimiser"]["schedule"] == "cosine":
+            free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
+        changed = [
+            f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
+            for k in sorted(before.keys() | flat.keys())
+            if before.get(k) != flat.get(k) and not _under(k, free)
+        ]
+        if key != data_key:
+            changed.append("the data differ from those the run began with")
+        if changed:
+            raise ConfigError(
+                "E207",
+                f"{folder} holds a run with other settings: {'; '.join(changed)}. "
+                "Give another --workdir, or the settings it began with.",
+            )
+    record = {
+        "config": config,
+        "config_sha256": config_sha256(config),
+        "prepared_sha256": data_key,
+        "commit": commit_id(),
+    }
+    if jax.process_index() == 0:
+        try:
+            write_atomically(path, json.dumps(record, indent=1))
+        except OSError as error:
+            raise ConfigError(
+                "E209", f"--workdir={folder} cannot be written: {error.strerror}."
+            ) from None
+
+
+def warn_of_other_model(config: dict[str, Any], folder: Path) -> None:
+    """Some settings of a network change its result and no parameter's shape."""
+    try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        trained = flatten(json.loads(text)["config"])
+    except (ValueError, KeyError, OSError):
+        return
+    flat = flatten(config)
+    for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
+        if trained.get(key) != flat.get(key):
+            log.warning(
+                "the run was trained with %s=%r and is evaluated with %r",
+                key,
+                trained.get(key, "absent"),
+                flat.get(key, "absent"),
+            )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; tuples become lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _under(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == n or key.startswith(f"{n}.") for n in names)

@@ -1,0 +1,76 @@
+"""The two commands as a user starts them, on a data set of a few small slices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config=configs/brain_x4_small.py",
+    "--config.model.kwargs.features=8",
+    "--config.model.kwargs.groups=1",
+    "--config.train.crop=8",
+    "--config.train.batch_size=2",
+    "--config.train.log_every=1",
+    "--config.data.size=64",
+    "--config.evaluate.resamples=200",
+)
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One CPU device, a cache of its own, quick compilation."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    return kept | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XDG_CACHE_HOME": str(cache),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def start(argv: list[str], cache: Path, **more: str) -> subprocess.Popen[str]:
+    """One command in its own process, with more environment variables."""
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        cwd=ROOT,
+        env=environment(cache) | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_all(cases: list[list[str]], cache: Path) -> list[dict]:
+    """Exit code and streams of each command, all from one interpreter."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(cases, file)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.e2e.launcher", file.name],
+            cwd=ROOT,
+            env=environment(cache),
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=True,
+        )
+    return json.loads(done.stdout)
+
+
+def complaint(result: dict, code: str, exit_code: int, *parts: str) -> list[str]:
+    """What is wrong with the refusal: one line `error E...`, and no traceback."""
+    lines = [x for x in result["err"].splitlines() if x.startswith("error")]
+    wrong = []
+    if result["code"] != exit_code:
+        wrong.append(f"exit code {result['code']}, not {exit_code}")
+    if len(lines) != 1 or not lines[0].startswith(f"error {code}: "):
+        wrong.append(f"lines that begin with error: {lines}, not one {code}")
+    if "Traceback" in result["err"] + result["out"]:
+        wrong.append("a traceback")
+    wrong += [f"{p!r} is not named" for p in parts if not lines or p not in lines[0]]
+    return [*wrong, result["err"]] if wrong else []

@@ -1,0 +1,213 @@
+"""Whole runs of `train.py` and `eval.py`: killed, stopped, resumed, evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from daasr_jax.training.checkpoints import Checkpoints
+from tests.data_fixtures import fastmri_root
+from tests.e2e.commands import SMALL, complaint, run_all, start
+
+pytestmark = pytest.mark.timeout(600)
+STEPS = 60
+LENGTH = (
+    f"--config.train.steps={STEPS}",
+    "--config.train.checkpoint_every=5",
+    "--config.train.validate_every_epochs=10",
+    "--config.train.ema_decay=0.9",
+)
+
+
+def until_saved(process, folder, step):
+    """Waits until the run has sealed its checkpoint of a step, or a later one."""
+    end = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < end:
+        saved = [int(p.stem) for p in (folder / "manifests").glob("*.json")]
+        if max(saved, default=0) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
+
+
+def last_state(folder):
+    """Every array of the last checkpoint by name, and the state of its iterator."""
+    store = Checkpoints(folder, read_only=True)
+    assert store.latest() == STEPS
+    saved = store._manager.restore(
+        STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )["state"]
+    store.close()
+    arrays = {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(saved)
+    }
+    data = folder / f"checkpoints/{STEPS}/data"
+    texts = {p.name: p.read_text("utf-8") for p in data.glob("process_*")}
+    return arrays, texts
+
+
+def rows(folder):
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def learned(folder):
+    """The log without what the clock decides."""
+    clock = {"images_per_second", "eta_seconds", "seconds_to_first_step"}
+    return [{k: v for k, v in r.items() if k not in clock} for r in rows(folder)]
+
+
+def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
+    cache = tmp_path / "cache"
+    root = fastmri_root(tmp_path / "my data é", train=4, val=2)
+    whole, parts = tmp_path / "whole", tmp_path / "run of päts"
+    common = [*SMALL, *LENGTH, f"--config.data.root={root}"]
+
+    def train(folder):
+        return ["train.py", *common, f"--workdir={folder}"]
+
+    uninterrupted = start(train(whole), cache)
+
+    # The interrupted run compiles once and keeps it; the other compiles by itself.
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    killed = start(train(parts), cache, **kept)
+    until_saved(killed, parts, 10)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert max(r["step"] for r in rows(parts)) < STEPS
+
+    stopped = start(train(parts), cache, **kept)
+    until_saved(stopped, parts, 30)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=200)
+    assert stopped.returncode == 75, said
+    assert "resuming at step" in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error E701: stopped by SIGTERM at step ")
+    step = int(last.split("at step ")[1].split(",")[0])
+    assert 30 <= step < STEPS
+    assert max(r["step"] for r in rows(parts)) == step
+    assert (parts / f"manifests/{step}.json").is_file()
+
+    resumed = start(train(parts), cache, **kept)
+    _, said = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, said
+    assert f"resuming at step {step}" in said
+    _, said = uninterrupted.communicate(timeout=200)
+    assert uninterrupted.returncode == 0, said
+
+    (a, a_data), (b, b_data) = last_state(whole), last_state(parts)
+    assert set(a) == set(b)
+    for part in ("step", "gen", "batch_stats", "gen_opt", "ema", "key"):
+        assert any(f"'{part}'" in name for name in a), part
+    for name, x in a.items():
+        np.testing.assert_array_equal(x, b[name], err_msg=name)
+        assert x.dtype == b[name].dtype
+    assert a_data == b_data
+    assert len(a_data) > 0
+
+    for folder in (whole, parts):
+        for kind in ("g/total", "val/psnr"):
+            steps = [r["step"] for r in rows(folder) if kind in r]
+            assert (
+                steps
+                == {"g/total": list(range(1, STEPS + 1)), "val/psnr": [40, 60]}[kind]
+            )
+    assert learned(whole) == learned(parts)
+
+    after_the_end(tmp_path, cache, train, common, parts)
+
+
+def after_the_end(tmp_path, cache, train, common, done):
+    """What the two commands do with a finished run."""
+    ruined = tmp_path / "ruined"
+    shutil.copytree(done, ruined)
+    for path in ruined.glob("checkpoints/*/_CHECKPOINT_METADATA"):
+        path.write_bytes(b"x")
+    before = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
+    evaluate = ["eval.py", *common, f"--workdir={done}"]
+    out = f"--out={tmp_path / 'results é/again.json'}"
+    cases = {
+        "again": train(done),
+        "other rate": [*train(done), "--config.optimiser.learning_rate=1e-3"],
+        "other seed": [*train(done), "--config.seed=5", "--config.train.augment=False"],
+        "all damaged": train(ruined),
+        "still": train(ruined),
+        "damaged, evaluated": ["eval.py", *common, f"--workdir={ruined}"],
+        "split": [*evaluate, "--split=tset"],
+        "out": [*evaluate, "--out=x.txt"],
+        "other network": [*evaluate, "--config.model.kwargs.features=4"],
+        "evaluated": evaluate,
+        "evaluated again": [*evaluate, out, "--split=test"],
+        "debug": [*evaluate, "--split=tset", "--debug"],
+    }
+    results = dict(zip(cases, run_all(list(cases.values()), cache), strict=True))
+
+    again = results["again"]
+    assert again["code"] == 0, again["err"]
+    assert f"all {STEPS} steps are done" in again["err"]
+    after = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
+    changed = {p.name for p in before if after.get(p) != before[p]}
+    assert changed <= {"config.json"}
+
+    expected = {
+        "other rate": ("E207", 2, "optimiser.learning_rate was 0.002, is 0.001"),
+        "other seed": (
+            "E207",
+            2,
+            "seed was 0, is 5",
+            "train.augment was True, is False",
+        ),
+        "all damaged": ("E401", 4, "no usable checkpoint", "SHA-256"),
+        "still": ("E401", 4, "no usable checkpoint", "SHA-256"),
+        "damaged, evaluated": ("E401", 4, "no usable checkpoint"),
+        "split": ("E228", 2, "'tset'"),
+        "out": ("E229", 2, "x.txt"),
+        "other network": ("E402", 4, "(8,) there and float32(4,) here"),
+    }
+    wrong = {k: c for k, e in expected.items() if (c := complaint(results[k], *e))}
+    assert not wrong, "\n".join(f"{k}: {v}" for k, v in wrong.items())
+    assert "Traceback" in results["debug"]["err"]
+    assert results["debug"]["code"] == 2
+
+    for name in ("evaluated", "evaluated again"):
+        assert results[name]["code"] == 0, results[name]["err"]
+    assert "bicubic" in results["evaluated"]["out"]
+    first, second = done / "eval_test.json", tmp_path / "results é/again.json"
+    assert json.loads(first.read_text()) == json.loads(second.read_text())
+    for path in (first, second):
+        assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+        assert path.with_suffix(".pairing.json").is_file()
+    check_report(json.loads(first.read_text()), done)
+
+
+def check_report(report, run):
+    for key in ("dataset", "split", "scale", "protocol", "commit"):
+        assert report[key], key
+    config = json.loads((run / "config.json").read_text())
+    assert report["config_sha256"] == config["config_sha256"]
+    assert len(report["pairing_sha256"]) == 64
+    assert (report["split"], report["scale"]) == ("test", 4)
+    assert (report["n_slices"], report["n_subjects"]) == (8, 2)
+    names = [r["slice"] for r in report["per_slice"]]
+    assert len(names) == len(set(names)) == 8
+    assert len(report["per_subject"]) == 2
+    for method in ("bicubic", "daasr"):
+        for metric in ("psnr", "ssim"):
+            got = report["methods"][method][metric]
+            values = [r[method][metric] for r in report["per_slice"]]
+            assert got["mean"] == pytest.approx(np.mean(values))
+            assert got["std"] >= 0
+            assert got["ci95"][0] <= got["mean"] <= got["ci95"][1]

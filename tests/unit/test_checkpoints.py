@@ -1,0 +1,313 @@
+"""What is kept, what is refused, and what is said about it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from daasr_jax.errors import CheckpointError, ResourceError
+from daasr_jax.training import checkpoints as module
+from daasr_jax.training.checkpoints import Checkpoints
+from daasr_jax.training.manifest import seal, verify, write_atomically
+from daasr_jax.training.state import TrainState
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+
+
+def state(value, **changes):
+    fields = {
+        "step": jnp.int32(value),
+        "gen": {"conv": {"kernel": jnp.full((2, 3), float(value))}},
+        "batch_stats": {"mean": jnp.full(2, float(value))},
+        "gen_opt": ({"mu": jnp.ones(2)}, ()),
+        "ema": {},
+        "disc": {},
+        "disc_opt": {},
+        "key": jnp.array([1, value], jnp.uint32),
+    }
+    return TrainState(**{**fields, **changes})
+
+
+def iterator(start=0):
+    batches = iter(grain.MapDataset.source(list(range(100))).to_iter_dataset())
+    for _ in range(start):
+        next(batches)
+    return batches
+
+
+def write(folder, scores):
+    """One step per score, numbered 1, 2, ...; "absent" saves without metrics."""
+    store = Checkpoints(folder)
+    for step, score in enumerate(scores, 1):
+        metrics = {} if score == "absent" else {"psnr": score}
+        store.save(step, state(step), iterator(step), metrics)
+    store.close()
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A run whose steps scored 20, 30, 25, 22."""
+    write(tmp_path, [20.0, 30.0, 25.0, 22.0])
+    return tmp_path
+
+
+def flip_a_bit(folder):
+    path = max(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def opened(folder, **kwargs):
+    store = Checkpoints(folder, **kwargs)
+    try:
+        return store.steps(), store.latest(), store.best()
+    finally:
+        store.close()
+
+
+def test_latest_previous_and_best_remain(kept):
+    for read_only in (True, False):
+        assert opened(kept, read_only=read_only) == ([2, 3, 4], 4, 2)
+    manifests = sorted(p.name for p in (kept / "manifests").iterdir())
+    assert manifests == ["2.json", "3.json", "4.json"]
+    store = Checkpoints(kept, read_only=True)
+    assert store.metrics(2) == {"psnr": 30.0}
+    store.close()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "absent"])
+def test_unusable_score_is_never_best(tmp_path, bad):
+    write(tmp_path, [20.0, bad, bad, bad])
+    assert opened(tmp_path) == ([1, 3, 4], 4, 1)
+
+
+def test_best_is_the_latest_without_scores(tmp_path):
+    write(tmp_path, ["absent", math.nan, "absent"])
+    steps, latest, best = opened(tmp_path, read_only=True)
+    assert latest == best == 3
+    assert 2 in steps
+
+
+def test_round_trip_bit_for_bit(kept):
+    store = Checkpoints(kept)
+    got, batches = store.restore(4, state(0), iterator())
+    store.close()
+    jax.tree.map(np.testing.assert_array_equal, got, state(4))
+    assert jax.tree.structure(got) == jax.tree.structure(state(4))
+    assert next(batches) == 4
+
+
+def test_new_run(tmp_path):
+    assert opened(tmp_path / "not yet é") == ([], None, None)
+
+
+class TestDamage:
+    def test_flipped_bit(self, kept, caplog):
+        path = flip_a_bit(kept / "checkpoints/4")
+        reading = opened(kept, read_only=True)
+        assert reading == ([2, 3], 3, 2)
+        assert (kept / "checkpoints/4").is_dir()  # a reader moves nothing
+        assert opened(kept) == ([2, 3], 3, 2)
+        assert "checkpoints/4 is damaged" in caplog.text.replace("\n", "")
+        assert path.name in caplog.text
+        assert not (kept / "checkpoints/4").exists()
+        assert (kept / "checkpoints_set_aside/4_damaged_0").is_dir()
+        assert not (kept / "manifests/4.json").exists()
+        store = Checkpoints(kept)
+        store.save(4, state(4), iterator(4), {"psnr": 22.0})
+        store.close()
+        assert opened(kept) == ([2, 3, 4], 4, 2)
+
+    def test_twice_damaged_keeps_both(self, kept):
+        for n in range(2):
+            flip_a_bit(kept / "checkpoints/4")
+            opened(kept)
+            assert (kept / f"checkpoints_set_aside/4_damaged_{n}").is_dir()
+            store = Checkpoints(kept)
+            store.save(4, state(4), iterator(4), {})
+            store.close()
+
+    def test_damaged_best_gives_way(self, kept):
+        flip_a_bit(kept / "checkpoints/2")
+        assert opened(kept, read_only=True) == ([3, 4], 4, 3)
+
+    def test_missing_file_and_truncation(self, kept):
+        next(
+            p for p in (kept / "checkpoints/4/state").rglob("*") if p.is_file()
+        ).unlink()
+        path = flip_a_bit(kept / "checkpoints/3")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert opened(kept) == ([2], 2, 2)
+
+    def test_no_usable_step_never_restarts(self, kept):
+        for step in (2, 3, 4):
+            flip_a_bit(kept / f"checkpoints/{step}")
+        for _ in range(2):  # the second start finds what the first one found
+            store = Checkpoints(kept)
+            for choose in (store.latest, store.best):
+                with pytest.raises(
+                    CheckpointError, match=r"E401.*step 4.*SHA-256"
+                ) as e:
+                    choose()
+                assert e.value.exit_code == 4
+                assert "\n" not in str(e.value)
+            store.close()
+        assert len(list((kept / "checkpoints").glob("[0-9]*"))) == 3
+
+    def test_interrupted_before_sealing(self, kept, caplog):
+        (kept / "manifests/4.json").unlink()
+        assert opened(kept, read_only=True) == ([2, 3], 3, 2)
+        assert opened(kept) == ([2, 3], 3, 2)
+        assert "was not finished" in caplog.text
+        assert (kept / "checkpoints_set_aside/4_unfinished_0").is_dir()
+
+    def test_first_save_interrupted_starts_again(self, tmp_path, caplog):
+        write(tmp_path, [20.0])
+        (tmp_path / "manifests/1.json").unlink()
+        assert opened(tmp_path) == ([], None, None)
+        assert "was not finished" in caplog.text
+
+    def test_copy_without_manifests_never_restarts(self, kept):
+        shutil.rmtree(kept / "manifests")
+        for _ in range(2):
+            store = Checkpoints(kept, read_only=True)
+            with pytest.raises(CheckpointError, match=r"E401.*4\.json is missing"):
+                store.latest()
+            store.close()
+
+    def test_unreadable_manifest(self, kept):
+        (kept / "manifests/4.json").write_text("{")
+        assert opened(kept) == ([2, 3], 3, 2)
+
+    def test_temporary_folder_of_a_killed_save(self, kept):
+        left = kept / "checkpoints/5.orbax-checkpoint-tmp"
+        shutil.copytree(kept / "checkpoints/4", left)
+        (kept / "manifests/5.json.partial").write_text("{")
+        assert opened(kept) == ([2, 3, 4], 4, 2)
+        store = Checkpoints(kept)
+        store.save(5, state(5), iterator(5), {"psnr": 21.0})
+        store.close()
+        assert opened(kept) == ([2, 4, 5], 5, 2)
+
+
+class TestMismatch:
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            (
+                {"gen": {"conv": {"kernel": jnp.zeros((2, 4))}}},
+                "gen/conv/kernel is float32(2, 3) there and float32(2, 4) here",
+            ),
+            (
+                {"gen": {"conv": {"kernel": jnp.zeros((2, 3), jnp.bfloat16)}}},
+                "gen/conv/kernel is float32(2, 3) there and bfloat16(2, 3) here",
+            ),
+            (
+                {"gen": {"conv2": {"kernel": jnp.zeros((2, 3))}}},
+                "gen/conv/kernel is float32(2, 3) there and absent here",
+            ),
+            (
+                {"ema": {"conv": {"kernel": jnp.zeros((2, 3))}}},
+                "ema/conv/kernel is absent there and float32(2, 3) here",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_names_the_leaf(self, kept, changes, says, alone):
+        store = Checkpoints(kept, read_only=alone)
+        other, args = state(0, **changes), () if alone else (iterator(),)
+        restore = store.restore_state if alone else store.restore
+        with pytest.raises(CheckpointError) as caught:
+            restore(4, other, *args)
+        store.close()
+        text = str(caught.value)
+        assert text.startswith("error E402: ")
+        assert "\n" not in text
+        assert says in text
+
+
+class TestDisk:
+    @pytest.mark.parametrize("where", ["save", "seal"])
+    def test_full_disk(self, kept, monkeypatch, where):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        store = Checkpoints(kept)
+        if where == "save":
+            monkeypatch.setattr(store._manager, "save", full)
+        else:
+            monkeypatch.setattr(module, "seal", full)
+        with pytest.raises(
+            ResourceError, match=r"E603.*checkpoint 5.*No space"
+        ) as caught:
+            store.save(5, state(5), iterator(5), {})
+        store.close()
+        assert caught.value.exit_code == 6
+        monkeypatch.undo()
+        steps, latest, _ = opened(kept)
+        assert latest == 4
+        assert 3 in steps or 2 in steps
+
+    def test_other_errors_pass(self, kept, monkeypatch):
+        store = Checkpoints(kept)
+
+        def broken(*_, **__):
+            raise ValueError("not the disk")
+
+        monkeypatch.setattr(store._manager, "save", broken)
+        with pytest.raises(ValueError, match="not the disk"):
+            store.save(5, state(5), iterator(5), {})
+        store.close()
+
+    def test_only_the_first_process_writes_beside_orbax(self, kept, monkeypatch):
+        flip_a_bit(kept / "checkpoints/4")
+        monkeypatch.setattr(module.jax, "process_index", lambda: 1)
+        before = sorted(p for p in kept.rglob("*"))
+        store = Checkpoints(kept, read_only=True)
+        store._find_unusable(read_only=False)
+        store.close()
+        assert sorted(p for p in kept.rglob("*")) == before
+
+
+class TestManifest:
+    def test_seal_and_verify(self, tmp_path):
+        folder, manifest = tmp_path / "a b é", tmp_path / "m/1.json"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep/x").write_bytes(b"abc")
+        seal(folder, manifest)
+        sums = json.loads(manifest.read_text())
+        assert sums["deep/x"].startswith("ba7816bf8f01cfea")  # SHA-256 of "abc"
+        assert verify(folder, manifest) == ""
+        (folder / "deep/x").write_bytes(b"abd")
+        assert "has changed" in verify(folder, manifest)
+        (folder / "deep/x").unlink()
+        assert "is missing" in verify(folder, manifest)
+        assert "cannot be read" in verify(folder, tmp_path / "none.json")
+
+    def test_interrupted_write_leaves_the_old_text(self, tmp_path, monkeypatch):
+        path = tmp_path / "x.json"
+        write_atomically(path, "old")
+
+        def fail(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            write_atomically(path, "new")
+        assert path.read_text() == "old"

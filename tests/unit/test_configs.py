@@ -1,0 +1,187 @@
+"""Every experiment file loads, builds and says what the paper says."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from daasr_jax import build, provenance
+from daasr_jax.errors import ConfigError
+from daasr_jax.models.daasr import PRESETS
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def load(name, *preset):
+    return importlib.import_module(f"configs.{name}").get_config(*preset)
+
+
+def keys(config):
+    return set(provenance.flatten(config.to_dict()))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("name", NAMES)
+def test_builds(name, preset):
+    config = load(name, preset)
+    assert isinstance(config, ConfigDict)
+    assert config.is_locked
+    assert config.train.is_locked
+    assert config.name == name
+    assert config.preset == preset
+    assert keys(config) == keys(load("fastmri_x4", "paper"))
+    assert f"_x{config.scale}" in name
+    assert {k: config.model.kwargs[k] for k in PRESETS[preset]} == PRESETS[preset]
+    build._check_ranges(config)
+    build.data_settings(config)
+    terms = build.make_losses(config)
+    assert {n: w for n, (w, _) in terms.items()} == {
+        "rec": 1.0,
+        "cwt": 0.1,
+        "sat": 0.01,
+    }
+    model, crop, scale = build.make_model(config), config.train.crop, config.scale
+    lr = jax.ShapeDtypeStruct((1, crop, crop, 1), jnp.float32)
+    hr = jax.ShapeDtypeStruct((1, crop * scale, crop * scale, 1), jnp.float32)
+    out, _ = jax.eval_shape(
+        lambda k, x, r: model.init_with_output(k, x, r, train=False),
+        jax.random.key(0),
+        lr,
+        hr,
+    )
+    assert out.sr.shape == hr.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_preset_and_docstring(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert module.get_config() == module.get_config("")
+    assert "Command:" in (module.__doc__ or "")
+    assert "Hardware:" in (module.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("fastmri")])
+def test_what_the_paper_states(name):
+    config = load(name)
+    assert config.preset == "paper"
+    assert config.model.kwargs.groups == 6
+    assert config.model.kwargs.features == 64
+    assert config.train.batch_size == 9
+    assert config.train.crop == 40
+    assert config.train.epochs == 200
+    assert config.train.steps == 0
+    assert config.train.ema_decay == 0
+    o = config.optimiser
+    assert (o.learning_rate, o.b1, o.b2) == (2e-4, 0.9, 0.999)
+    assert (o.schedule, o.halve_every_epochs, o.warmup_steps) == ("halving", 20, 0)
+    assert config.data.size == 256
+    assert (config.reference.track, config.reference.exclude) == ("random", "subject")
+
+
+def test_all_scales_of_all_families():
+    assert set(NAMES) == {
+        *(f"{f}_x{s}" for f in ("fastmri", "brain") for s in (2, 3, 4)),
+        *(f"brain_x{s}_small" for s in (2, 3, 4)),
+        "quickstart_x4",
+    }
+
+
+def test_unknown_key_and_preset():
+    config = load("fastmri_x4")
+    with pytest.raises(AttributeError):
+        config.train.batchsize = 3
+    with pytest.raises(ValueError, match=r"'fast', 'paper'"):
+        load("brain_x2", "fats")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.log_every", 0, "train.log_every is 0"),
+        ("train.validate_every_epochs", 0, "validate_every_epochs"),
+        ("train.checkpoint_every", -1, "checkpoint_every"),
+        ("train.epochs", 0, "train.epochs"),
+        ("train.ema_decay", 1.0, "ema_decay"),
+        ("reference.seed", -1, "reference.seed"),
+        ("evaluate.resamples", 0, "resamples"),
+        ("scale", 5, "scale is 5"),
+        ("data.size", 16, "11x11 window"),
+        ("evaluate.border", 125, "11x11 window"),
+    ],
+)
+def test_values_that_would_fail_late(key, value, says):
+    config = load("fastmri_x4")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=f"E210.*{says}") as caught:
+        build._check_ranges(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model.name": "dasr"}, "nearest: daasr"),
+        ({"model.dtype": "float33"}, "float33"),
+        ({"losses.rec.name": "pixel.rek"}, r"nearest: pixel\.rec"),
+    ],
+)
+def test_names_that_nothing_has(change, says):
+    config = load("fastmri_x4")
+    config.update_from_flattened_dict(change)
+    make = build.make_losses if "losses" in next(iter(change)) else build.make_model
+    with pytest.raises(ConfigError, match=says):
+        make(config)
+
+
+def test_keyword_that_the_model_lacks():
+    config = load("fastmri_x4")
+    with config.unlocked():
+        config.model.kwargs.colour = "red"
+    with pytest.raises(ConfigError, match=r"E210.*colour"):
+        build.make_model(config)
+
+
+def test_hash_leaves_places_out():
+    a, b = load("fastmri_x4"), load("fastmri_x4")
+    b.data.root, b.data.cache_dir = "/elsewhere", "/tmp"
+    assert provenance.config_sha256(a.to_dict()) == provenance.config_sha256(
+        b.to_dict()
+    )
+    b.seed = 1
+    assert provenance.config_sha256(a.to_dict()) != provenance.config_sha256(
+        b.to_dict()
+    )
+
+
+# One code, one meaning. Codes that several modules raise, with that meaning:
+SHARED = {
+    "E211": "a setting is outside its range",
+    "E301": "the data root cannot be read",
+    "E302": "a file of the data cannot be used",
+    "E311": "the prepared set is damaged",
+}
+
+
+def test_an_error_code_has_one_meaning():
+    where, types = defaultdict(set), defaultdict(set)
+    for path in sorted((ROOT / "daasr_jax").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r'(\w+Error|Preempted)\(\s*"(E\d{3})"', text):
+            where[match[2]].add(path.relative_to(ROOT).as_posix())
+            types[match[2]].add(match[1])
+        loose = set(re.findall(r'"(E\d{3})"', text))
+        assert loose <= set(where), (path, loose - set(where))
+    assert len(where) > 30
+    assert {c: p for c, p in where.items() if len(p) > 1 and c not in SHARED} == {}
+    assert {c: t for c, t in types.items() if len(t) > 1} == {}
+    kinds = {"2": "ConfigError", "3": "DataError", "4": "CheckpointError"}
+    kinds |= {"5": "DivergedError", "6": "ResourceError", "7": "Preempted"}
+    assert {c: t for c, t in types.items() if t != {kinds[c[1]]}} == {}

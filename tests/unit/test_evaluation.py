@@ -1,0 +1,247 @@
+"""Evaluation of a split, its statistics, its report and its picture."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from daasr_jax.data import draw_pairing
+from daasr_jax.data.table import SliceRecord, SliceTable
+from daasr_jax.evaluation import run as evaluation
+from daasr_jax.evaluation.panel import draw_panel, typical
+from daasr_jax.evaluation.report import make_report, make_table
+from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
+from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.resampling import downsample, upsample
+
+
+class TestStatistics:
+    def test_by_hand(self):
+        got = summary([1.0, 2.0, 3.0], ["a", "a", "b"], resamples=20_000)
+        assert got["mean"] == 2.0
+        assert got["std"] == 1.0
+        assert got["n_nonfinite"] == 0
+        # of 27 resamples one has mean 1 and one mean 3 (3.7 % each), 4/3 and 8/3 next:
+        # both 2.5 % points fall on the extremes
+        assert got["ci95"] == [1.0, 3.0]
+
+    def test_two_values(self):
+        # means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4
+        assert summary([0.0, 1.0], ["a", "b"])["ci95"] == [0.0, 1.0]
+        assert summary([5.0], ["a"]) == {
+            "mean": 5.0,
+            "std": 0.0,
+            "ci95": [5.0, 5.0],
+            "n_nonfinite": 0,
+        }
+
+    def test_large_sample_is_the_normal_interval(self):
+        x = np.random.default_rng(0).normal(30, 2, 400)
+        low, high = summary(x, ["a"] * 400)["ci95"]
+        half = 1.96 * x.std(ddof=1) / 20
+        assert low == pytest.approx(x.mean() - half, abs=0.02)
+        assert high == pytest.approx(x.mean() + half, abs=0.02)
+
+    def test_subjects_are_resampled_from_ten_on(self):
+        subjects = [f"s{i}" for i in range(10) for _ in range(50)]
+        assert bootstrap_unit(subjects) == "subjects"
+        assert bootstrap_unit(subjects[:450]) == "slices"
+        values = np.repeat(np.arange(10.0), 50)  # slices of a subject are alike
+        low, high = summary(values, subjects)["ci95"]
+        assert high - low > 3  # 1.96 * 2 * 2.87 / sqrt(10) = 3.56; over slices 0.5
+
+    def test_repeats(self):
+        x = np.random.default_rng(1).random(30).tolist()
+        a, b = (summary(x, ["a"] * 30, seed=s) for s in (3, 3))
+        assert a == b
+        assert a["ci95"] != summary(x, ["a"] * 30, seed=4)["ci95"]
+
+    def test_values_that_are_not_finite_are_left_out_and_counted(self):
+        got = summary([1.0, math.inf, 3.0, math.nan], ["a", "b", "c", "d"])
+        assert (got["mean"], got["n_nonfinite"]) == (2.0, 2)
+        assert summary([math.inf], ["a"])["mean"] is None
+        assert finite_mean([math.inf, 2.0]) == 2.0
+        assert finite_mean([math.nan]) is None
+
+
+def slices(n_subjects=2, n=3, size=32):
+    """A table of smooth random images."""
+    records = [
+        SliceRecord(f"p{s}/T2", f"p{s}", "T2", "", i, n)
+        for s in range(n_subjects)
+        for i in range(n)
+    ]
+    rng = np.random.default_rng(0)
+    coarse = rng.random((len(records), 8, 8, 1), np.float32)
+    images = np.asarray(upsample(coarse, size // 8)).clip(0, 1)
+    images = images + 0.1 * rng.random(images.shape, np.float32)
+    return SliceTable("test", records, size, lambda i: images[i])
+
+
+def prepared(scale, size=32, **fields):
+    table = slices(size=size)
+    pairing = draw_pairing(table, seed=0)
+    model = DAASR(scale=scale, features=8, groups=1, **{**PRESETS["fast"], **fields})
+    side = size // scale
+    lr, ref = np.zeros((1, side, side, 1)), np.zeros((1, side * scale, side * scale, 1))
+    variables = jax.jit(lambda k: model.init(k, lr, ref, train=False))(
+        jax.random.key(0)
+    )
+    predict = evaluation.make_predict(model, scale=scale, border=scale, method="daasr")
+    return table, pairing, predict, variables
+
+
+@pytest.fixture(scope="module")
+def full():
+    table, pairing, predict, variables = prepared(2)
+    rows = list(evaluation.run_split(predict, variables, table, pairing, scale=2))
+    return table, pairing, predict, variables, rows
+
+
+def report_of(table, pairing, rows):
+    return make_report(
+        rows,
+        table,
+        pairing,
+        method="daasr",
+        scale=2,
+        border=2,
+        resamples=100,
+        seed=0,
+        provenance={"dataset": "d", "config_sha256": "c", "commit": "x"},
+    )
+
+
+class TestSplit:
+    def test_every_slice_once_with_its_fixed_reference(self, full):
+        table, pairing, _, _, rows = full
+        assert [r.position for r in rows] == list(range(len(table)))
+        assert [r.reference for r in rows] == list(pairing.references)
+        for r in rows:
+            assert table.subjects[r.position] != table.subjects[r.reference]
+            np.testing.assert_array_equal(
+                r.images["hr"], table.image(r.position)[..., 0]
+            )
+            np.testing.assert_array_equal(
+                r.images["ref"], table.image(r.reference)[..., 0]
+            )
+
+    def test_untrained_network_scores_exactly_bicubic(self, full):
+        for r in full[4]:
+            np.testing.assert_array_equal(r.images["sr"], r.images["bicubic"])
+            assert r.scores["daasr"] == r.scores["bicubic"]
+        gain = evaluation.mean_scores(iter(full[4]), "daasr")["gain_over_bicubic"]
+        assert gain == 0.0
+
+    def test_border_is_cut(self, full):
+        table, rows = full[0], full[4]
+        hr = table.image(1)[None]
+        image = np.asarray(upsample(downsample(hr, 2), 2))
+        error = (image - hr)[0, 2:-2, 2:-2]
+        want = -10 * np.log10(np.mean(error.astype(np.float64) ** 2))
+        assert rows[1].scores["bicubic"]["psnr"] == pytest.approx(want, abs=1e-4)
+
+    def test_same_values_again(self, full):
+        table, pairing, predict, variables, rows = full
+        again = evaluation.run_split(
+            predict, variables, table, pairing, scale=2, positions=[3, 1]
+        )
+        got = list(again)
+        assert [r.position for r in got] == [3, 1]
+        assert [r.scores for r in got] == [rows[3].scores, rows[1].scores]
+
+    def test_report(self, full):
+        table, pairing, _, _, rows = full
+        report = json.loads(
+            json.dumps(report_of(table, pairing, rows), allow_nan=False)
+        )
+        assert report["n_slices"] == 6
+        assert report["n_subjects"] == 2
+        assert report["pairing_sha256"] == pairing.sha256
+        assert [r["slice"] for r in report["per_slice"]] == table.keys
+        assert set(report["per_subject"]) == {"p0", "p1"}
+        for name in ("bicubic", "daasr"):
+            for metric in evaluation.METRICS:
+                values = [r[name][metric] for r in report["per_slice"]]
+                got = report["methods"][name][metric]
+                assert got["mean"] == pytest.approx(np.mean(values))
+                assert got["std"] == pytest.approx(np.std(values, ddof=1))
+                low, high = got["ci95"]
+                assert low <= got["mean"] <= high
+                assert report["per_subject"]["p1"][name][metric] == pytest.approx(
+                    np.mean(values[3:])
+                )
+        assert report["daasr_minus_bicubic"]["psnr"]["mean"] == 0.0
+        assert report["protocol"]["border"] == 2
+        assert make_table(report).row_count == 2
+
+    def test_perfect_slice_keeps_the_report_valid_json(self, full):
+        table, pairing, _, _, rows = full
+        scores = {
+            k: {**v, "psnr": math.inf} if k == "daasr" else v
+            for k, v in rows[0].scores.items()
+        }
+        import dataclasses
+
+        changed = [dataclasses.replace(rows[0], scores=scores), *rows[1:]]
+        report = report_of(table, pairing, changed)
+        json.dumps(report, allow_nan=False)
+        assert report["methods"]["daasr"]["psnr"]["n_nonfinite"] == 1
+        assert report["per_slice"][0]["daasr"]["psnr"] is None
+
+
+class TestPanel:
+    def test_with_reference(self, full, tmp_path):
+        rows = full[4]
+        chosen = typical([evaluation.without_images(r) for r in rows], "daasr")
+        assert chosen.position in range(6)
+        shown = rows[chosen.position]
+        assert shown.images["index"].shape == (16, 16)
+        assert shown.images["confidence"].shape == (16, 16)
+        path = tmp_path / "a b é.png"
+        draw_panel(shown, method="daasr", scale=2, titles=("t", "r"), path=path)
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        assert path.stat().st_size > 20_000
+
+    def test_without_reference(self, tmp_path):
+        table, pairing, predict, variables = prepared(2, sat="none")
+        shown = next(evaluation.run_split(predict, variables, table, pairing, scale=2))
+        assert "index" not in shown.images
+        path = tmp_path / "panel.png"
+        draw_panel(shown, method="daasr", scale=2, titles=("t", "r"), path=path)
+        assert path.read_bytes()[:4] == b"\x89PNG"
+
+    def test_typical_is_the_median_of_the_bright_half(self):
+        rows = [
+            evaluation.Prediction(i, 0, signal, {}, {"daasr": {"psnr": psnr}})
+            for i, (signal, psnr) in enumerate(
+                [
+                    (0.0, 90.0),
+                    (0.1, 80.0),
+                    (0.2, 70.0),
+                    (0.5, 30.0),
+                    (0.6, 20.0),
+                    (0.7, 25.0),
+                ]
+            )
+        ]
+        assert typical(rows, "daasr").position == 5
+
+
+def test_scale_three_uses_255_of_256_pixels():
+    table = slices(size=256)
+    pairing = draw_pairing(table, seed=0)
+    seen = []
+
+    def predict(variables, hr, ref):
+        seen.append((hr.shape, ref.shape))
+        return {"hr": hr}, {"bicubic": {"psnr": np.zeros(1)}}
+
+    row = next(evaluation.run_split(predict, {}, table, pairing, scale=3))
+    assert seen == [((1, 255, 255, 1), (1, 255, 255, 1))]
+    np.testing.assert_array_equal(row.images["hr"], table.image(0)[:255, :255, 0])
+    assert downsample(table.image(0)[None, :255, :255], 3).shape == (1, 85, 85, 1)
