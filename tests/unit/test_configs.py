@@ -163,6 +163,7 @@ def test_hash_leaves_places_out():
 
 # One code, one meaning. Codes that several modules raise, with that meaning:
 SHARED = {
+    "E209": "the folder of the run cannot be written",
     "E211": "a setting is outside its range",
     "E301": "the data root cannot be read",
     "E302": "a file of the data cannot be used",

@@ -334,8 +334,13 @@ class TestLoop:
             signal.raise_signal(signal.SIGINT)
             return {}
 
-        with pytest.raises(KeyboardInterrupt):
-            run_loop(tmp_path, range(8), validate=validate)
+        # Workers of pytest-xdist ignore SIGINT; a person's shell does not.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run_loop(tmp_path, range(8), validate=validate)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_diverged_after_a_row_of_bad_updates(self, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
