@@ -2,7 +2,8 @@
 
 Reproduces: the setting of Table 1, Brain, x2 (DAASR's own figure is blank in the text
     at hand). The set is private, so only the setting can be reproduced. Not run here.
-Hardware: the paper used one RTX 4070 Ti Super (16 GB).
+Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU: not
+    measured yet.
 Data: `--config.data.root` is a tree of NIfTI files, subject by folder
     (`patient01/study1_FLAIR.nii.gz`; other trees by `--config.data.pattern`), or a
     fastMRI folder.

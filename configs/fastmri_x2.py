@@ -2,7 +2,8 @@
 
 Reproduces: Table 1, FastMRI, x2 (DAASR's own figure is blank in the text at hand), with
     the pixel terms of Eq. 12-14. Not run here: fastMRI needs its own licence.
-Hardware: the paper used one RTX 4070 Ti Super (16 GB).
+Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU: not
+    measured yet.
 Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.
 Command:
     python train.py --config configs/fastmri_x2.py --config.data.root=DIR --workdir=DIR

@@ -75,8 +75,8 @@ def draw_panel(
     shown: Any = None
     for axis, (name, error) in zip(axes[1], errors.items(), strict=False):
         shown = axis.imshow(error, cmap="magma", vmin=0, vmax=limit)
-        axis.set_title(f"|{name} - HR|, mean {error.mean():.4f}", fontsize=9)
-    _bar(figure, axes[1, 1], shown, "error, volume maximum = 1")
+        axis.set_title(f"|{name} - HR|, mean {error.mean():.4f} of 1", fontsize=9)
+    _bar(figure, axes[1, 1], shown, "white")
     if "index" in images:
         _draw_match(figure, axes[1, 2:], images)
     else:
@@ -104,16 +104,15 @@ def _draw_match(figure: Figure, axes: Sequence[Any], images: dict[str, Any]) -> 
     axes[2].set_title(
         f"confidence map C, mean {images['confidence'].mean():.3f}", fontsize=9
     )
-    _bar(figure, axes[2], shown, "")
+    _bar(figure, axes[2], shown, "black")
 
 
-def _bar(figure: Figure, axis: Any, shown: Any, label: str) -> None:
+def _bar(figure: Figure, axis: Any, shown: Any, colour: str) -> None:
     """A colour bar inside the axis, so that the panels keep one size."""
     place = axis.inset_axes([0.03, 0.05, 0.03, 0.3])
     bar = figure.colorbar(shown, cax=place)
-    bar.ax.tick_params(labelsize=6, colors="white")
+    bar.ax.tick_params(labelsize=7, colors=colour)
     bar.ax.yaxis.set_major_locator(MaxNLocator(3))
-    bar.set_label(label, fontsize=6, color="white")
 
 
 def _colours(y: np.ndarray, x: np.ndarray) -> np.ndarray:
