@@ -17,7 +17,7 @@ def main(config: Any, workdir: str) -> None:
     from daasr_jax.evaluation.report import make_table
 
     report, result, picture = evaluate_run(config, workdir, SPLIT.value, OUT.value)
-    Console(width=110).print(make_table(report))
+    Console(width=80).print(make_table(report))
     print(f"result:  {result}\npicture: {picture}")
 
 

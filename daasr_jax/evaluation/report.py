@@ -142,6 +142,6 @@ def _cell(s: dict[str, Any], digits: int) -> str:
         return "not finite"
     low, high = s["ci95"]
     return (
-        f"{s['mean']:.{digits}f} ± {s['std']:.{digits}f} "
+        f"{s['mean']:.{digits}f} ± {s['std']:.{digits}f}\n"
         f"[{low:.{digits}f}, {high:.{digits}f}]"
     )
