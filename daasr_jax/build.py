@@ -18,6 +18,7 @@ from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import device_description, make_report
+from daasr_jax.files import write_atomically
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.models.outputs import SuperResolutionModel
 from daasr_jax.provenance import (
@@ -29,7 +30,6 @@ from daasr_jax.provenance import (
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training import loop, parallel
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.manifest import write_atomically
 from daasr_jax.training.schedules import make_schedule
 from daasr_jax.training.state import TrainState, create_state, generator_variables
 from daasr_jax.training.step import make_train_step

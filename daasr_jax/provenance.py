@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.training.manifest import write_atomically
+from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
 

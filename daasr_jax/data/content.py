@@ -1,9 +1,7 @@
 """Content hashes of volumes, remembered by path, size and time of change."""
 
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from daasr_jax.data.slices import voxel_fault
 from daasr_jax.data.sources.base import Source, Volume, log, report_bad_files
 from daasr_jax.data.splits import Splits
 from daasr_jax.errors import DataError
+from daasr_jax.files import write_atomically
 
 # Raise it when a reader changes what it returns for the same file.
 READER_VERSION = 1
@@ -25,12 +24,6 @@ def content_hash(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_volumes(
@@ -105,18 +98,8 @@ def check_copies(splits: Splits, hashes: dict[str, str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside the target and renames it, so no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    """Writes JSON with sorted keys, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True))
 
 
 def _load(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from daasr_jax.data.builder import INDEX_FILE, PreparedSlices, quiet_tfds
-from daasr_jax.data.content import check_copies, file_hash, hash_volumes, write_json
+from daasr_jax.data.content import check_copies, hash_volumes, write_json
 from daasr_jax.data.locking import exclusive, new_folder, publish
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.slices import central_slices
@@ -23,6 +23,7 @@ from daasr_jax.data.sources.base import Source, log
 from daasr_jax.data.splits import SPLITS, Splits, assign_splits, check_references
 from daasr_jax.data.table import SliceRecord, SliceTable, record_reader
 from daasr_jax.errors import DataError, ResourceError
+from daasr_jax.files import file_hash
 
 # Raise it when the same data and settings would give other prepared slices.
 PREPARATION_VERSION = 1

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
-from daasr_jax.training.manifest import write_atomically
+from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
 

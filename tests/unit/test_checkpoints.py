@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from daasr_jax.errors import CheckpointError, ResourceError
+from daasr_jax.files import write_atomically
 from daasr_jax.training import checkpoints as module
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.manifest import seal, verify, write_atomically
+from daasr_jax.training.manifest import seal, verify
 from daasr_jax.training.state import TrainState
 
 
