@@ -9,15 +9,18 @@ from daasr_jax import cli
 
 SPLIT = flags.DEFINE_string("split", "test", "Split: train, val or test.")
 OUT = flags.DEFINE_string("out", None, "Result file (.json); the picture goes beside.")
+LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16.")
 
 
 def main(config: Any, workdir: str) -> None:
     """Measures the best checkpoint, prints the table and the paths of the results."""
-    from daasr_jax.build import evaluate_run
     from daasr_jax.evaluation.report import make_table
+    from daasr_jax.runs import evaluate_run
 
-    report, result, picture = evaluate_run(config, workdir, SPLIT.value, OUT.value)
-    Console(width=80).print(make_table(report))
+    report, result, picture = evaluate_run(
+        config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value
+    )
+    Console(width=120 if LPIPS.value else 80).print(make_table(report))
     print(f"result:  {result}\npicture: {picture}")
 
 

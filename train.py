@@ -7,7 +7,7 @@ from daasr_jax import cli
 
 def main(config: Any, workdir: str) -> None:
     """Runs the training that the configuration describes."""
-    from daasr_jax.build import train_run
+    from daasr_jax.runs import train_run
 
     train_run(config, workdir)
 

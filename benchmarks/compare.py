@@ -36,12 +36,24 @@ def interval(s: dict[str, Any], digits: int, sign: str = "") -> str:
     return f"{mean} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def difference(report: dict[str, Any], base: dict[str, Any]) -> str:
-    a, b = (values(r, method_of(r), "psnr") for r in (report, base))
+def difference(
+    report: dict[str, Any], base: dict[str, Any], metric: str, digits: int
+) -> str:
+    a, b = (values(r, method_of(r), metric) for r in (report, base))
     if a.keys() != b.keys():
         return "other slices"
-    subjects = [row["subject"] for row in report["per_slice"]]
-    return interval(summary([a[k] - b[k] for k in a], subjects), 2, "+")
+    subjects = [r["subject"] for r in report["per_slice"]]
+    return interval(summary([a[k] - b[k] for k in a], subjects), digits, "+")
+
+
+def scores_of(scores: dict[str, Any], nets: list[str]) -> list[str]:
+    """PSNR, SSIM and, where every run has it, LPIPS (lower is better)."""
+    cells = [interval(scores["psnr"], 2), interval(scores["ssim"], 4)]
+    return cells + [interval(scores[f"lpips_{net}"], 4) for net in nets]
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -54,7 +66,11 @@ def main() -> None:
     args = parser.parse_args()
     reports = dict(read(x) for x in args.results)
     first = next(iter(reports.values()))
-    subjects = [row["subject"] for row in first["per_slice"]]
+    subjects = [r["subject"] for r in first["per_slice"]]
+    measured = [r["methods"]["bicubic"] for r in reports.values()]
+    nets = [n for n in ("alex", "vgg") if all(f"lpips_{n}" in m for m in measured)]
+    compared = [("psnr", 2), *((f"lpips_{net}", 4) for net in nets)]
+    compared = compared if args.base else []
     lines = [
         f"# {args.title}",
         "",
@@ -62,32 +78,42 @@ def main() -> None:
         f"{first['n_subjects']} subjects. Mean over slices [95 % bootstrap interval, "
         f"{bootstrap_unit(subjects)} resampled]; one training seed. "
         f"{first['protocol']['degradation']}, border of s pixels, "
-        f"{first['protocol']['intensity']}.",
+        f"{first['protocol']['intensity']}."
+        + (f" LPIPS: {first['protocol']['lpips']}." if nets else ""),
         "",
-        "| x | run | track | steps | PSNR, dB | SSIM | over bicubic, dB | "
-        f"{'over ' + args.base + ', dB' if args.base else ''} |",
-        "|--:|---|---|--:|--:|--:|--:|--:|",
+        "| "
+        + " | ".join(
+            [
+                *("x", "run", "track", "steps", "PSNR, dB", "SSIM"),
+                *(f"LPIPS {net}" for net in nets),
+                "over bicubic, dB",
+                *([f"over {args.base}, dB"] if args.base else []),
+                *(f"LPIPS {net} over {args.base}" for net in nets if args.base),
+            ]
+        )
+        + " |",
+        "|--:|---|---|" + "--:|" * (4 + len(nets) + bool(args.base) * (1 + len(nets))),
     ]
     scales = sorted({r["scale"] for r in reports.values()}, reverse=True)
     for scale in scales:
         chosen = {k: r for k, r in reports.items() if r["scale"] == scale}
         bicubic = next(iter(chosen.values()))["methods"]["bicubic"]
-        lines.append(
-            f"| {scale} | bicubic | - | - | {interval(bicubic['psnr'], 2)} | "
-            f"{interval(bicubic['ssim'], 4)} | - | - |"
-        )
+        cells = [str(scale), "bicubic", "-", "-", *scores_of(bicubic, nets), "-"]
+        lines.append(row(cells + ["-"] * len(compared)))
         for label, report in chosen.items():
             method = method_of(report)
-            scores = report["methods"][method]
             gain = report[f"{method}_minus_bicubic"]["psnr"]
             base = reports.get(args.base)
+            cells = [str(scale), label, report["protocol"]["track"]]
+            cells += [f"{report['checkpoint_step']:,}"]
+            cells += [*scores_of(report["methods"][method], nets)]
+            cells += [interval(gain, 2, "+")]
             same = base is not None and base["scale"] == scale and label != args.base
-            lines.append(
-                f"| {scale} | {label} | {report['protocol']['track']} | "
-                f"{report['checkpoint_step']:,} | {interval(scores['psnr'], 2)} | "
-                f"{interval(scores['ssim'], 4)} | {interval(gain, 2, '+')} | "
-                f"{difference(report, base) if base and same else '-'} |"
-            )
+            cells += [
+                difference(report, base, metric, digits) if base and same else "-"
+                for metric, digits in compared
+            ]
+            lines.append(row(cells))
     lines += [
         "",
         "| run | configuration | parameters | config SHA-256 | pairing SHA-256 | "

@@ -83,7 +83,6 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> list
         optimiser,
         build.make_losses(config),
         scale=SCALE,
-        learning_rate=lambda _: 2e-4,
     )
     compiled = jax.jit(step, donate_argnums=0)
     hr, ref = images()

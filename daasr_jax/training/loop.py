@@ -54,9 +54,12 @@ def train(
     Returns:
         The final state.
 
+    An update whose loss or gradient is not finite is left out. After `MAX_SKIPPED` of
+    them in a row, seen at a report, the run goes back to the last checkpoint that was
+    saved without trouble, with the data that follow; the second time it stops.
+
     Raises:
-        DivergedError: After `MAX_SKIPPED` updates in a row that were not finite, seen
-            at the next report.
+        DivergedError: The second time, or where there is no such checkpoint.
         Preempted: After SIGTERM, SIGUSR1 or Ctrl-C, once the state is saved.
     """
     start = checkpoints.latest()
@@ -69,7 +72,7 @@ def train(
         log.info("all %d steps are done already", settings.steps)
         return state
     run_step = compile_step(step_fn, mesh)
-    guard = _Divergence()
+    skipped = int(state.skipped)
     last_saved = start
     with (
         contextlib.closing(writer(start)) as out,
@@ -81,14 +84,18 @@ def train(
             state, metrics = run_step(state, batch)
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(metrics)  # collectives of CPU devices may starve
-            guard.note(metrics["skipped"])
             done = step == settings.steps
             if step % settings.log_every == 0 or done or step == start + 1:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 values |= progress.rates(step)
                 out.write(step, values)
                 progress.report(step, values)
-                guard.check(step)
+                if values["skipped"] > skipped:
+                    _warn_of_skipped(step, values, skipped)
+                    skipped = int(values["skipped"])
+                stuck = values["skipped_in_a_row"] >= MAX_SKIPPED
+                if stuck and (done or step % settings.log_every == 0):
+                    state = replicate(_go_back(step, state, checkpoints), mesh)
             scores: dict[str, float] = {}
             if step % settings.validate_every == 0 or done:
                 if validate is not None:
@@ -112,31 +119,44 @@ def train(
     return state
 
 
-class _Divergence:
-    """Counts skipped updates in a row; reads them from the device at reports only."""
+def _warn_of_skipped(step: int, values: dict[str, float], before: int) -> None:
+    log.warning(
+        "%d updates up to step %d were not finite and left out (%d so far, %d in a "
+        "row at the end)",
+        values["skipped"] - before,
+        step,
+        values["skipped"],
+        values["skipped_in_a_row"],
+    )
 
-    def __init__(self) -> None:
-        self._unread: list[jax.Array] = []
-        self._in_a_row = 0
 
-    def note(self, skipped: jax.Array) -> None:
-        """Keeps the mark of one step."""
-        self._unread.append(skipped)
+def _go_back(step: int, state: TrainState, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint saved while updates were finite, as the state of `step`.
 
-    def check(self, step: int) -> None:
-        """Raises DivergedError once `MAX_SKIPPED` in a row were skipped."""
-        marks, self._unread = jax.device_get(self._unread), []
-        for mark in marks:
-            self._in_a_row = self._in_a_row + 1 if mark else 0
-            if self._in_a_row >= MAX_SKIPPED:
-                raise DivergedError(
-                    "E501",
-                    f"loss or gradient were not finite in {MAX_SKIPPED} updates in a "
-                    f"row up to step {step}; the checkpoints are finite. Give another "
-                    "--workdir and a lower --config.optimiser.learning_rate.",
-                )
-        if any(marks):
-            log.warning("%d updates up to step %d were not finite", sum(marks), step)
+    Raises:
+        DivergedError: If the run went back before, or there is no such checkpoint.
+    """
+    trouble = f"{MAX_SKIPPED} updates in a row up to step {step} were not finite"
+    remedy = (
+        "give another --workdir and a lower --config.optimiser.learning_rate or a "
+        "longer --config.optimiser.warmup_steps."
+    )
+    if int(state.restores):
+        raise DivergedError(
+            "E501",
+            f"{trouble}, again after going back to a checkpoint; the checkpoints are "
+            f"finite; {remedy}",
+        )
+    for saved in reversed(checkpoints.steps()):
+        good = checkpoints.restore_state(saved, state)
+        if not int(good.skipped_in_a_row):
+            log.warning("%s: going back to checkpoint %d, once", trouble, saved)
+            return good.replace(
+                step=state.step, skipped=state.skipped, restores=state.restores + 1
+            )
+    raise DivergedError(
+        "E502", f"{trouble} and there is no checkpoint to go back to; {remedy}"
+    )
 
 
 class _StopRequest:

@@ -1,9 +1,12 @@
-"""Learning-rate schedules, by name."""
+"""Learning-rate schedules, by name, and the optimiser that follows one."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import optax
+
+# Arguments of Adam that are constants, not part of its state.
+_FIXED = ("b1", "b2", "eps", "eps_root", "mu_dtype", "nesterov")
 
 
 def make_schedule(
@@ -57,4 +60,17 @@ def make_schedule(
         return optax.constant_schedule(learning_rate)
     raise ValueError(
         f"schedule must be 'halving', 'cosine' or 'constant', got {name!r}."
+    )
+
+
+def make_adam(
+    schedule: optax.Schedule, *, b1: float, b2: float
+) -> optax.GradientTransformation:
+    """Adam (epsilon 1e-8) whose state tells the learning rate of its last update.
+
+    The schedule counts the updates that were made: one that is skipped, or undone by
+    going back to a checkpoint, is not counted.
+    """
+    return optax.inject_hyperparams(optax.adam, static_args=_FIXED)(
+        learning_rate=schedule, b1=b1, b2=b2
     )

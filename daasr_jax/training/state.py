@@ -10,6 +10,7 @@ import optax
 from flax import struct
 
 from daasr_jax.models.outputs import SuperResolutionModel
+from daasr_jax.training.adversarial import Adversarial
 
 
 @struct.dataclass
@@ -24,6 +25,9 @@ class TrainState:
         ema: Smoothed generator parameters; empty when off.
         disc: Discriminator parameters; empty without adversarial training.
         disc_opt: Discriminator optimiser state; empty likewise.
+        skipped: Updates left out because they were not finite, int32.
+        skipped_in_a_row: Those among them since the last one that was made, int32.
+        restores: Times the run went back to a checkpoint because of them, int32.
         key: Data of the run's random key (uint32), constant; a step folds `step` in.
     """
 
@@ -34,6 +38,9 @@ class TrainState:
     ema: Any
     disc: Any
     disc_opt: Any
+    skipped: Any
+    skipped_in_a_row: Any
+    restores: Any
     key: Any
 
 
@@ -45,8 +52,12 @@ def create_state(
     crop: int,
     seed: int,
     ema: bool,
+    adversarial: Adversarial | None = None,
 ) -> TrainState:
-    """Initial state: parameters drawn from `seed`, EMA equal to them when asked for."""
+    """Initial state: parameters drawn from `seed`, EMA equal to them when asked for.
+
+    The generator starts the same with and without a discriminator.
+    """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     lr = jnp.zeros((1, crop, crop, 1))
     ref = jnp.zeros((1, crop * scale, crop * scale, 1))
@@ -54,15 +65,23 @@ def create_state(
     @jax.jit
     def create() -> TrainState:
         variables = model.init(init_key, lr, ref, train=False)
-        gen = variables["params"]
+        gen, disc, disc_opt = variables["params"], {}, {}
+        if adversarial is not None:
+            disc_key = jax.random.fold_in(init_key, 1)
+            disc = adversarial.discriminator.init(disc_key, ref)["params"]
+            disc_opt = adversarial.optimiser.init(disc)
+        zero = jnp.zeros((), jnp.int32)
         return TrainState(
-            step=jnp.zeros((), jnp.int32),
+            step=zero,
             gen=gen,
             batch_stats=variables.get("batch_stats", {}),
             gen_opt=optimiser.init(gen),
             ema=gen if ema else {},
-            disc={},
-            disc_opt={},
+            disc=disc,
+            disc_opt=disc_opt,
+            skipped=zero,
+            skipped_in_a_row=zero,
+            restores=zero,
             key=jax.random.key_data(run_key),
         )
 
@@ -75,3 +94,23 @@ def generator_variables(state: TrainState) -> dict[str, Any]:
         "params": state.ema if state.ema else state.gen,
         "batch_stats": state.batch_stats,
     }
+
+
+def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """The state with another generator's parameters and batch statistics.
+
+    Raises:
+        ValueError: If the two generators differ in a name or shape.
+    """
+    own = {"params": state.gen, "batch_stats": state.batch_stats}
+    given = {name: variables[name] for name in own}
+    if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, given):
+        raise ValueError("the generator to start from has other parameters.")
+    # Copies: the step donates its state, and no array may be donated twice.
+    gen, stats, ema = jax.tree.map(
+        jnp.array,
+        (given["params"], given["batch_stats"], given["params"] if state.ema else {}),
+    )
+    return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        gen=gen, batch_stats=stats, ema=ema
+    )

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from daasr_jax.models.outputs import SuperResolutionModel
 from daasr_jax.resampling import downsample
+from daasr_jax.training.adversarial import Adversarial, play
 from daasr_jax.training.state import TrainState
 
 Batch = Mapping[str, Array]
@@ -28,9 +29,9 @@ def make_train_step(
     losses: Mapping[str, tuple[float, Callable[..., Array]]],
     *,
     scale: int,
-    learning_rate: Callable[[Array], Any],
     ema_decay: float = 0.0,
     axis: str | None = None,
+    adversarial: Adversarial | None = None,
 ) -> Step:
     """Builds the step.
 
@@ -39,56 +40,83 @@ def make_train_step(
         optimiser: Its optimiser, which owns the schedule.
         losses: Name -> (weight, loss); the objective is the weighted sum, Eq. 14.
         scale: s; the LR image is made here, from `hr`, on the device.
-        learning_rate: The schedule, to be logged.
         ema_decay: Decay of the smoothed parameters per step, 0 for none.
         axis: Named device axis to average over, or None on a single device.
+        adversarial: Adds the term lambda_adv L_G and a discriminator, which is updated
+            first, on the same output of the generator.
 
     Returns:
         `step(state, batch) -> (state, metrics)` with `batch` of `hr` and `ref`
-        `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/`. Where
-        loss or gradient is not finite, `skipped` is 1 and only `step` moves on.
+        `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/` and
+        `d/`. Where a loss or gradient is not finite only the counters move on.
     """
 
     def average(tree: Any) -> Any:
         return tree if axis is None else jax.lax.pmean(tree, axis)
 
-    def objective(gen, batch_stats, lr, hr, ref):
-        variables = {"params": gen, "batch_stats": batch_stats}
+    def objective(gen: Any, state: TrainState, lr: Array, hr: Array, ref: Array):
+        variables = {"params": gen, "batch_stats": state.batch_stats}
         outputs, updated = model.apply(
             variables, lr, ref, train=True, mutable=["batch_stats"]
         )
         terms = {name: loss(outputs, hr) for name, (_, loss) in losses.items()}
         total = sum(weight * terms[name] for name, (weight, _) in losses.items())
-        metrics = {f"g/{name}": value for name, value in terms.items()}
+        disc, disc_opt, judged = state.disc, state.disc_opt, {}
+        if adversarial is not None:
+            key = jax.random.wrap_key_data(state.key)
+            terms["adv"], disc, disc_opt, judged = play(
+                adversarial,
+                disc,
+                disc_opt,
+                outputs.sr,
+                hr,
+                step=state.step,
+                key=jax.random.fold_in(key, state.step),
+                axis=axis,
+            )
+            total = total + adversarial.weight * terms["adv"]
+        metrics = {f"g/{name}": value for name, value in terms.items()} | judged
         metrics |= confidence_statistics(outputs.aux, axis=axis)
-        return total, (updated.get("batch_stats", {}), metrics)
+        rest = {
+            "batch_stats": updated.get("batch_stats", {}),
+            "disc": disc,
+            "disc_opt": disc_opt,
+        }
+        return total, (rest, metrics)
 
     def step(state: TrainState, batch: Batch):
         hr, ref = batch["hr"], batch["ref"]
         lr = downsample(hr, scale)
-        (total, (batch_stats, metrics)), gradient = jax.value_and_grad(
+        (total, (updated, metrics)), gradient = jax.value_and_grad(
             objective, has_aux=True
-        )(state.gen, state.batch_stats, lr, hr, ref)
+        )(state.gen, state, lr, hr, ref)
         gradient, metrics = average((gradient, metrics | {"g/total": total}))
         updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
         gen = optax.apply_updates(state.gen, updates)
         ema = state.ema
         if ema_decay:
             ema = optax.incremental_update(gen, ema, 1.0 - ema_decay)
-        metrics["g/gradient_norm"] = norm = optax.global_norm(gradient)
-        metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
-        finite = jnp.isfinite(metrics["g/total"]) & jnp.isfinite(norm)
-        metrics["skipped"] = 1.0 - finite
-        updated = {
-            "gen": gen,
-            "batch_stats": average(batch_stats),
-            "gen_opt": gen_opt,
-            "ema": ema,
-        }
+        metrics["g/gradient_norm"] = optax.global_norm(gradient)
+        updated |= {"gen": gen, "gen_opt": gen_opt, "ema": ema}
+        updated["batch_stats"] = average(updated["batch_stats"])
+        for side, opt in (("g", gen_opt), ("d", updated["disc_opt"])):
+            used = getattr(opt, "hyperparams", {})  # of `schedules.make_adam`
+            if used:
+                metrics[f"{side}/learning_rate"] = used["learning_rate"]
+        decisive = ("g/total", "g/gradient_norm", "d/total", "d/gradient_norm")
+        finite = jnp.all(
+            jnp.isfinite(jnp.stack([metrics[k] for k in decisive if k in metrics]))
+        )
         kept = {name: getattr(state, name) for name in updated}
         chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, kept)
+        bad = 1 - finite.astype(jnp.int32)
+        counters = {
+            "skipped": state.skipped + bad,
+            "skipped_in_a_row": (state.skipped_in_a_row + bad) * bad,
+        }
+        metrics |= {k: v.astype(jnp.float32) for k, v in counters.items()}
         new = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-            step=state.step + 1, **chosen
+            step=state.step + 1, **chosen, **counters
         )
         return new, metrics
 

@@ -14,7 +14,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import daasr_jax.build  # noqa: F401  the slow import, shared by all children
+import daasr_jax.runs  # noqa: F401  the slow import, shared by all children
 
 
 def run(argv: list[str]) -> dict[str, object]:

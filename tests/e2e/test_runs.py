@@ -23,6 +23,11 @@ LENGTH = (
     "--config.train.checkpoint_every=5",
     "--config.train.validate_every_epochs=10",
     "--config.train.ema_decay=0.9",
+    # The discriminator, its optimiser and its random key are part of what resumes.
+    "--config.adversarial.objective=wgan-gp",
+    "--config.adversarial.start_step=7",
+    "--config.adversarial.features=4",
+    "--config.adversarial.stages=1",
 )
 
 
@@ -110,7 +115,8 @@ def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
 
     (a, a_data), (b, b_data) = last_state(whole), last_state(parts)
     assert set(a) == set(b)
-    for part in ("step", "gen", "batch_stats", "gen_opt", "ema", "key"):
+    parts_of_state = ("step", "gen", "batch_stats", "gen_opt", "ema", "key")
+    for part in (*parts_of_state, "disc", "disc_opt"):
         assert any(f"'{part}'" in name for name in a), part
     for name, x in a.items():
         np.testing.assert_array_equal(x, b[name], err_msg=name)
@@ -126,6 +132,8 @@ def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
                 == {"g/total": list(range(1, STEPS + 1)), "val/psnr": [40, 60]}[kind]
             )
     assert learned(whole) == learned(parts)
+    played = [r["step"] for r in rows(whole) if r.get("d/penalty")]
+    assert played == list(range(8, STEPS + 1))
 
     after_the_end(tmp_path, cache, train, common, parts)
 
@@ -137,6 +145,7 @@ def after_the_end(tmp_path, cache, train, common, done):
     for path in ruined.glob("checkpoints/*/_CHECKPOINT_METADATA"):
         path.write_bytes(b"x")
     before = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
+    tuned = tmp_path / "tuned"
     evaluate = ["eval.py", *common, f"--workdir={done}"]
     out = f"--out={tmp_path / 'results é/again.json'}"
     cases = {
@@ -151,6 +160,12 @@ def after_the_end(tmp_path, cache, train, common, done):
         "other network": [*evaluate, "--config.model.kwargs.features=4"],
         "evaluated": evaluate,
         "evaluated again": [*evaluate, out, "--split=test"],
+        "lpips": [*evaluate, "--lpips", f"--out={tmp_path / 'lpips.json'}"],
+        "tuned": [
+            *("train.py", *common, f"--workdir={tuned}", "--config.train.steps=1"),
+            *(f"--config.train.start_from={done}", "--config.perceptual.network=vgg16"),
+            "--config.perceptual.picture=rec",
+        ],
         "debug": [*evaluate, "--split=tset", "--debug"],
     }
     results = dict(zip(cases, run_all(list(cases.values()), cache), strict=True))
@@ -182,8 +197,19 @@ def after_the_end(tmp_path, cache, train, common, done):
     assert "Traceback" in results["debug"]["err"]
     assert results["debug"]["code"] == 2
 
-    for name in ("evaluated", "evaluated again"):
+    for name in ("evaluated", "evaluated again", "lpips", "tuned"):
         assert results[name]["code"] == 0, results[name]["err"]
+    assert "perceptual term" in results["tuned"]["err"]
+    begun = json.loads((tuned / "config.json").read_text())
+    assert begun["start"]["checkpoint_step"] == STEPS
+    assert begun["perceptual"]["network"] == "vgg16"
+    assert 0 < rows(tuned)[0]["g/perceptual"] < 10
+    assert begun["start"]["config_sha256"] != begun["config_sha256"]
+    assert "LPIPS" in results["lpips"]["out"]
+    judged = json.loads((tmp_path / "lpips.json").read_text())
+    for method in ("bicubic", "daasr"):
+        for net in ("alex", "vgg"):
+            assert 0 < judged["methods"][method][f"lpips_{net}"]["mean"] < 1
     assert "bicubic" in results["evaluated"]["out"]
     first, second = done / "eval_test.json", tmp_path / "results é/again.json"
     assert json.loads(first.read_text()) == json.loads(second.read_text())
@@ -198,6 +224,8 @@ def check_report(report, run):
         assert report[key], key
     config = json.loads((run / "config.json").read_text())
     assert report["config_sha256"] == config["config_sha256"]
+    assert report["training"]["perceptual"] == {"network": "none"}
+    assert report["training"]["adversarial"]["objective"] == "wgan-gp"
     assert len(report["pairing_sha256"]) == 64
     assert (report["split"], report["scale"]) == ("test", 4)
     assert (report["n_slices"], report["n_subjects"]) == (8, 2)

@@ -84,6 +84,25 @@ def test_command_line_and_configuration(tmp_path):
             "schedule": (
                 [*ok, "--config.optimiser.schedule=linear"], "E210", 2, "'halving'",
             ),
+            "perceptual network": (
+                [*ok, "--config.perceptual.network=vgg20"], "E210", 2, "'vgg20'",
+            ),
+            "no such weights": (
+                [*ok, "--config.perceptual.network=vgg19",
+                 "--config.perceptual.weights=none.h5"], "E232", 2, "none.h5",
+            ),
+            "adversarial objective": (
+                [*ok, "--config.adversarial.objective=hinge"], "E210", 2,
+                "'hinge'", "wgan-gp",
+            ),
+            "discriminator": (
+                [*ok, "--config.adversarial.objective=bce",
+                 "--config.adversarial.stages=0"], "E210", 2, "stages",
+            ),
+            "start from nothing": (
+                [*ok, f"--config.train.start_from={tmp_path}"], "E404", 4,
+                "config.json",
+            ),
             "interval": ([*ok, "--config.train.log_every=0"], "E210", 2, "log_every"),
             "devices": ([*ok, "--config.train.devices=64"], "E221", 2, "devices=64"),
             "large crop": ([*ok, "--config.train.crop=99"], "E205", 2, "lower"),

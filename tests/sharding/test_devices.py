@@ -9,8 +9,10 @@ import optax
 import pytest
 
 from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.registry import LOSSES
 from daasr_jax.training import parallel
+from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.state import create_state
 from daasr_jax.training.step import make_train_step
 
@@ -25,8 +27,24 @@ def model(axis):
 
 def build(ema_decay=0.9):
     optimiser = optax.adam(RATE)
+    adversarial = (
+        Adversarial(  # its penalty draws random numbers; off in the first step
+            PatchDiscriminator(features=4, stages=1),
+            optax.adam(RATE),
+            "wgan-gp",
+            0.1,
+            1,
+            2,
+        )
+    )
     state = create_state(
-        model(None), optimiser, scale=SCALE, crop=CROP, seed=0, ema=ema_decay > 0
+        model(None),
+        optimiser,
+        scale=SCALE,
+        crop=CROP,
+        seed=0,
+        ema=ema_decay > 0,
+        adversarial=adversarial,
     )
     step = make_train_step(
         model(parallel.AXIS),
@@ -36,9 +54,9 @@ def build(ema_decay=0.9):
             for n, w in (("rec", 1.0), ("cwt", 0.1), ("sat", 0.01))
         },
         scale=SCALE,
-        learning_rate=lambda step: RATE,
         ema_decay=ema_decay,
         axis=parallel.AXIS,
+        adversarial=adversarial,
     )
     return state, step
 
@@ -90,7 +108,7 @@ def test_four_devices_agree_with_one(single, way):
     assert jax.device_count() == 4
     state, rows = way()
     want, want_rows = single
-    for name in ("gen", "ema", "batch_stats"):
+    for name in ("gen", "ema", "batch_stats", "disc"):
         got, expected = getattr(state, name), getattr(want, name)
         assert jax.tree.leaves(got)
         for path, x in jax.tree_util.tree_leaves_with_path(got):
@@ -98,8 +116,13 @@ def test_four_devices_agree_with_one(single, way):
             for key in path:
                 y = y[key.key]
             np.testing.assert_allclose(x, y, atol=1e-5, err_msg=str(path))
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), want.gen, build()[0].gen)
-    assert max(jax.tree.leaves(moved)) > RATE  # the agreement is not that of rest
+    for name in ("gen", "disc"):  # the agreement is not that of rest
+        begin = getattr(build()[0], name)
+        moved = jax.tree.map(
+            lambda a, b: np.abs(a - b).max(), getattr(want, name), begin
+        )
+        assert max(jax.tree.leaves(moved)) > RATE
+    assert [float(r["d/penalty"]) > 0 for r in rows] == [False, True, True]
     for a, b in zip(rows, want_rows, strict=True):
         assert set(a) == set(b)
         for name in a:

@@ -36,6 +36,9 @@ def state(value, **changes):
         "ema": {},
         "disc": {},
         "disc_opt": {},
+        "skipped": jnp.int32(0),
+        "skipped_in_a_row": jnp.int32(0),
+        "restores": jnp.int32(0),
         "key": jnp.array([1, value], jnp.uint32),
     }
     return TrainState(**{**fields, **changes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_builds(name, preset):
     assert keys(config) == keys(load("fastmri_x4", "paper"))
     assert f"_x{config.scale}" in name
     assert {k: config.model.kwargs[k] for k in PRESETS[preset]} == PRESETS[preset]
-    build._check_ranges(config)
+    build.check_ranges(config)
     build.data_settings(config)
     terms = build.make_losses(config)
     assert {n: w for n, (w, _) in terms.items()} == {
@@ -68,6 +69,9 @@ def test_default_preset_and_docstring(name):
     assert "Hardware:" in (module.__doc__ or "")
 
 
+GAN = "fastmri_x4_gan"
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("fastmri")])
 def test_what_the_paper_states(name):
     config = load(name)
@@ -80,8 +84,18 @@ def test_what_the_paper_states(name):
     assert config.train.steps == 0
     assert config.train.ema_decay == 0
     o = config.optimiser
-    assert (o.learning_rate, o.b1, o.b2) == (2e-4, 0.9, 0.999)
-    assert (o.schedule, o.halve_every_epochs, o.warmup_steps) == ("halving", 20, 0)
+    assert (o.b1, o.b2, o.warmup_steps) == (0.9, 0.999, 0)
+    a = config.adversarial
+    if name == GAN:
+        assert (o.learning_rate, o.schedule, a.objective) == (1e-4, "constant", "bce")
+        assert (a.optimiser.learning_rate, a.optimiser.schedule) == (1e-4, "constant")
+        assert (a.weight, a.start_step) == (1e-3, 0)
+    else:
+        assert (o.learning_rate, o.schedule) == (2e-4, "halving")
+        assert o.halve_every_epochs == 20
+        assert a.objective == "none"
+    p = config.perceptual
+    assert (p.network, p.weights, p.picture) == ("vgg19", "", "sat")
     assert config.data.size == 256
     assert (config.reference.track, config.reference.exclude) == ("random", "subject")
 
@@ -91,6 +105,7 @@ def test_all_scales_of_all_families():
         *(f"{f}_x{s}" for f in ("fastmri", "brain") for s in (2, 3, 4)),
         *(f"brain_x{s}_small" for s in (2, 3, 4)),
         "quickstart_x4",
+        GAN,
     }
 
 
@@ -105,6 +120,8 @@ def test_unknown_key_and_preset():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
+        ("adversarial.start_step", -1, "adversarial.start_step"),
+        ("adversarial.updates", 0, "adversarial.updates"),
         ("train.log_every", 0, "train.log_every is 0"),
         ("train.validate_every_epochs", 0, "validate_every_epochs"),
         ("train.checkpoint_every", -1, "checkpoint_every"),
@@ -121,7 +138,7 @@ def test_values_that_would_fail_late(key, value, says):
     config = load("fastmri_x4")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=f"E210.*{says}") as caught:
-        build._check_ranges(config)
+        build.check_ranges(config)
     assert "\n" not in str(caught.value)
 
 
@@ -147,6 +164,58 @@ def test_keyword_that_the_model_lacks():
         config.model.kwargs.colour = "red"
     with pytest.raises(ConfigError, match=r"E210.*colour"):
         build.make_model(config)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_adversarial_part(preset):
+    assert (
+        build.make_training(load("fastmri_x4"), steps=9, steps_per_epoch=3)[1] is None
+    )
+    config = load(GAN, preset)
+    _, setting = build.make_training(config, steps=9, steps_per_epoch=3)
+    assert setting is not None
+    assert (setting.objective, setting.weight, setting.updates) == ("bce", 1e-3, 1)
+    state = jax.eval_shape(
+        lambda: build.make_state(
+            config, *build.make_training(config, steps=9, steps_per_epoch=3)
+        )
+    )
+    assert jax.tree.leaves(state.disc)
+    config.adversarial.objective = "hinge"
+    with pytest.raises(ConfigError, match=r"E210.*'hinge'.*none, bce, wgan-gp"):
+        build.make_training(config, steps=9, steps_per_epoch=3)
+
+
+def test_perceptual_networks(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+    config = load("fastmri_x4")
+    vgg = build.read_vgg(config)
+    assert "STANDS IN" in caplog.text
+    said = build.describe_perceptual(config, vgg)
+    assert (said["network"], said["stands_in_for"]) == ("vgg16", "vgg19")
+    losses = build.make_losses(config, vgg)
+    assert losses["perceptual"][0] == config.perceptual.weight * losses["sat"][0]
+    config.perceptual.picture = "rec"
+    losses = build.make_losses(config, vgg)
+    assert losses["perceptual"][0] == config.perceptual.weight * losses["rec"][0]
+    config.perceptual.picture = "lr"
+    with pytest.raises(ConfigError, match=r"E210.*picture.*'lr'"):
+        build.make_losses(config, vgg)
+    config.perceptual.network = "vgg16"
+    caplog.clear()
+    said = build.describe_perceptual(config, build.read_vgg(config))
+    assert "STANDS IN" not in caplog.text
+    assert "stands_in_for" not in said
+    config.perceptual.network = "none"
+    assert build.read_vgg(config) is None
+    assert "off" in caplog.text
+    assert build.describe_perceptual(config, None) == {"network": "none"}
+    config.perceptual.network = "vgg18"
+    with pytest.raises(ConfigError, match=r"E210.*'vgg18'"):
+        build.read_vgg(config)
+    config.perceptual.network, config.perceptual.weights = "vgg19", "/none/vgg.h5"
+    with pytest.raises(ConfigError, match=r"E232.*/none/vgg.h5"):
+        build.read_vgg(config)
 
 
 def test_hash_leaves_places_out():

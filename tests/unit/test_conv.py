@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.test_util import check_grads
 
 from daasr_jax.models.conv import Conv3, conv3x3
 
 
-def reference(x, kernel):
+def reference(x, kernel, stride=1):
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -46,6 +51,61 @@ def test_output_and_gradients(shape):
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
         assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("shape", [(2, 7, 9, 3, 5), (1, 1, 1, 2, 2), (3, 2, 8, 1, 4)])
+def test_strided(shape, stride):
+    b, h, w, c, d = shape
+    x, kernel, _ = arrays(*shape)
+    cotangent = arrays(b, -(-h // stride), -(-w // stride), c, d)[2]
+    ours = jax.jit(lambda *a: vjp(lambda x, k: conv3x3(x, k, stride), *a))(
+        x, kernel, cotangent
+    )
+    theirs = vjp(lambda x, k: reference(x, k, stride), x, kernel, cotangent)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_gradients(stride):
+    """Of a scalar with every second derivative, by reverse over reverse."""
+    x, kernel, _ = arrays(2, 5, 6, 2, 3)
+    towards = (jnp.cos(x), jnp.sin(kernel))
+
+    def second(form):
+        def scalar(x, kernel):
+            return jnp.sum(jnp.tanh(form(x, kernel, stride)) ** 2)
+
+        def slope(x, kernel):
+            by_x, by_kernel = jax.grad(scalar, argnums=(0, 1))(x, kernel)
+            return jnp.sum(by_x * towards[0]) + jnp.sum(by_kernel * towards[1])
+
+        return jax.jit(jax.grad(slope, argnums=(0, 1)))(x, kernel)
+
+    for a, b in zip(second(conv3x3), second(reference), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_second_order_numerically():
+    x, kernel, _ = arrays(1, 4, 5, 2, 2)
+    for stride in (1, 2):
+        check_grads(
+            lambda x, k, s=stride: jnp.tanh(conv3x3(x, k, s)),
+            (0.3 * x, 0.3 * kernel),
+            order=2,
+            modes=["rev"],
+            atol=2e-2,
+            rtol=2e-2,
+        )
+
+
+def test_stride_two_starts_at_the_first_pixel():
+    """PyTorch's padding of one; "SAME" would start at the second at an even size."""
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    np.testing.assert_array_equal(conv3x3(x, kernel, 2)[0, ..., 0], [[0, 2], [8, 10]])
 
 
 def test_one_pixel_by_hand():
@@ -81,11 +141,12 @@ def test_bfloat16():
         assert_close(a, b, 0.01)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_module_is_that_of_flax(use_bias):
+def test_module_is_that_of_flax(use_bias, stride):
     x = arrays(2, 6, 7, 3, 5)[0]
-    ours = Conv3(5, use_bias)
-    theirs = nn.Conv(5, (3, 3), use_bias=use_bias)
+    ours = Conv3(5, use_bias, stride=stride)
+    theirs = nn.Conv(5, (3, 3), (stride, stride), ((1, 1), (1, 1)), use_bias=use_bias)
     a, b = (m.init(jax.random.key(0), x) for m in (ours, theirs))
     assert jax.tree.structure(a) == jax.tree.structure(b)
     assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
+from daasr_jax import runs
 from daasr_jax.data import draw_pairing
 from daasr_jax.data.table import SliceRecord, SliceTable
+from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report, make_table
 from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
+from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.resampling import downsample, upsample
 
@@ -192,6 +199,115 @@ class TestSplit:
         json.dumps(report, allow_nan=False)
         assert report["methods"]["daasr"]["psnr"]["n_nonfinite"] == 1
         assert report["per_slice"][0]["daasr"]["psnr"] is None
+
+
+def printed(report, width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(make_table(report))
+    return console.file.getvalue()
+
+
+class TestLpips:
+    @pytest.fixture(scope="class")
+    def measured(self):
+        """A model that is brighter than its input; 40 pixels less 2 at each side."""
+
+        def apply(variables, lr, ref, *, train):
+            sr = 1.2 * upsample(lr, 2) + variables["offset"].reshape(1, 1, 1, 1)
+            return SimpleNamespace(sr=sr, aux={})
+
+        nets = {net: load_lpips(net) for net in ("alex", "vgg")}
+        table = slices(size=40)
+        pairing = draw_pairing(table, seed=0)
+
+        def rows(**kwargs):
+            predict = evaluation.make_predict(
+                SimpleNamespace(apply=apply),
+                scale=2,
+                border=2,
+                method="daasr",
+                **kwargs,
+            )
+            offset = {"offset": np.full(1, 0.05, np.float32)}
+            return list(
+                evaluation.run_split(
+                    predict, offset, table, pairing, scale=2, positions=[1, 4]
+                )
+            )
+
+        return table, pairing, nets, rows(lpips=nets), rows()
+
+    @pytest.mark.parametrize("net", ["alex", "vgg"])
+    def test_is_lpips_of_the_cut_images(self, measured, net):
+        _, _, nets, rows, _ = measured
+
+        def cut(name):
+            x = np.stack([r.images[name][2:-2, 2:-2, None] for r in rows])
+            return 2 * x - 1
+
+        distance = jax.jit(lambda x, y, variables: lpips(x, y, variables, net=net))
+        assert cut("sr").max() > 1  # not clipped
+        for method, image in (("bicubic", "bicubic"), ("daasr", "sr")):
+            got = [r.scores[method][f"lpips_{net}"] for r in rows]
+            want = distance(cut(image), cut("hr"), nets[net])
+            np.testing.assert_allclose(got, want, rtol=1e-5)
+            assert min(got) > 0.01
+
+    def test_other_scores_stay(self, measured):
+        *_, rows, plain = measured
+        for r, p in zip(rows, plain, strict=True):
+            for method, scores in p.scores.items():
+                assert set(scores) == set(evaluation.METRICS)
+                got = {m: r.scores[method][m] for m in scores}
+                assert got == pytest.approx(scores, rel=1e-6)
+
+    def test_report(self, measured):
+        table, pairing, _, rows, plain = measured
+        report = json.loads(json.dumps(report_of(table, pairing, rows)))
+        names = [*evaluation.METRICS, "lpips_alex", "lpips_vgg"]
+        for scores in report["methods"].values():
+            assert list(scores) == names
+        for part in (
+            report["daasr_minus_bicubic"],
+            report["per_subject"]["p0"]["daasr"],
+        ):
+            assert list(part) == names
+        assert set(report["per_slice"][0]["bicubic"]) == set(names)
+        means = {
+            m: report["methods"][m]["lpips_vgg"]["mean"] for m in report["methods"]
+        }
+        assert report["daasr_minus_bicubic"]["lpips_vgg"]["mean"] == pytest.approx(
+            means["daasr"] - means["bicubic"]
+        )
+        assert "2x - 1, not clipped" in report["protocol"]["lpips"]
+        without = report_of(table, pairing, plain)
+        assert "lpips" not in json.dumps(without)
+
+    def test_table(self, measured):
+        table, pairing, _, rows, plain = measured
+        text = printed(report_of(table, pairing, rows), 120)
+        assert "…" not in text
+        assert text.count("lower is better") == 2
+        for row in report_of(table, pairing, rows)["methods"].values():
+            for net in ("alex", "vgg"):
+                assert f"{row[f'lpips_{net}']['mean']:.4f} ± " in text
+        text = printed(report_of(table, pairing, plain), 80)
+        header = text.splitlines()[2]
+        assert [c.strip() for c in header.strip("┃").split("┃")] == [
+            "method", "PSNR (dB)", "SSIM", "SSIM 7x7", "n",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(("size", "border", "side"), [(40, 5, 30), (32, -1, 24)])
+    def test_slices_too_small_are_refused_first(self, tmp_path, size, border, side):
+        config = importlib.import_module("configs.brain_x4_small").get_config()
+        config.update_from_flattened_dict(
+            {"data.size": size, "evaluate.border": border, "data.root": "/nowhere"}
+        )
+        (tmp_path / "checkpoints").mkdir()
+        with pytest.raises(ConfigError, match=f"{side} pixels a side") as caught:
+            runs.evaluate_run(config, str(tmp_path), "test", None, lpips=True)
+        assert caught.value.code == "E231"
+        assert "\n" not in str(caught.value)
 
 
 class TestPanel:

@@ -71,13 +71,10 @@ def test_total_is_the_weighted_sum():
         n: (w, LOSSES.get(f"pixel.{n}"))
         for n, w in (("rec", 1.0), ("cwt", 0.1), ("sat", 0.01))
     }
-    step = make_train_step(
-        Fixed(), optax.sgd(1.0), terms, scale=2, learning_rate=lambda step: 1.0
-    )
-    w = {"w": jnp.zeros(())}
-    state = TrainState(
-        jnp.zeros((), jnp.int32), w, {}, optax.sgd(1.0).init(w), {}, {}, {}, {}
-    )
+    step = make_train_step(Fixed(), optax.sgd(1.0), terms, scale=2)
+    w, zero = {"w": jnp.zeros(())}, jnp.zeros((), jnp.int32)
+    opt = optax.sgd(1.0).init(w)
+    state = TrainState(zero, w, {}, opt, {}, {}, {}, zero, zero, zero, {})
     image = jnp.full((2, 8, 8, 1), 0.25)
     new, metrics = step(state, {"hr": image, "ref": image})
     assert float(metrics["g/total"]) == pytest.approx(0.63, abs=1e-6)

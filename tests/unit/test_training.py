@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 
@@ -14,17 +15,27 @@ import optax
 import pytest
 
 from daasr_jax.errors import ConfigError, DivergedError, Preempted, ResourceError
+from daasr_jax.losses.adversarial import discriminator_loss, generator_loss
 from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.registry import LOSSES
+from daasr_jax.resampling import downsample
 from daasr_jax.training import loop, parallel
+from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress, _clock
-from daasr_jax.training.schedules import make_schedule
-from daasr_jax.training.state import TrainState, create_state, generator_variables
+from daasr_jax.training.schedules import make_adam, make_schedule
+from daasr_jax.training.state import (
+    TrainState,
+    create_state,
+    generator_variables,
+    start_from,
+)
 from daasr_jax.training.step import confidence_statistics, make_train_step
 from daasr_jax.training.writers import RunWriter
 
 SCALE, CROP = 2, 8
+NAN = math.nan
 TERMS = {"rec": 1.0, "cwt": 0.1, "sat": 0.01}
 
 
@@ -32,19 +43,25 @@ def tiny(**fields):
     return DAASR(scale=SCALE, features=8, groups=1, **{**PRESETS["fast"], **fields})
 
 
-def make(model, *, ema_decay=0.0, learning_rate=2e-3, axis=None):
-    optimiser = optax.adam(learning_rate)
+def make(model, *, ema_decay=0.0, learning_rate=2e-3, axis=None, adversarial=None):
+    optimiser = make_adam(optax.constant_schedule(learning_rate), b1=0.9, b2=0.999)
     state = create_state(
-        tiny(), optimiser, scale=SCALE, crop=CROP, seed=0, ema=ema_decay > 0
+        tiny(),
+        optimiser,
+        scale=SCALE,
+        crop=CROP,
+        seed=0,
+        ema=ema_decay > 0,
+        adversarial=adversarial,
     )
     step = make_train_step(
         model,
         optimiser,
         {name: (w, LOSSES.get(f"pixel.{name}")) for name, w in TERMS.items()},
         scale=SCALE,
-        learning_rate=lambda step: learning_rate,
         ema_decay=ema_decay,
         axis=axis,
+        adversarial=adversarial,
     )
     return state, step
 
@@ -77,13 +94,15 @@ class TestStep:
         assert set(ran[2][0]) == {
             *("g/rec", "g/cwt", "g/sat", "g/total", "g/gradient_norm"),
             *("confidence/mean", "confidence/std", "confidence/min"),
-            *("confidence/group0", "learning_rate", "skipped"),
+            *("confidence/group0", "g/learning_rate"),
+            *("skipped", "skipped_in_a_row"),
         }
         for row in ran[2]:
             assert all(v.shape == () and v.dtype == np.float32 for v in row.values())
             total = sum(w * row[f"g/{n}"] for n, w in TERMS.items())
             assert row["g/total"] == pytest.approx(total, rel=1e-6)
-            assert row["skipped"] == 0
+            assert row["skipped"] == row["skipped_in_a_row"] == 0
+            assert row["g/learning_rate"] == np.float32(2e-3)
 
     def test_pure(self, ran):
         run, states, _ = ran
@@ -122,11 +141,15 @@ class TestStep:
         bad = batch()
         bad["hr"][0, 0, 0, 0] = np.nan
         new, metrics = run(states[3], bad)
-        assert float(metrics["skipped"]) == 1
         assert int(new.step) == 4
-        jax.tree.map(
-            np.testing.assert_array_equal, new, states[3].replace(step=new.step)
-        )
+        moved = {k: getattr(new, k) for k in ("step", "skipped", "skipped_in_a_row")}
+        jax.tree.map(np.testing.assert_array_equal, new, states[3].replace(**moved))
+        again, metrics = run(new, bad)
+        counts = [(int(s.skipped), int(s.skipped_in_a_row)) for s in (new, again)]
+        assert counts == [(1, 1), (2, 2)]
+        assert float(metrics["skipped"]) == 2
+        good, metrics = run(again, batch())
+        assert (int(good.skipped), int(good.skipped_in_a_row)) == (2, 0)
 
     def test_confidence_statistics_by_hand(self):
         c = jnp.array([[0.0, 1.0], [0.5, 0.5]]).reshape(2, 2, 1, 1, 1)
@@ -139,6 +162,141 @@ class TestStep:
             "confidence/group1": 0.5,
         }
         assert confidence_statistics({}) == {}
+
+
+def game(objective="bce", **changes):
+    """Adversarial training with a small discriminator, its own learning rate 1e-3."""
+    adam = make_adam(optax.constant_schedule(1e-3), b1=0.5, b2=0.9)
+    network = PatchDiscriminator(features=4, stages=1)
+    return Adversarial(network, adam, objective, **{"weight": 0.1, **changes})
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """One step without a discriminator."""
+    state, step = make(tiny())
+    return state, jax.jit(step)(state, batch())
+
+
+class TestAdversarialStep:
+    @pytest.mark.parametrize("objective", ["bce", "wgan-gp"])
+    def test_discriminator_first_then_generator_against_it(self, plain, objective):
+        """By hand: D moves on the generator's output, then judges it."""
+        setting = game(objective)
+        start, step = make(tiny(), adversarial=setting)
+        jax.tree.map(np.testing.assert_array_equal, start.gen, plain[0].gen)
+        new, metrics = jax.jit(step)(start, batch())
+        hr, ref = batch()["hr"], batch()["ref"]
+        lr = jax.jit(downsample, static_argnums=1)(hr, SCALE)
+        mix = jax.random.uniform(
+            jax.random.fold_in(
+                jax.random.fold_in(jax.random.wrap_key_data(start.key), 0), 0
+            ),
+            (2, 1, 1, 1),
+        )
+
+        def logits(disc, x):
+            return setting.discriminator.apply({"params": disc}, x)
+
+        @jax.jit
+        def by_hand(start):
+            variables = {"params": start.gen, "batch_stats": start.batch_stats}
+            out, _ = tiny().apply(
+                variables, lr, ref, train=True, mutable=["batch_stats"]
+            )
+
+            def loss(disc):
+                return discriminator_loss(
+                    objective,
+                    lambda x: logits(disc, x),
+                    hr,
+                    out.sr,
+                    mix=mix,
+                    penalty_weight=10.0,
+                )
+
+            (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
+                start.disc
+            )
+            change, _ = setting.optimiser.update(gradient, start.disc_opt, start.disc)
+            disc = optax.apply_updates(start.disc, change)
+            return total, terms, disc, generator_loss(objective, logits(disc, out.sr))
+
+        total, terms, disc, adv = by_hand(start)
+        assert float(metrics["d/total"]) == pytest.approx(float(total), rel=1e-5)
+        for name, value in terms.items():
+            assert float(metrics[f"d/{name}"]) == pytest.approx(float(value), rel=1e-5)
+        assert float(metrics["g/adv"]) == pytest.approx(float(adv), rel=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.disc, disc
+        )
+        _, without = plain[1]
+        assert float(metrics["g/total"]) == pytest.approx(
+            float(without["g/total"] + 0.1 * metrics["g/adv"]), rel=1e-5
+        )
+        assert float(metrics["d/learning_rate"]) == np.float32(1e-3)
+        gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), new.gen, plain[1][0].gen)
+        assert max(jax.tree.leaves(gap)) > 1e-4
+
+    def test_nothing_of_it_before_its_start(self, plain):
+        start, step = make(tiny(), adversarial=game(start_step=1))
+        run = jax.jit(step)
+        first, metrics = run(start, batch())
+        for name in ("disc", "disc_opt"):
+            old, new = getattr(start, name), getattr(first, name)
+            jax.tree.map(np.testing.assert_array_equal, old, new)
+        assert {float(metrics[k]) for k in ("g/adv", "d/total", "d/real")} == {0.0}
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+            first.gen,
+            plain[1][0].gen,
+        )
+        second, metrics = run(first, batch())
+        assert float(metrics["g/adv"]) > 0
+        assert any(
+            not np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(first.disc), jax.tree.leaves(second.disc), strict=True
+            )
+        )
+
+    def test_several_updates_of_the_discriminator(self):
+        counts = {}
+        for updates in (1, 3):
+            start, step = make(tiny(), adversarial=game("wgan-gp", updates=updates))
+            new, _ = jax.jit(step)(start, batch())
+            counts[updates] = int(new.disc_opt.count), int(new.gen_opt.count)
+        assert counts == {1: (1, 1), 3: (3, 1)}
+
+    def test_bad_discriminator_leaves_both_alone(self):
+        start, step = make(tiny(), adversarial=game())
+        start = start.replace(disc=jax.tree.map(lambda x: x * jnp.nan, start.disc))
+        new, metrics = jax.jit(step)(start, batch())
+        assert float(metrics["skipped"]) == 1
+        for name in ("gen", "gen_opt", "batch_stats", "disc", "disc_opt"):
+            old, kept = getattr(start, name), getattr(new, name)
+            jax.tree.map(np.testing.assert_array_equal, old, kept)
+
+
+class TestStartFrom:
+    def test_takes_the_generator_and_nothing_else(self, ran):
+        state, _ = make(tiny(), ema_decay=0.9)
+        trained = ran[1][8]
+        new = start_from(state, generator_variables(trained))
+        jax.tree.map(np.testing.assert_array_equal, new.gen, trained.ema)
+        jax.tree.map(np.testing.assert_array_equal, new.ema, trained.ema)
+        jax.tree.map(
+            np.testing.assert_array_equal, new.batch_stats, trained.batch_stats
+        )
+        assert int(new.step) == 0
+        jax.tree.map(np.testing.assert_array_equal, new.gen_opt, state.gen_opt)
+
+    def test_another_generator_is_refused(self, ran):
+        state, _ = make(tiny(), ema_decay=0.9)
+        params = {k: v for k, v in ran[1][8].gen.items() if k != "tail_out"}
+        variables = {"params": {**params, "x": 1}, "batch_stats": state.batch_stats}
+        with pytest.raises(ValueError, match="other parameters"):
+            start_from(state, variables)
 
 
 class TestSchedule:
@@ -198,13 +356,15 @@ class TestSchedule:
         schedule = make_schedule(
             "halving", 1.0, total_steps=9, steps_per_epoch=1, halve_every_epochs=2
         )
-        optimiser = optax.adam(schedule)
+        optimiser = make_adam(schedule, b1=0.9, b2=0.999)
         w = jnp.zeros(())
-        s, moves = optimiser.init(w), []
+        s, moves, told = optimiser.init(w), [], []
         for _ in range(5):
             update, s = optimiser.update(jnp.ones(()), s, w)
             moves.append(-float(update))
-        np.testing.assert_allclose(moves, [1, 1, 0.5, 0.5, 0.25], rtol=1e-3)
+            told.append(float(s.hyperparams["learning_rate"]))
+        assert told == [1, 1, 0.5, 0.5, 0.25]
+        np.testing.assert_allclose(moves, told, rtol=1e-3)
 
 
 # The loop, around a step that costs nothing.
@@ -219,15 +379,24 @@ def small_state():
         ema={},
         disc={},
         disc_opt={},
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+        restores=jnp.zeros((), jnp.int32),
         key=jnp.zeros(2, jnp.uint32),
     )
 
 
 def counting_step(state, batch):
     x = jax.lax.pmean(jnp.mean(batch["hr"]), parallel.AXIS)
-    new = state.replace(step=state.step + 1, gen={"w": state.gen["w"] + x})
-    bad = jnp.isnan(x).astype(jnp.float32)
-    return new, {"g/total": x, "skipped": bad}
+    bad = jnp.isnan(x).astype(jnp.int32)
+    new = state.replace(
+        step=state.step + 1,
+        gen={"w": jnp.where(bad, state.gen["w"], state.gen["w"] + x)},
+        skipped=state.skipped + bad,
+        skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
+    )
+    counts = {k: getattr(new, k) * 1.0 for k in ("skipped", "skipped_in_a_row")}
+    return new, {"g/total": x, **counts}
 
 
 def numbers(values):
@@ -342,20 +511,75 @@ class TestLoop:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def test_diverged_after_a_row_of_bad_updates(self, tmp_path, monkeypatch):
+    def test_a_row_of_bad_updates_goes_back_once(self, tmp_path, monkeypatch, caplog):
+        """Back to the checkpoint of step 4; that of step 6 was saved in trouble."""
         monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
-        nan = math.nan
-        with pytest.raises(DivergedError, match=r"E501.*step 8") as caught:
-            run_loop(tmp_path, [1, nan, nan, 1, 1, nan, nan, nan, nan, 1])
+        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+        values = [1, 2, 4, 8, NAN, NAN, NAN, 16, 32, NAN, 64]
+        state = run_loop(tmp_path, values)
+        assert "going back to checkpoint 4, once" in caplog.text
+        assert float(state.gen["w"][0]) == 1 + 2 + 4 + 8 + 16 + 32 + 64
+        counts = int(state.skipped), int(state.skipped_in_a_row), int(state.restores)
+        assert counts == (4, 0, 1)
+        assert int(state.step) == len(values)
+
+    def test_going_back_undoes_what_followed_the_checkpoint(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", 2)
+        values = [1, 2, 4, 8, 16, NAN, NAN, 32]
+        state = run_loop(tmp_path, values, checkpoint_every=4)
+        assert float(state.gen["w"][0]) == 1 + 2 + 4 + 8 + 32
+
+    def test_stops_the_second_time_also_after_a_resume(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", 2)
+        values = [1, 1, NAN, NAN, 1, 1, 1, 1, NAN, NAN, 1, 1]
+        run_loop(tmp_path, values, steps=8)
+        with pytest.raises(DivergedError, match=r"E501.*step 10.*again") as caught:
+            run_loop(tmp_path, values)
         assert caught.value.exit_code == 5
-        assert rows(tmp_path)[1]["g/total"] == "nan"
+        assert rows(tmp_path)[-1]["g/total"] == "nan"
+
+    def test_stops_where_there_is_nothing_to_go_back_to(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
+        with pytest.raises(DivergedError, match=r"E502.*step 3 .*no checkpoint") as e:
+            run_loop(tmp_path, [NAN] * 9)
+        assert e.value.exit_code == 5
+
+    @pytest.mark.parametrize("killed_at", [3, 5])  # before and after going back
+    def test_killed_around_going_back(self, tmp_path, monkeypatch, killed_at):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", 2)
+        values = [1, 2, NAN, NAN, NAN, 4, 8, 16]
+
+        class Killed(Exception):
+            pass
+
+        def kill(state):
+            raise Killed
+
+        whole = run_loop(tmp_path / "a", values, validate_every=8)
+        with pytest.raises(Killed):
+            run_loop(
+                tmp_path / "b",
+                values,
+                validate=kill,
+                validate_every=killed_at,
+            )
+        parts = run_loop(tmp_path / "b", values, validate_every=8)
+        jax.tree.map(np.testing.assert_array_equal, whole, parts)
+        strip = {"images_per_second", "eta_seconds", "seconds_to_first_step"}
+        a, b = (
+            [{k: v for k, v in r.items() if k not in strip} for r in rows(tmp_path / x)]
+            for x in ("a", "b")
+        )
+        assert a == b
 
     def test_few_bad_updates_are_said(self, tmp_path, monkeypatch, caplog):
-        import logging
-
         monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
-        run_loop(tmp_path, [1, math.nan, 1, 1], log_every=2)
+        run_loop(tmp_path, [1, NAN, 1, 1], log_every=2)
         assert "1 updates up to step 2 were not finite" in caplog.text
+        assert caplog.text.count("not finite") == 1
+        assert [r["skipped"] for r in rows(tmp_path) if "skipped" in r] == [0, 1, 1]
 
     def test_log_is_closed_when_validation_fails(self, tmp_path):
         def validate(state):
@@ -383,8 +607,6 @@ class TestWriter:
     def test_full_disk_is_said_once_and_training_goes_on(
         self, tmp_path, caplog, monkeypatch
     ):
-        import logging
-
         monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
 
         class Full:

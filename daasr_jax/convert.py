@@ -1,0 +1,140 @@
+"""Converts the files of other frameworks, offline:
+
+    python -m daasr_jax.convert --system vgg19 --torch FILE.pth --out FILE.npz
+
+`vgg19` is torchvision's VGG-19 (https://pytorch.org/vision), of which the convolutions
+up to conv3_3 are kept. PyTorch is needed for this command and for nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daasr_jax.errors import ConfigError, UserError
+from daasr_jax.files import file_hash, write_atomically
+from daasr_jax.pretrained import LAYERS
+
+# Places of the convolutions in torchvision's `features`; conv3_4, which VGG-16 lacks,
+# is asked for and not kept.
+_INDICES = (0, 2, 5, 7, 10, 12, 14, 16)
+_SHAPES = (*LAYERS.values(), (3, 3, 256, 256))
+
+
+def vgg19(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """torchvision's state dict to the arrays that `pretrained.read_vgg19` reads.
+
+    Raises:
+        ValueError: If a tensor is absent, of another shape or not finite.
+    """
+    arrays = {"preprocessing": np.array("torchvision")}
+    for name, index, shape in zip([*LAYERS, ""], _INDICES, _SHAPES, strict=True):
+        place = f"features.{index}"
+        kernel = _tensor(state, f"{place}.weight", (shape[3], shape[2], *shape[:2]))
+        bias = _tensor(state, f"{place}.bias", shape[3:])
+        if name:
+            kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
+            arrays |= {f"{name}.kernel": kernel, f"{name}.bias": bias}
+    return arrays
+
+
+SYSTEMS: dict[str, Callable[[Mapping[str, Any]], dict[str, np.ndarray]]] = {
+    "vgg19": vgg19
+}
+
+
+def convert(system: str, source: Path, target: Path) -> str:
+    """Converts a file and returns the SHA-256 of what it wrote.
+
+    Raises:
+        ConfigError: If PyTorch is not installed (E234), or a file cannot be read or
+            written (E235).
+    """
+    if target.suffix != ".npz":
+        raise ConfigError("E235", f"--out must end in .npz, got {target}.")
+    try:
+        found = file_hash(source)
+    except OSError as error:
+        raise ConfigError(
+            "E235", f"--torch={source} cannot be read: {error.strerror}."
+        ) from None
+    named = re.search(r"-([0-9a-f]{8,64})\.pth$", source.name)
+    if named and not found.startswith(named[1]):
+        raise ConfigError(
+            "E235",
+            f"--torch={source} has the SHA-256 {found}, which does not begin with "
+            f"{named[1]} as its name says: fetch it again.",
+        )
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(
+            "E234", "PyTorch is needed to convert: pip install torch."
+        ) from None
+    try:
+        state = torch.load(source, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged file may raise any
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            "E235", f"--torch={source} is no file of PyTorch weights: {reason}"
+        ) from None
+    try:
+        arrays = SYSTEMS[system](state)
+    except ValueError as error:
+        raise ConfigError(
+            "E235", f"--torch={source} is not {system} of torchvision: {error}"
+        ) from None
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)  # pyright: ignore
+    try:
+        write_atomically(target, buffer.getvalue())
+    except OSError as error:
+        raise ConfigError(
+            "E235", f"--out={target} cannot be written: {error.strerror}."
+        ) from None
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _tensor(state: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    value = state.get(name) if isinstance(state, Mapping) else None
+    if value is None:
+        raise ValueError(f"it has no {name}.")
+    if not hasattr(value, "detach"):
+        raise ValueError(f"{name} is no tensor.")
+    found = tuple(value.shape)
+    if found != shape:
+        raise ValueError(f"{name} has the shape {found}, wanted {shape}.")
+    array = value.detach().float().numpy()
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite.")
+    return array
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m daasr_jax.convert", description="Converts weights, offline."
+    )
+    parser.add_argument("--system", required=True, choices=sorted(SYSTEMS))
+    parser.add_argument("--torch", required=True, type=Path, help="the file to convert")
+    parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
+    options = parser.parse_args(arguments)
+    try:
+        sha256 = convert(options.system, options.torch, options.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"wrote {options.out}\nsha256 {sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

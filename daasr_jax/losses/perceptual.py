@@ -1,0 +1,145 @@
+r"""The perceptual term of Eq. 13: MSE of VGG-19 relu3_3 features.
+
+.. math:: \mathrm{mean}\,(\phi(x) - \phi(HR))^2 / u
+
+:math:`\phi` is the frozen network. The paper does not say how its features are scaled,
+and their magnitude differs by orders between networks and preprocessings, so the MSE is
+divided by the *unit* u, the mean square of the network's own features on one fixed
+image: a weight means the same whatever weights are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from daasr_jax.models.outputs import Outputs
+from daasr_jax.models.vgg import VGG
+from daasr_jax.pretrained import FrozenVGG
+
+PICTURES = ("sat", "rec")
+# By scale: mean loss with VGG-19 over that with VGG-16, both in their unit, for bicubic
+# against HR, from docs/results/perceptual.md.
+VGG16_FACTORS = {2: 0.128, 3: 0.186, 4: 0.222}
+# Value of white, mean and standard deviation of the three channels: Keras
+# (`imagenet_utils.preprocess_input`, mode "caffe", BGR) and torchvision (RGB).
+_CONVENTIONS = {
+    "caffe": (255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+    "torchvision": (1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def preprocess(
+    grey: Float[Array, "b h w 1"], preprocessing: str
+) -> Float[Array, "b h w 3"]:
+    """The three channels a network was trained on, from grey images in [0, 1].
+
+    Args:
+        grey: Images; white is 1, computed in float32.
+        preprocessing: `"caffe"` or `"torchvision"`, see `pretrained.FrozenVGG`. Grey
+            has the same value in every channel: BGR and RGB differ by the means only.
+
+    Raises:
+        ValueError: If `preprocessing` is unknown.
+    """
+    if preprocessing not in _CONVENTIONS:
+        raise ValueError(
+            f"preprocessing must be one of {sorted(_CONVENTIONS)}, "
+            f"got {preprocessing!r}."
+        )
+    white, *constants = _CONVENTIONS[preprocessing]
+    mean, std = (np.array(c, np.float32).reshape(1, 1, 1, 3) for c in constants)
+    channels = jnp.broadcast_to(grey.astype(jnp.float32), (*grey.shape[:-1], 3))
+    return (white * channels - mean) / std
+
+
+def relu3_3(vgg: FrozenVGG) -> Callable[[Array], Array]:
+    """The frozen features: `(B, H, W, 1)` in [0, 1] -> `(B, H//4, W//4, 256)` float32.
+
+    The weights are constants of the function; no gradient goes to them.
+    """
+    network = VGG(dtype=jnp.float32)
+
+    def features(grey: Float[Array, "b h w 1"]) -> Float[Array, "b h//4 w//4 256"]:
+        x = preprocess(grey, vgg.preprocessing)
+        return network.apply({"params": vgg.params}, x)[-1]  # pyright: ignore
+
+    return features
+
+
+def calibration_image(size: int = 64) -> np.ndarray:
+    r"""A smooth picture from a formula, `(1, size, size, 1)` float32, spanning [0, 1].
+
+    The sum of :math:`\cos(2\pi n\,(x\cos n\gamma + y\sin n\gamma) + n^2)/n` for n = 1
+    to 24, on the unit square, with the golden angle :math:`\gamma`: directions without
+    preference and amplitudes that fall as 1/f, as in natural images.
+    """
+    y, x = np.meshgrid(*(2 * [np.arange(size) / size]), indexing="ij")
+    golden = np.pi * (3 - 5**0.5)
+    image = np.zeros((size, size))
+    for n in range(1, 25):
+        along = x * np.cos(n * golden) + y * np.sin(n * golden)
+        image += np.cos(2 * np.pi * n * along + n**2) / n
+    image = (image - image.min()) / np.ptp(image)
+    return image.astype(np.float32)[None, :, :, None]
+
+
+def unit(vgg: FrozenVGG) -> float:
+    """Mean square of the relu3_3 features of `calibration_image`, the unit of the loss.
+
+    Raises:
+        ValueError: If it is zero or not finite: such weights are of no use.
+    """
+    features = jax.jit(relu3_3(vgg))(calibration_image())
+    square = float(np.mean(np.square(features, dtype=np.float64)))
+    if not 0 < square < np.inf:
+        raise ValueError(f"the features of {vgg.source} have the mean square {square}.")
+    return square
+
+
+def make_perceptual(
+    vgg: FrozenVGG, picture: str, *, scale: int
+) -> Callable[..., Array]:
+    """The loss `(outputs, hr, **context) -> scalar float32`, in the network's unit.
+
+    VGG-16, the stand-in where there is no VGG-19, is multiplied by `VGG16_FACTORS`.
+
+    Args:
+        vgg: The frozen network.
+        picture: `"sat"`, the text's: the picture of the SAT head, averaged over heads
+            and zero where the model has none; `"rec"`: the reconstruction.
+        scale: s of the super-resolution, which the stand-in's factor depends on.
+
+    Raises:
+        ValueError: If `picture`, the network or `scale` is unknown.
+    """
+    if picture not in PICTURES:
+        raise ValueError(f"picture must be one of {PICTURES}, got {picture!r}.")
+    if vgg.network not in ("vgg19", "vgg16"):
+        raise ValueError(f"network must be vgg19 or vgg16, got {vgg.network!r}.")
+    if scale not in VGG16_FACTORS:
+        raise ValueError(f"scale must be one of {[*VGG16_FACTORS]}, got {scale}.")
+    features = relu3_3(vgg)
+    factor = VGG16_FACTORS[scale] if vgg.network == "vgg16" else 1.0
+    weight = factor / unit(vgg)
+
+    def perceptual(outputs: Outputs, hr: Float[Array, "b h w 1"], **_) -> Array:
+        if picture == "rec":
+            pictures = outputs.sr
+        elif picture in outputs.aux:
+            pictures = outputs.aux[picture]
+            pictures = pictures.reshape(-1, *pictures.shape[2:])
+        else:
+            return jnp.zeros((), jnp.float32)
+        # Two calls: in one batch the gradient would go through the features of HR too.
+        target = lax.stop_gradient(features(hr))
+        got = features(pictures)
+        heads = got.reshape(-1, *target.shape)
+        return weight * jnp.mean((heads - target[None]) ** 2)
+
+    return perceptual

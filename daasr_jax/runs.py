@@ -1,0 +1,345 @@
+"""Whole runs: training and evaluation, from the parts that `build` makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import daasr_jax
+from daasr_jax import build, data
+from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
+from daasr_jax.evaluation import run as evaluation
+from daasr_jax.evaluation.panel import draw_panel, typical
+from daasr_jax.evaluation.report import device_description, make_report
+from daasr_jax.files import file_hash, write_atomically
+from daasr_jax.metrics.lpips import SMALLEST, load_lpips
+from daasr_jax.provenance import (
+    commit_id,
+    config_sha256,
+    has_checkpoints,
+    read_record,
+    record_config,
+    trained_with,
+    warn_of_other_model,
+)
+from daasr_jax.training import loop, parallel
+from daasr_jax.training.checkpoints import Checkpoints
+from daasr_jax.training.state import TrainState, generator_variables, start_from
+from daasr_jax.training.step import make_train_step
+from daasr_jax.training.writers import NullWriter, RunWriter
+
+log = logging.getLogger("daasr_jax")
+
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
+
+
+def train_run(config: Config, workdir: str) -> None:
+    """Trains what the configuration says into `workdir`, resuming where it left off.
+
+    Raises:
+        UserError: For anything a user can mend, see `daasr_jax.errors`.
+    """
+    build.setup(config)
+    model = build.make_model(config, axis_name=parallel.AXIS)
+    vgg = build.read_vgg(config)
+    losses = build.make_losses(config, vgg)
+    folder = _make_folder(workdir)
+    start = None
+    if config.train.start_from and not has_checkpoints(folder):
+        start = load_run(Path(config.train.start_from))
+        log.info("starting from %s, step %d", config.train.start_from, start.step)
+    prepared = data.prepare(build.data_settings(config))
+    inputs = {
+        "prepared_sha256": prepared.key,
+        "perceptual": build.describe_perceptual(config, vgg),
+        "start": start and start.source,
+    }
+    record_config(config.to_dict(), folder, inputs)
+    table = prepared.splits["train"]
+    train = config.train
+    mesh = parallel.make_mesh(train.batch_size, train.devices)
+    per_epoch = data.steps_per_epoch(table, train.batch_size)
+    steps = train.steps or train.epochs * per_epoch
+    optimiser, adversarial = build.make_training(
+        config, steps=steps, steps_per_epoch=per_epoch
+    )
+    state = build.make_state(config, optimiser, adversarial)
+    if start:
+        state = build.checked(start_from, state, start.variables)
+    step_fn = make_train_step(
+        model,
+        optimiser,
+        losses,
+        scale=config.scale,
+        ema_decay=train.ema_decay,
+        axis=parallel.AXIS,
+        adversarial=adversarial,
+    )
+    batches = data.training_batches(
+        table,
+        batch_size=train.batch_size,
+        crop=train.crop,
+        scale=config.scale,
+        steps=steps,
+        seed=config.seed,
+        track=config.reference.track,
+        exclude=config.reference.exclude,
+        aligned=config.reference.aligned,
+        augment=train.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=train.num_threads,
+    )
+    parameters = sum(x.size for x in jax.tree.leaves(state.gen))
+    log.info(
+        "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
+        config.model.name,
+        config.scale,
+        f"{parameters:,}",
+        steps,
+        train.batch_size,
+        per_epoch,
+        device_description(),
+    )
+    settings = loop.LoopSettings(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        batch_size=train.batch_size,
+        log_every=train.log_every,
+        validate_every=per_epoch * train.validate_every_epochs,
+        checkpoint_every=train.checkpoint_every,
+    )
+    checkpoints = Checkpoints(folder)
+    try:
+        loop.train(
+            step_fn,
+            state,
+            iter(batches),
+            mesh=mesh,
+            settings=settings,
+            checkpoints=checkpoints,
+            writer=lambda start: (
+                RunWriter(folder, start_step=start)
+                if jax.process_index() == 0
+                else NullWriter()
+            ),
+            validate=make_validation(config, prepared.splits["val"]),
+        )
+    finally:
+        checkpoints.close()
+
+
+def evaluate_run(
+    config: Config, workdir: str, split: str, out: str | None, *, lpips: bool = False
+) -> tuple[dict[str, Any], Path, Path]:
+    """Evaluates the best checkpoint of `workdir` on a split.
+
+    Args:
+        config: Configuration; its data and reference settings are those evaluated.
+        workdir: Folder of the run.
+        split: `"train"`, `"val"` or `"test"`.
+        out: Result file; by default `workdir/eval_<split>.json`. The panel picture
+            lies beside it with the ending `.png`.
+        lpips: Measure LPIPS too, with both nets.
+
+    Returns:
+        The report, and the paths of result file and picture.
+
+    Raises:
+        UserError: If data or checkpoint cannot be used.
+    """
+    build.setup(config)
+    folder = Path(workdir)
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            "E403", f"{folder} holds no checkpoints; train into it first (train.py)."
+        )
+    if split not in ("train", "val", "test"):
+        raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")
+    target = Path(out) if out else folder / f"eval_{split}.json"
+    if target.suffix != ".json":
+        raise ConfigError("E229", f"--out must end in .json, got {target}.")
+    border = build.metric_border(config)
+    side = config.data.size // config.scale * config.scale - 2 * border
+    if lpips and side < max(SMALLEST.values()):
+        raise ConfigError(
+            "E231",
+            f"slices less the border have {side} pixels a side and --lpips needs "
+            f"{max(SMALLEST.values())}; raise --config.data.size or leave --lpips out.",
+        )
+    weights = {net: load_lpips(net) for net in SMALLEST} if lpips else None
+    model = build.make_model(config)
+    prepared = data.prepare(build.data_settings(config))
+    table = prepared.splits[split]
+    if not len(table):
+        raise ConfigError(
+            "E228",
+            f"the {split} split is empty; give another --split or more subjects.",
+        )
+    pairing = build.make_pairing(config, table)
+    warn_of_other_model(config.to_dict(), folder)
+    step, variables = _restore(config, folder)
+    method = config.model.name
+    predict = evaluation.make_predict(
+        model, scale=config.scale, border=border, method=method, lpips=weights
+    )
+
+    def predictions(**kwargs: Any):
+        return evaluation.run_split(
+            predict, variables, table, pairing, scale=config.scale, **kwargs
+        )
+
+    rows = [
+        evaluation.without_images(p)
+        for p in predictions(show_progress=config.evaluate.show_progress)
+    ]
+    commit = commit_id()
+    report = make_report(
+        rows,
+        table,
+        pairing,
+        method=method,
+        scale=config.scale,
+        border=border,
+        resamples=config.evaluate.resamples,
+        seed=config.evaluate.seed,
+        provenance={
+            "dataset": prepared.dataset,
+            "prepared_sha256": prepared.key,
+            "config": config.name,
+            "preset": config.preset,
+            "config_sha256": config_sha256(config.to_dict()),
+            "commit": commit,
+            "checkpoint_step": step,
+            "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+            "training": trained_with(folder),
+            "device": device_description(),
+            "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
+        },
+    )
+    chosen = typical(rows, method)
+    shown = next(predictions(positions=[chosen.position]))
+    picture = target.with_suffix(".png")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
+        pairing.save(target.with_suffix(".pairing.json"))
+        draw_panel(
+            shown,
+            method=method,
+            scale=config.scale,
+            titles=(table.keys[shown.position], table.keys[shown.reference]),
+            path=picture,
+        )
+    except OSError as error:
+        raise ResourceError(
+            "E604",
+            f"cannot write beside {target}: {error.strerror}; give another --out.",
+        ) from None
+    return report, target, picture
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """The best checkpoint of a run, with the configuration it was trained by.
+
+    Attributes:
+        config: From the run's `config.json`.
+        step: Of the checkpoint.
+        variables: `params` and `batch_stats` of the generator, to evaluate.
+        source: What names it in reports: hashes of configuration and checkpoint.
+    """
+
+    config: ConfigDict
+    step: int
+    variables: dict[str, Any]
+    source: dict[str, Any]
+
+
+def load_run(folder: Path) -> TrainedRun:
+    """Reads a run that `train_run` made.
+
+    Raises:
+        CheckpointError: If there is none, or it has no usable checkpoint.
+    """
+    record = read_record(folder)
+    if not record:
+        raise CheckpointError("E404", f"{folder} is no run: no config.json there.")
+    config = ConfigDict(record["config"])
+    try:
+        step, variables = _restore(config, folder)
+    except (AttributeError, KeyError) as error:
+        raise CheckpointError(
+            "E405", f"{folder}/config.json is of another version: {error}."
+        ) from None
+    source = {
+        "config_sha256": record["config_sha256"],
+        "checkpoint_step": step,
+        "manifest_sha256": file_hash(folder / "manifests" / f"{step}.json"),
+    }
+    return TrainedRun(config, step, variables, source)
+
+
+def make_validation(
+    config: Config, table: data.SliceTable
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """Scores of a state on full validation slices, None where there are none."""
+    if not len(table):
+        log.warning(
+            "no validation split: no best checkpoint is chosen, the last one counts."
+        )
+        return None
+    model, scale, method = build.make_model(config), config.scale, config.model.name
+    predict = evaluation.make_predict(
+        model, scale=scale, border=build.metric_border(config), method=method
+    )
+    pairing = build.make_pairing(config, table)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        variables = generator_variables(state)
+        rows = evaluation.run_split(predict, variables, table, pairing, scale=scale)
+        return evaluation.mean_scores(rows, method)
+
+    return validate
+
+
+def _make_folder(workdir: str) -> Path:
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "E209", f"--workdir={workdir} cannot be made: {error.strerror}."
+        ) from None
+    return folder
+
+
+def _restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
+    """`(step, variables)` of the best usable checkpoint."""
+    training = build.make_training(config, steps=1, steps_per_epoch=1)
+    template = jax.eval_shape(lambda: build.make_state(config, *training))
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        step = checkpoints.best()
+        if step is None:
+            raise CheckpointError(
+                "E403", f"{folder} holds no finished checkpoint; train into it first."
+            )
+        state = checkpoints.restore_state(step, _on_one_device(template))
+    finally:
+        checkpoints.close()
+    return step, generator_variables(state)
+
+
+def _on_one_device(template: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
+    )

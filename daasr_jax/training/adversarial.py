@@ -1,0 +1,119 @@
+"""The adversarial part of a step: the discriminator's update and the generator's term.
+
+Section 4.2 of the paper; both are computed from one output of the generator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from daasr_jax.losses.adversarial import discriminator_loss, generator_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversarial:
+    """What adversarial training adds.
+
+    Attributes:
+        discriminator: HR-sized images `(B, H, W, 1)` -> map of logits.
+        optimiser: The discriminator's.
+        objective: `"bce"` or `"wgan-gp"`.
+        weight: lambda_adv of the generator's term.
+        start_step: Steps that train without it first.
+        updates: Updates of the discriminator for each of the generator.
+        penalty_weight: Of the gradient penalty of `"wgan-gp"`.
+    """
+
+    discriminator: nn.Module
+    optimiser: optax.GradientTransformation
+    objective: str
+    weight: float
+    start_step: int = 0
+    updates: int = 1
+    penalty_weight: float = 10.0
+
+
+def play(
+    setting: Adversarial,
+    disc: Any,
+    disc_opt: Any,
+    sr: Float[Array, "b h w 1"],
+    hr: Float[Array, "b h w 1"],
+    *,
+    step: Array,
+    key: Array,
+    axis: str | None,
+) -> tuple[Array, Any, Any, dict[str, Array]]:
+    """Updates the discriminator on `sr` and `hr`, then judges `sr` with the new one.
+
+    Args:
+        setting: Objective and optimiser.
+        disc: Discriminator parameters.
+        disc_opt: Its optimiser state.
+        sr: The generator's output; only the returned term has a gradient by it.
+        hr: Ground truth.
+        step: Updates done so far; before `start_step` nothing is computed.
+        key: Random key of the step, the same on every device.
+        axis: Named device axis over which gradients are averaged, or None.
+
+    Returns:
+        The generator's term (before its weight), the new parameters and optimiser
+        state, and metrics under `d/`, averaged over `axis`.
+    """
+
+    def average(tree: Any) -> Any:
+        return tree if axis is None else jax.lax.pmean(tree, axis)
+
+    def logits(params: Any, x: Array) -> Array:
+        return setting.discriminator.apply({"params": params}, x)  # pyright: ignore
+
+    def update(params: Any, state: Any, fake: Array, real: Array, key: Array):
+        def loss(params: Any):
+            return discriminator_loss(
+                setting.objective,
+                lambda x: logits(params, x),
+                real,
+                fake,
+                mix=_mix(key, real.shape[0], axis),
+                penalty_weight=setting.penalty_weight,
+            )
+
+        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        gradient, terms = average((gradient, terms | {"total": total}))
+        change, state = setting.optimiser.update(gradient, state, params)
+        metrics = {f"d/{name}": value for name, value in terms.items()}
+        metrics["d/gradient_norm"] = optax.global_norm(gradient)
+        return optax.apply_updates(params, change), state, metrics
+
+    def on(params: Any, state: Any, sr: Array, hr: Array):
+        fake, metrics = jax.lax.stop_gradient(sr), {}
+        for i in range(setting.updates):
+            turn = jax.random.fold_in(key, i)
+            params, state, metrics = update(params, state, fake, hr, turn)
+        judged = logits(jax.lax.stop_gradient(params), sr)
+        return generator_loss(setting.objective, judged), params, state, metrics
+
+    if not setting.start_step:
+        return on(disc, disc_opt, sr, hr)
+
+    def off(params: Any, state: Any, sr: Array, hr: Array):
+        shapes = jax.eval_shape(on, params, state, sr, hr)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return zeros[0], params, state, zeros[3]
+
+    return jax.lax.cond(step >= setting.start_step, on, off, disc, disc_opt, sr, hr)
+
+
+def _mix(key: Array, n: int, axis: str | None) -> Float[Array, "b 1 1 1"]:
+    """This device's part of the global batch's draw: the same for any device count."""
+    if axis is None:
+        return jax.random.uniform(key, (n, 1, 1, 1))
+    every = jax.random.uniform(key, (jax.lax.axis_size(axis) * n, 1, 1, 1))
+    return jax.lax.dynamic_slice_in_dim(every, jax.lax.axis_index(axis) * n, n)
