@@ -14,13 +14,14 @@ LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16
 
 def main(config: Any, workdir: str) -> None:
     """Measures the best checkpoint, prints the table and the paths of the results."""
-    from daasr_jax.evaluation.report import make_table
+    from daasr_jax.evaluation.report import describe_training, make_table
     from daasr_jax.runs import evaluate_run
 
     report, result, picture = evaluate_run(
         config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value
     )
     Console(width=120 if LPIPS.value else 80).print(make_table(report))
+    print(f"trained: {describe_training(report)}")
     print(f"result:  {result}\npicture: {picture}")
 
 

@@ -137,14 +137,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 def trained_with(folder: Path) -> dict[str, Any]:
     """What a run was trained with that its scores depend on, for the report."""
     record = read_record(folder)
-    if not record:
+    if not {"perceptual", "start"} <= record.keys():
         return {}
-    losses = record["config"].get("losses", {})
+    config = record["config"]
     return {
-        "losses": {name: term["weight"] for name, term in losses.items()},
-        "perceptual": record.get("perceptual"),
-        "adversarial": record["config"].get("adversarial"),
-        "start": record.get("start"),
+        "losses": {name: term["weight"] for name, term in config["losses"].items()},
+        "perceptual": record["perceptual"],
+        "adversarial": config["adversarial"],
+        "start": record["start"],
     }
 
 

@@ -127,6 +127,22 @@ def make_report(
     }
 
 
+def describe_training(report: dict[str, Any]) -> str:
+    """The terms beyond L1 that the run was trained with, in one line."""
+    trained = report["training"]
+    if not trained:
+        return "unknown: no config.json beside the checkpoints"
+    perceptual, adversarial = trained["perceptual"], trained["adversarial"]
+    text = "perceptual term off"
+    if perceptual["network"] != "none":
+        text = f"perceptual term by {perceptual['source']}"
+        if "stands_in_for" in perceptual:
+            text += f", which STANDS IN for {perceptual['stands_in_for']}"
+    if adversarial["objective"] == "none":
+        return f"{text}; adversarial term off"
+    return f"{text}; adversarial term {adversarial['objective']}"
+
+
 def device_description() -> str:
     """Platform and kind of the device that computes."""
     device = jax.devices()[0]

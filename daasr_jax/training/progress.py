@@ -72,6 +72,8 @@ class Progress:
     def report(self, step: int, values: dict[str, float]) -> None:
         """Shows the losses and rates of a step."""
         text = f"loss {values['g/total']:.5f}"
+        if values.get("d/total"):
+            text += f"  D {values['d/total']:.4f}"
         if "confidence/mean" in values:
             text += f"  C {values['confidence/mean']:.3f}"
         if "images_per_second" in values:

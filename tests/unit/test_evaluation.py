@@ -19,7 +19,7 @@ from daasr_jax.data.table import SliceRecord, SliceTable
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
-from daasr_jax.evaluation.report import make_report, make_table
+from daasr_jax.evaluation.report import describe_training, make_report, make_table
 from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
@@ -361,3 +361,34 @@ def test_scale_three_uses_255_of_256_pixels():
     assert seen == [((1, 255, 255, 1), (1, 255, 255, 1))]
     np.testing.assert_array_equal(row.images["hr"], table.image(0)[:255, :255, 0])
     assert downsample(table.image(0)[None, :255, :255], 3).shape == (1, 85, 85, 1)
+
+
+TRAINED = {
+    "perceptual": {"network": "none"},
+    "adversarial": {"objective": "none"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "perceptual term off; adversarial term off"),
+        (
+            {"perceptual": {"network": "vgg16", "source": "a", "stands_in_for": "b"}},
+            "perceptual term by a, which STANDS IN for b; adversarial term off",
+        ),
+        (
+            {
+                "perceptual": {"network": "vgg19", "source": "a"},
+                "adversarial": {"objective": "bce"},
+            },
+            "perceptual term by a; adversarial term bce",
+        ),
+    ],
+)
+def test_what_a_run_was_trained_with_is_said(changes, said):
+    assert describe_training({"training": TRAINED | changes}) == said
+
+
+def test_unknown_training_is_said():
+    assert describe_training({"training": {}}).startswith("unknown")
