@@ -72,10 +72,11 @@ def draw(
     axes = figure.subplots(len(first), n, squeeze=False)
     for row, shown in enumerate(first):
         hr = shown.images["hr"]
-        top = float(np.percentile(hr, 99.8)) or 1.0
         y, x = ((side - crop) // 2 for side in hr.shape)
         window = np.s_[y : y + crop, x : x + crop]
-        images = [(table.keys[shown.position], hr, None), ("HR", hr[window], None)]
+        grey = np.percentile(hr[window], (0.2, 99.8))  # of all images of the row
+        name = table.keys[shown.position].rsplit("/", 1)[-1]
+        images = [(name, hr, None), ("HR", hr[window], None)]
         images.append(
             ("bicubic", shown.images["bicubic"][window], shown.scores["bicubic"])
         )
@@ -83,7 +84,7 @@ def draw(
             p = rows[row]
             images.append((label, p.images["sr"][window], p.scores["run"]))
         for axis, (label, image, scores) in zip(axes[row], images, strict=True):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+            axis.imshow(image, "gray", vmin=grey[0], vmax=grey[1])
             if scores:
                 label += f"\n{scores['psnr']:.2f} dB, LPIPS {scores['lpips_alex']:.3f}"
             axis.set_title(label, fontsize=8)
@@ -106,7 +107,7 @@ def main() -> None:
         label, _, folder = argument.partition("=")
         table, columns[label] = predictions(Path(folder), args.data, args.split, lpips)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    draw(table, columns, args.crop).savefig(args.out, dpi=110)
+    draw(table, columns, args.crop).savefig(args.out, dpi=85)
 
 
 if __name__ == "__main__":

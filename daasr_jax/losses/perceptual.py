@@ -25,7 +25,7 @@ from daasr_jax.pretrained import FrozenVGG
 PICTURES = ("sat", "rec")
 # By scale: mean loss with VGG-19 over that with VGG-16, both in their unit, for bicubic
 # against HR, from docs/results/perceptual.md.
-VGG16_FACTORS = {2: 0.128, 3: 0.186, 4: 0.222}
+VGG16_FACTORS = {2: 0.127, 3: 0.186, 4: 0.222}
 # Value of white, mean and standard deviation of the three channels: Keras
 # (`imagenet_utils.preprocess_input`, mode "caffe", BGR) and torchvision (RGB).
 _CONVENTIONS = {
