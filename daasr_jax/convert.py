@@ -74,7 +74,7 @@ def convert(system: str, source: Path, target: Path) -> str:
             f"{named[1]} as its name says: fetch it again.",
         )
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
             "E234", "PyTorch is needed to convert: pip install torch."
