@@ -55,6 +55,7 @@ parity: $(VENV)/installed-dev  ## Compare with the PyTorch twin (installs PyTorc
 	@$(BIN)/python -m pytest tests/parity
 
 bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
+	@$(BIN)/python -m benchmarks.matching --out docs/results
 	@$(BIN)/python -m benchmarks.train_step --out docs/results
 
 lock:  ## Renew the locks (needs uv)
