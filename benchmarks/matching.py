@@ -6,7 +6,7 @@ One image, 64 features, 3x3 patches, as many keys as queries. The maps are featu
 two slices of the MNI152 template (a convolutional stem with fixed random weights), so
 there is a black background and there are smooth regions, where noise would have none.
 
-Peers, each in a process of its own:
+Peers, time and memory each in a process of their own:
 
 * `daasr_jax`: `matching.match`, the platform's own form.
 * `jnp, materialised`: all pairs at once, XLA.
@@ -244,55 +244,60 @@ def _status(field: str) -> float:
 
 
 def child(peer: str, queries: int, mode: str, repeats: int) -> None:
-    """One measurement, printed as JSON."""
+    """Times, or without repeats memory and exactness, printed as JSON."""
     side = math.isqrt(queries)
     run = run_torch if peer.startswith("torch") else run_jax
     run(peer, 8, mode)()  # threads and libraries are there before memory is measured
     once = run(peer, side, mode)
-    (peak, index), times = peak_of(once, peer), []
-    spent = time.monotonic()
-    while len(times) < repeats and (not times or time.monotonic() - spent < 120):
-        begin = time.perf_counter()
+    if not repeats:
+        peak, index = peak_of(once, peer)
+        row = {"peak_mib": peak}
+        if mode == "forward":
+            least = 1e-12 if peer.startswith("torch") else 1e-6
+            row["score_error"] = score_error(side, np.asarray(index), least)
+        print(json.dumps(row))
+        return
+    once()
+    times, begin = [], time.monotonic()
+    while len(times) < repeats and (not times or time.monotonic() - begin < 120):
+        start = time.perf_counter()
         once()
-        times.append(1e3 * (time.perf_counter() - begin))
+        times.append(1e3 * (time.perf_counter() - start))
     row = {
-        "peer": peer,
-        "queries": queries,
-        "mode": mode,
         "median_ms": statistics.median(times),
         "min_ms": min(times),
         "max_ms": max(times),
         "repeats": len(times),
-        "peak_mib": peak,
     }
-    if mode == "forward":
-        least = 1e-12 if peer.startswith("torch") else 1e-6
-        row["score_error"] = score_error(side, np.asarray(index), least)
     print(json.dumps(row))
 
 
 def measure(peer: str, queries: int, mode: str, repeats: int) -> dict[str, Any]:
+    row = {"peer": peer, "queries": queries, "mode": mode}
     if queries > ALL_PAIRS_LIMIT and peer not in ("daasr_jax", "torch, chunked"):
-        return {"peer": peer, "queries": queries, "mode": mode, "not_run": "all pairs"}
-    command = [sys.executable, "-m", "benchmarks.matching", "--child", peer]
-    command += ["--queries", str(queries), "--mode", mode, "--repeats", str(repeats)]
-    # Freed memory goes back at once, so that the peak of a call is its own.
-    kept = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    kept |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env=os.environ | kept,
-            timeout=LIMIT_SECONDS,
-        )
-        if not done.returncode:
-            return json.loads(done.stdout.strip().splitlines()[-1])
-        reason = (done.stderr.strip().splitlines() or ["killed"])[-1][:120]
-    except subprocess.TimeoutExpired:
-        reason = f"over {LIMIT_SECONDS} s"
-    return {"peer": peer, "queries": queries, "mode": mode, "not_run": reason}
+        return row | {"not_run": "all pairs"}
+    # Where memory is measured, freed memory goes back at once, so that the peak of a
+    # call is its own; that costs time, so times are taken by another process.
+    frugal = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    frugal |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    for extra, n in ((frugal, 0), ({}, repeats)):
+        command = [sys.executable, "-m", "benchmarks.matching", "--child", peer]
+        command += ["--queries", str(queries), "--mode", mode, "--repeats", str(n)]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                env=os.environ | extra,
+                timeout=LIMIT_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return row | {"not_run": f"over {LIMIT_SECONDS} s"}
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["killed"])[-1][:120]
+            return row | {"not_run": reason}
+        row |= json.loads(done.stdout.strip().splitlines()[-1])
+    return row
 
 
 def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
@@ -301,8 +306,9 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "",
         "`python -m benchmarks.matching --out docs/results`: one image, "
         f"{FEATURES} features of template slices, 3x3 patches, float32, as many keys "
-        "as queries; search, transfer and score. Every line ran in a process of its "
-        "own; median [lowest, highest] after one call that is not counted. Peak is "
+        "as queries; search, transfer and score. Time and memory of every line in a "
+        "process of their own; median [lowest, highest] after one call that is not "
+        "counted. Peak is "
         "what a call holds beyond what was there before. Score error: largest, over "
         "all queries, shortfall in float64 under the best key.",
         "",
