@@ -30,6 +30,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -304,7 +305,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     text = [
         "# The patch search and its peers",
         "",
-        "`python -m benchmarks.matching --out docs/results`: one image, "
+        f"`python -m benchmarks.matching {shlex.join(sys.argv[1:])}`: one image, "
         f"{FEATURES} features of template slices, 3x3 patches, float32, as many keys "
         "as queries; search, transfer and score. Time and memory of every line in a "
         "process of their own; median [lowest, highest] after one call that is not "
