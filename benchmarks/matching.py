@@ -370,6 +370,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             if points:
                 axis.loglog(*zip(*points, strict=True), marker="o", label=peer)
         axis.set_title(mode, fontsize=10)
+        sizes = sorted({r["queries"] for r in rows})
+        axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        axis.minorticks_off()
         axis.set_xlabel("queries = keys")
         axis.set_ylabel("ms" if field == "median_ms" else "peak MiB")
         axis.grid(visible=True, which="major", alpha=0.3)
