@@ -22,5 +22,7 @@ def test_examples(name):
 
 
 def test_there_are_examples():
-    found = doctest.DocTestFinder().find(importlib.import_module("daasr_jax.matching"))
+    found = doctest.DocTestFinder().find(
+        importlib.import_module("daasr_jax.matching.searching")
+    )
     assert any(test.examples for test in found)
