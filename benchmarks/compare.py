@@ -81,8 +81,7 @@ def main() -> None:
         f"{first['protocol']['intensity']}."
         + (f" LPIPS: {first['protocol']['lpips']}." if nets else ""),
         "",
-        "| "
-        + " | ".join(
+        row(
             [
                 *("x", "run", "track", "steps", "PSNR, dB", "SSIM"),
                 *(f"LPIPS {net}" for net in nets),
@@ -90,9 +89,8 @@ def main() -> None:
                 *([f"over {args.base}, dB"] if args.base else []),
                 *(f"LPIPS {net} over {args.base}" for net in nets if args.base),
             ]
-        )
-        + " |",
-        "|--:|---|---|" + "--:|" * (4 + len(nets) + bool(args.base) * (1 + len(nets))),
+        ),
+        "|--:|---|---|" + "--:|" * (4 + len(nets) + len(compared)),
     ]
     scales = sorted({r["scale"] for r in reports.values()}, reverse=True)
     for scale in scales:

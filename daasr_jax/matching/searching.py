@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -196,16 +197,11 @@ def _best_again(
     query: Array, maps: Array, lost: Array, index: Array, window: Window
 ) -> Array:
     """The candidates `(b, gq, wgq, t)` in the order of their float32 scores."""
-    settings = {
-        "patch": window.patch,
-        "stride": window.stride,
-        "dilation": window.dilation,
-    }
     b = index.shape[0]
     out = jnp.take_along_axis(lost.reshape(b, -1), index.reshape(b, -1), axis=1)
     score = jnp.concatenate(
         [
-            pair_score(query, maps, index[..., i], **settings)
+            pair_score(query, maps, index[..., i], **dataclasses.asdict(window))
             for i in range(index.shape[-1])
         ],
         axis=-1,
