@@ -1,19 +1,26 @@
 """Exact search by diagonal sums, for CPUs.
 
 The product of two patches is the sum, over their entries, of the pointwise products of
-the two maps. So a tile of pointwise products (inner size C instead of patch^2 C) is
-computed once, and `patch` shifted copies of it are added along each axis.
+the two maps. So the products of all pixels of some query rows with one row of keys are
+computed once (inner size C instead of patch^2 C), and the scores against a row of key
+patches are sums of shifted copies of the last few of them.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from daasr_jax.matching.window import Window, add
+
+# Neighbouring keys whose maximum is taken while their scores are summed, at most, and
+# terms of these sums, patch^2 for each: more would not be faster, but slow to compile.
+BITS = 3
+LAST = 2**BITS - 1
+TERMS = 72
 
 
 def search_image(
@@ -40,68 +47,100 @@ def search_image(
 
     Returns:
         Scores `(gq, wq, top)` float32, falling, and positions in the key grid, int32;
-        the lowest of equals.
+        the lowest of equals. With `top = 1`, neighbours whose scores agree in all but
+        the last three bits of their mantissa (4.8e-7 of the score) count as equal.
     """
     (hk, wk), s = scale.shape, window.stride
     phases = window.phases()
     halo = max(max(shifts) for shifts in phases.values())
-    grid_q = tuple(1 + (n - 2 * window.reach - 1) // s for n in query.shape[:2])
-    hq, wq = grid_q
-    rows_q, rows_k = _tile_rows(hq, wq, hk, wk, halo, budget)
-    tiles_q, tiles_k = -(-hq // rows_q), -(-hk // rows_k)
-    queries = _phase_maps(query, phases, s, (tiles_q * rows_q + halo, wq + halo))
-    keys = _phase_maps(key, phases, s, (tiles_k * rows_k + halo, wk + halo))
-    filling = ((0, tiles_k * rows_k - hk), (0, 0))
+    hq, wq = (1 + (n - 2 * window.reach - 1) // s for n in query.shape[:2])
+    members = max(1, min(2**BITS, TERMS // window.patch**2)) if top == 1 else 1
+    groups = -(-wk // members)
+    members = -(-wk // groups)
+    width = groups * members
+    lines = halo + 1  # rows of keys whose products are held
+    steps = -(-hk // lines)
+    row = 4 * len(phases) ** 2 * lines * (width + halo) * (wq + halo)
+    rows = max(1, min(hq, budget // row - halo))
+    tiles = -(-hq // rows)
+    rows = -(-hq // tiles)
+    queries = _phase_maps(query, phases, s, (tiles * rows + halo, wq + halo))
+    keys = _phase_maps(key, phases, s, (steps * lines + halo, width + halo))
+    filling = ((0, steps * lines - hk), (0, width - wk))
     scale = jnp.pad(scale, filling)
     lost = jnp.pad(lost, filling, constant_values=-jnp.inf)
-    position = jnp.arange(rows_k * wk, dtype=jnp.int32)[:, None, None]
 
-    def rows(maps: dict, start: Array, n: int) -> dict:
-        return {
-            name: lax.dynamic_slice_in_dim(x, start, n + halo)
-            for name, x in maps.items()
+    def best_of_tile(i: Array) -> tuple[Array, Array]:
+        tile = {
+            name: lax.dynamic_slice_in_dim(x, i * rows, rows + halo)
+            for name, x in queries.items()
         }
 
-    def query_tile(i: Array) -> tuple[Array, Array]:
-        q = rows(queries, i * rows_q, rows_q)
+        def products(j: Array) -> dict[tuple[int, int], Array]:
+            return {name: _product(x[j], tile[name]) for name, x in keys.items()}
 
-        def key_tile(best: tuple[Array, Array], j: Array):
-            k = rows(keys, j * rows_k, rows_k)
-            score = add(
-                _diagonal(
-                    q[y, x], k[y, x], phases[y], phases[x], (rows_q, wq, rows_k, wk)
-                )
-                for y, x in q
+        def scores(held: list, j: Array, member: int) -> Array:
+            """Of every `members`-th key of row j: `(groups, rows, wq)`."""
+            total = add(
+                held[y][p, q][
+                    member + x : member + x + members * (groups - 1) + 1 : members,
+                    y : y + rows,
+                    x : x + wq,
+                ]
+                for p in phases
+                for q in phases
+                for y in phases[p]
+                for x in phases[q]
             )
-            factor = lax.dynamic_slice_in_dim(scale, j * rows_k, rows_k)
-            out = lax.dynamic_slice_in_dim(lost, j * rows_k, rows_k)
-            score = score * factor[:, :, None, None] + out[:, :, None, None]
-            score = score.reshape(rows_k * wk, rows_q, wq)
-            found = _top(score, position, top, j * rows_k * wk)
-            return merge(best, found, top), None
+            factor, out = (
+                lax.dynamic_index_in_dim(z, j, keepdims=False)[member::members]
+                for z in (scale, lost)
+            )
+            return total * factor[:, None, None] + out[:, None, None]
 
-        start = (
-            jnp.full((top, rows_q, wq), -jnp.inf, jnp.float32),
-            jnp.zeros((top, rows_q, wq), jnp.int32),
-        )
-        return lax.scan(key_tile, start, jnp.arange(tiles_k))[0]
+        def some_rows(carry: tuple, step: Array) -> tuple[tuple, None]:
+            best, held = carry
+            for n in range(lines):
+                j = step * lines + n
+                held = [*held, products(_after(best[1], j + halo))]
+                best = update(best, held, j)
+                held = held[1:]
+            return (best, held), None
 
-    found = lax.map(query_tile, jnp.arange(tiles_q))
+        def one(best: tuple[Array, Array], held: list, j: Array):
+            """The best of every group, and the row and member that it is."""
+            rank, place = best
+            highest = functools.reduce(
+                jnp.maximum, [_rank(scores(held, j, a), a) for a in range(members)]
+            )
+            highest = jnp.maximum(highest, rank)
+            better = highest >> BITS > rank >> BITS  # not an equal in a later row
+            return highest, jnp.where(better, j << BITS | highest & LAST, place)
+
+        def several(best: tuple[Array, Array], held: list, j: Array):
+            found = _top(scores(held, j, 0), top)
+            return merge(best, (found[0], found[1] + j * wk), top)
+
+        shape = (groups, rows, wq) if top == 1 else (top, rows, wq)
+        least = jnp.iinfo(jnp.int32).min if top == 1 else -jnp.inf
+        update = one if top == 1 else several
+        start = (jnp.full(shape, least), jnp.zeros(shape, jnp.int32))
+        held = [products(j) for j in range(halo)]
+        best, _ = lax.scan(some_rows, (start, held), jnp.arange(steps))[0]
+        return best if top > 1 else _of_groups(*best, members, wk)
+
+    found = lax.map(best_of_tile, jnp.arange(tiles))
     score, index = (jnp.moveaxis(x, 1, -1).reshape(-1, wq, top)[:hq] for x in found)
     return score, index
 
 
-def _tile_rows(
-    hq: int, wq: int, hk: int, wk: int, halo: int, budget: int
-) -> tuple[int, int]:
-    """Rows of queries and of keys in a tile of `budget` bytes, about square.
+def _after(place: Array, j: Array) -> Array:
+    """`j`, known once `place`, which is never negative, is.
 
-    Every tile repeats the halo of both, which costs least when they are equal.
+    So the products of a row follow the maximum of the row before; XLA would compute
+    them all first and hold and copy them.
     """
-    pairs = budget // (4 * (wk + halo) * (wq + halo))  # of padded rows
-    rows_q = max(1, min(hq, math.isqrt(pairs) - halo))
-    rows_k = max(1, min(hk, pairs // (rows_q + halo) - halo))
-    return max(1, min(hq, pairs // (rows_k + halo) - halo)), rows_k
+    return j + (place[0, 0, 0] < 0)
 
 
 def _phase_maps(
@@ -117,36 +156,53 @@ def _phase_maps(
     return maps
 
 
-def _diagonal(
-    q: Array,
-    k: Array,
-    rows: tuple[int, ...],
-    columns: tuple[int, ...],
-    size: tuple[int, int, int, int],
-) -> Array:
-    """Sum of the shifted pointwise products: `(rows_k, wk, rows_q, wq)` float32."""
-    rows_q, wq, rows_k, wk = size
-    # Keys along the major axes: a reduction over them vectorises over queries.
-    point = lax.dot_general(
-        k.reshape(-1, k.shape[-1]),
-        q.reshape(-1, q.shape[-1]),
+def _product(key: Array, query: Array) -> Array:
+    """Of every pixel of a row `(w', c)` with every one of `(h, w, c)`: `(w', h, w)`."""
+    # Keys along the major axis: a maximum over them vectorises over queries.
+    return lax.dot_general(
+        key,
+        query.reshape(-1, query.shape[-1]),
         (((1,), (1,)), ((), ())),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    ).reshape(*k.shape[:2], *q.shape[:2])
-    score = add(point[:, d : d + wk, :, d : d + wq] for d in columns)
-    return add(score[d : d + rows_k, :, d : d + rows_q] for d in rows)
+    ).reshape(-1, *query.shape[:2])
 
 
-def _top(score: Array, position: Array, top: int, offset: Array) -> tuple[Array, Array]:
+def _rank(score: Array, member: int) -> Array:
+    """int32 in the order of the scores; of equals the lower member is the higher.
+
+    The bits of a float32 are in its order once those of a negative one are turned; the
+    last three make room for the member.
+    """
+    bits = lax.bitcast_convert_type(score, jnp.int32)
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    return bits & ~LAST | LAST - member
+
+
+def _of_groups(
+    rank: Array, place: Array, members: int, width: int
+) -> tuple[Array, Array]:
+    """Score and position `(1, ...)` of the best of the groups along the first axis."""
+    group = jnp.arange(rank.shape[0], dtype=jnp.int32)[:, None, None]
+    index = (place >> BITS) * width + group * members + LAST - (place & LAST)
+    rank |= LAST
+    best = jnp.max(rank, axis=0)
+    index = jnp.min(jnp.where(rank == best[None], index, jnp.iinfo(jnp.int32).max), 0)
+    bits = best ^ ((best >> 31) & 0x7FFFFFFF)
+    return lax.bitcast_convert_type(bits, jnp.float32)[None], index[None]
+
+
+def _top(score: Array, top: int) -> tuple[Array, Array]:
     """The `top` best along the first axis, `(top, ...)`, and their positions."""
-    last = score.shape[0] - 1
+    position = jnp.arange(score.shape[0], dtype=jnp.int32)[:, None, None]
     scores, indices = [], []
     for i in range(top):
         best = jnp.max(score, axis=0)
-        index = jnp.min(jnp.where(score == best[None], position, last), axis=0)
+        index = jnp.min(
+            jnp.where(score == best[None], position, score.shape[0] - 1), axis=0
+        )
         scores.append(best)
-        indices.append(index + offset)
+        indices.append(index)
         if i + 1 < top:
             score = jnp.where(position == index[None], -jnp.inf, score)
     return jnp.stack(scores), jnp.stack(indices)
