@@ -125,7 +125,7 @@ def search_image(
         least = jnp.iinfo(jnp.int32).min if top == 1 else -jnp.inf
         update = one if top == 1 else several
         start = (jnp.full(shape, least), jnp.zeros(shape, jnp.int32))
-        held = [products(j) for j in range(halo)]
+        held = [products(jnp.int32(j)) for j in range(halo)]
         best, _ = lax.scan(some_rows, (start, held), jnp.arange(steps))[0]
         return best if top > 1 else _of_groups(*best, members, wk)
 

@@ -85,12 +85,23 @@ class Window:
             [self.entry(padded, i, j, grid) for i in n for j in n], axis=-1
         )
 
+    def spread(
+        self, x: Float[Array, "*b gh gw"], size: tuple[int, int]
+    ) -> Float[Array, "*b h w"]:
+        """Sum, at every pixel of a map of `size`, of `x` of the patches over it."""
+        grid = (x.shape[-2], x.shape[-1])
+        shape = jax.ShapeDtypeStruct((*x.shape[:-2], *size), x.dtype)
+        return jax.linear_transpose(lambda y: self._sum(y, grid), shape)(x)[0]
+
+    def _sum(self, x: Array, grid: tuple[int, int]) -> Array:
+        """Over the entries of every patch of a map `(..., h, w)`."""
+        x, n = self.pad(x[..., None]), range(self.patch)
+        return add(self.entry(x, i, j, grid)[..., 0] for i in n for j in n)
+
     def inverse_norm(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b gh gw"]:
         """Reciprocal norms of the patches; 0, with zero gradient, where empty."""
         grid = self.grid(x.shape[-3]), self.grid(x.shape[-2])
-        square = self.pad(over_channels(x * x)[..., None])
-        n = range(self.patch)
-        box = add(self.entry(square, i, j, grid)[..., 0] for i in n for j in n)
+        box = self._sum(over_channels(x * x), grid)
         full = box > MIN_SQUARE
         return jnp.where(full, lax.rsqrt(jnp.where(full, box, 1.0)), 0.0)
 
@@ -144,6 +155,11 @@ class Keys:
 def gather(flat: Array, index: Array) -> Array:
     """`flat (b, n, c)` at `index (b, h, w)` -> `(b, h, w, c)`."""
     return jax.vmap(lambda f, i: f.at[i].get(mode="clip"))(flat, index)
+
+
+def scatter(flat: Array, index: Array, x: Array) -> Array:
+    """`flat (b, n, c)` with `x (b, h, w, c)` added at `index (b, h, w)`."""
+    return jax.vmap(lambda f, i, y: f.at[i].add(y, mode="clip"))(flat, index, x)
 
 
 def check(query: Array, key: Array) -> tuple[Array, Array]:
