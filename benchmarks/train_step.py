@@ -7,7 +7,8 @@ images, each peer in a process of its own so that peak memory is its own:
 
 * `daasr_jax`: this project's step;
 * `daasr_jax, XLA kernel gradient`: the same without `models/conv.py`'s kernel gradient;
-* `torch, eager`: the PyTorch twin of the parity tests, where PyTorch is installed.
+* `torch, eager` and `torch, compiled`: the PyTorch twin of the parity tests, as it is
+  and by `torch.compile`, where PyTorch is installed.
 
 Writes `train_step.md` and `train_step.json` with machine, versions and commit.
 """
@@ -28,7 +29,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PEERS = ("daasr_jax", "daasr_jax, XLA kernel gradient", "torch, eager")
+PEERS = (
+    "daasr_jax",
+    "daasr_jax, XLA kernel gradient",
+    "torch, eager",
+    "torch, compiled",
+)
 PRESETS = ("paper", "fast")
 BATCH, CROP, SCALE = 9, 40, 4
 
@@ -95,7 +101,7 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> list
     return timed(once, repeats)
 
 
-def run_torch(preset: str, mode: str, repeats: int) -> list[float]:
+def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> list[float]:
     import torch
 
     from configs import fastmri_x4
@@ -103,18 +109,19 @@ def run_torch(preset: str, mode: str, repeats: int) -> list[float]:
 
     kwargs = fastmri_x4.get_config(preset).model.kwargs.to_dict()
     model = TorchDAASR(scale=SCALE, **kwargs)
+    forward = torch.compile(model) if compiled else model
     if mode == "inference 256x256":
         model.eval()
         lr, ref = torch.full((1, 1, 64, 64), 0.5), torch.full((1, 1, 256, 256), 0.5)
         with torch.no_grad():
-            return timed(lambda: model(lr, ref), repeats)
+            return timed(lambda: forward(lr, ref), repeats)
     model.train()
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-4)
     hr, ref = (torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in images())
 
     def once() -> None:
         lr = resize(hr, (CROP, CROP))
-        out = model(lr, ref)
+        out = forward(lr, ref)
         loss = (out.sr - hr).abs().mean() + 0.1 * (out.cwt - hr).abs().mean()
         loss = loss + 0.01 * (out.sat - hr).abs().mean()
         optimiser.zero_grad()
@@ -227,7 +234,7 @@ def child(peer: str, preset: str, mode: str, repeats: int) -> None:
         print(json.dumps(profile(preset, repeats)))
         return
     if peer.startswith("torch"):
-        times = run_torch(preset, mode, repeats)
+        times = run_torch(preset, mode, repeats, compiled="compiled" in peer)
     else:
         times = run_jax(preset, mode, repeats, xla_gradient=peer != PEERS[0])
     n = BATCH if mode == "training step" else 1
@@ -353,7 +360,7 @@ def main() -> None:
     peers = list(PEERS)
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: its lines are not run")
-        peers.pop()
+        peers = [peer for peer in peers if not peer.startswith("torch")]
     rows, parts = [], {}
     jobs = [
         (peer, preset, mode)

@@ -237,6 +237,76 @@ def test_gradient_is_that_of_the_materialised_form(patch):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+@pytest.mark.parametrize(
+    ("patch", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (3, 3, 2)]
+)
+def test_gradient_is_that_of_the_unfolded_form(patch, stride, dilation):
+    """Two references, an empty region, query and keys of different sizes."""
+    geometry = {"patch": patch, "stride": stride, "dilation": dilation}
+    query, keys = normal(43, 2, 7, 6, 3), normal(44, 2, 2, 5, 8, 3)
+    query[0, :, :3] = 0.0
+    values = normal(45, 2, 2, 5, 8, 2)
+    grid = (2, -(-7 // stride), -(-6 // stride))
+    m = 2 * -(-5 // stride) * -(-8 // stride)
+    index = np.random.default_rng(46).integers(0, m, grid)
+    weight_t, weight_c = normal(47, 2, 7, 6, 2), normal(48, *grid, 1)
+    r, s = dilation * (patch // 2), stride
+    taps = [
+        (i, j)
+        for i in range(0, 2 * r + 1, dilation)
+        for j in range(0, 2 * r + 1, dilation)
+    ]
+
+    def unfold(x):
+        h, w = x.shape[-3:-1]
+        x = jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (r, r), (r, r), (0, 0)))
+        parts = [x[..., i : i + h : s, j : j + w : s, :] for i, j in taps]
+        return jnp.stack(parts, -2).reshape(2, -1, len(taps), x.shape[-1])
+
+    def unfolded(query, keys, values):
+        def unit(x):
+            x = x.reshape(*x.shape[:2], -1)
+            square = jnp.sum(x * x, -1, keepdims=True)
+            full = square > 0
+            return jnp.where(full, x / jnp.sqrt(jnp.where(full, square, 1.0)), 0.0)
+
+        flat = index.reshape(2, -1)
+        chosen = jax.vmap(lambda x, i: x[i])
+        score = jnp.sum(unit(unfold(query)) * chosen(unit(unfold(keys)), flat), -1)
+
+        def lay(x):
+            found = chosen(unfold(x), flat).reshape(*grid, len(taps), -1)
+            # Room for patches that reach over the right border of the map.
+            canvas = jnp.zeros((2, 7 + 2 * r + s, 6 + 2 * r + s, found.shape[-1]))
+            for n, (i, j) in enumerate(taps):
+                rows, columns = s * grid[1], s * grid[2]
+                canvas = canvas.at[:, i : i + rows : s, j : j + columns : s].add(
+                    found[:, :, :, n]
+                )
+            return canvas[:, r : r + 7, r : r + 6]
+
+        t = lay(values) / jnp.maximum(lay(jnp.ones_like(values[..., :1])), 1.0)
+        return t, score.reshape(*grid, 1)
+
+    def ours(query, keys, values):
+        return (
+            transfer(values, index, size=(7, 6), **geometry),
+            pair_score(query, keys, index, **geometry),
+        )
+
+    def gradient(form):
+        def loss(*maps):
+            t, c = form(*maps)
+            return jnp.sum(t * weight_t) + jnp.sum(c * weight_c), (t, c)
+
+        run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+        return run(query, keys, values)
+
+    both = (jax.tree.leaves(gradient(form)) for form in (ours, unfolded))
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 def test_search_passes_no_gradient():
     x = jnp.asarray(normal(21, 1, 5, 5, 3))
     grad = jax.grad(lambda q: jnp.sum(match(q, x, x)[0]))(x)
