@@ -19,7 +19,8 @@ name only.
 Traps, which a caller may meet:
 
 * Ties (black background) may resolve to different indices in the two forms or on two
-  machines: their scores differ by rounding only. Compare scores, not indices.
+  machines: their scores differ by rounding only (diagonal sums compare 21 of the 24
+  bits of a score). Compare scores, not indices.
 * A patch of norm below 1e-6 holds nothing to compare: it scores 0 against everything,
   with a zero gradient. `x / norm` would give NaN.
 * Overlapping patches are averaged by the number that reach a pixel, so borders keep

@@ -16,8 +16,10 @@ from jaxtyping import Array
 
 from daasr_jax.matching.window import Window, add
 
-# Neighbouring keys whose maximum is taken while their scores are summed, at most, and
-# terms of these sums, patch^2 for each: more would not be faster, but slow to compile.
+# Neighbouring keys whose maximum is taken while their scores are summed, 2^BITS at
+# most: more are not faster. Which of them it is replaces the last bits of the score,
+# since XLA cannot compute two results, value and place, in one loop. TERMS of all these
+# sums, patch^2 for each, bound what there is to compile.
 BITS = 3
 LAST = 2**BITS - 1
 TERMS = 72
@@ -47,8 +49,9 @@ def search_image(
 
     Returns:
         Scores `(gq, wq, top)` float32, falling, and positions in the key grid, int32;
-        the lowest of equals. With `top = 1`, neighbours whose scores agree in all but
-        the last three bits of their mantissa (4.8e-7 of the score) count as equal.
+        the lowest of equals. With `top = 1`, scores that agree in all but the last
+        three bits of their mantissa (to 4.8e-7 of the score, which is within the
+        rounding error of their sums) count as equal.
     """
     (hk, wk), s = scale.shape, window.stride
     phases = window.phases()
