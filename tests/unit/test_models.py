@@ -294,3 +294,39 @@ def test_full_slice_at_x3(preset):
     out = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, lr, ref)
     assert out.sr.shape == (1, 255, 255, 1)
     assert np.isfinite(out.sr).all()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_dense_search_of_a_whole_slice_adds_less_than_a_gibibyte(train):
+    """256x256 at x4: 65,536 queries; all pairs of one group would take 16 GiB."""
+    model = DAASR(scale=4, **PRESETS["paper"] | {"match_stride": 1, "groups": 2})
+    lr, ref = (jax.ShapeDtypeStruct((1, n, n, 1), jnp.float32) for n in (64, 256))
+    variables = jax.eval_shape(
+        lambda a, b: model.init(jax.random.key(0), a, b, train=False), lr, ref
+    )
+    indices = jax.ShapeDtypeStruct((2, 1, 256, 256), jnp.int32)
+
+    def infer(variables, lr, ref, indices=None):
+        return model.apply(variables, lr, ref, train=False, indices=indices).sr
+
+    def gradient(variables, lr, ref, indices=None):
+        def loss(params):
+            out, _ = model.apply(
+                variables | {"params": params},
+                lr,
+                ref,
+                train=True,
+                indices=indices,
+                mutable=["batch_stats"],
+            )
+            return jnp.mean(out.sr**2)
+
+        return jax.grad(loss)(variables["params"])
+
+    run = jax.jit(gradient if train else infer)
+    with_search, without = (
+        run.lower(variables, *x).compile().memory_analysis().temp_size_in_bytes
+        for x in ((lr, ref), (lr, ref, indices))
+    )
+    assert without > 50 * 2**20
+    assert with_search - without < 2**30
