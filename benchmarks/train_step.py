@@ -320,7 +320,7 @@ def markdown(
         torch = [
             r["median_ms"]
             for r in rows
-            if r["peer"].startswith("torch")
+            if r["peer"] == "torch, eager"
             and (r["preset"], r["mode"]) == (row["preset"], row["mode"])
         ]
         ratio = f"{torch[0] / row['median_ms']:.2f}" if torch else "not run"

@@ -124,10 +124,13 @@ def search_image(
             found = _top(scores(held, j, 0), top)
             return merge(best, (found[0], found[1] + j * wk), top)
 
-        shape = (groups, rows, wq) if top == 1 else (top, rows, wq)
-        least = jnp.iinfo(jnp.int32).min if top == 1 else -jnp.inf
-        update = one if top == 1 else several
-        start = (jnp.full(shape, least), jnp.zeros(shape, jnp.int32))
+        if top == 1:
+            update, size = one, (groups, rows, wq)
+            least = jnp.full(size, jnp.iinfo(jnp.int32).min, jnp.int32)
+        else:
+            update, size = several, (top, rows, wq)
+            least = jnp.full(size, -jnp.inf, jnp.float32)
+        start = (least, jnp.zeros(size, jnp.int32))
         held = [products(jnp.int32(j)) for j in range(halo)]
         best, _ = lax.scan(some_rows, (start, held), jnp.arange(steps))[0]
         return best if top > 1 else _of_groups(*best, members, wk)
@@ -177,9 +180,13 @@ def _rank(score: Array, member: int) -> Array:
     The bits of a float32 are in its order once those of a negative one are turned; the
     last three make room for the member.
     """
-    bits = lax.bitcast_convert_type(score, jnp.int32)
-    bits ^= (bits >> 31) & 0x7FFFFFFF
+    bits = _turn(lax.bitcast_convert_type(score, jnp.int32))
     return bits & ~LAST | LAST - member
+
+
+def _turn(bits: Array) -> Array:
+    """All bits but the sign of the negative ones inverted; twice is nothing."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _of_groups(
@@ -191,8 +198,7 @@ def _of_groups(
     rank |= LAST
     best = jnp.max(rank, axis=0)
     index = jnp.min(jnp.where(rank == best[None], index, jnp.iinfo(jnp.int32).max), 0)
-    bits = best ^ ((best >> 31) & 0x7FFFFFFF)
-    return lax.bitcast_convert_type(bits, jnp.float32)[None], index[None]
+    return lax.bitcast_convert_type(_turn(best), jnp.float32)[None], index[None]
 
 
 def _top(score: Array, top: int) -> tuple[Array, Array]:

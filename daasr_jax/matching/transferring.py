@@ -160,6 +160,12 @@ _cosine.defvjp(_cosine_forward, _cosine_backward)
 def _mean_of_patches(
     value: Array, index: Array, window: Window, size: tuple[int, int]
 ) -> Array:
+    return _mean_forward(value, index, window, size)[0]
+
+
+def _mean_forward(
+    value: Array, index: Array, window: Window, size: tuple[int, int]
+) -> tuple[Array, tuple]:
     b, r, hk, wk, c = value.shape
     flat = value.reshape(b, r * hk * wk, c)
     mean = jnp.zeros((b, *size, c), value.dtype)
@@ -170,28 +176,16 @@ def _mean_of_patches(
         count += inside
         weight = jnp.where(inside, 1.0 / jnp.maximum(count, 1.0), 0.0)
         mean += weight[..., None].astype(value.dtype) * (gather(flat, source) - mean)
-    return mean
-
-
-def _mean_forward(
-    value: Array, index: Array, window: Window, size: tuple[int, int]
-) -> tuple[Array, tuple]:
     # No map is saved, only its shape and dtype.
     empty = jnp.empty((0, *value.shape[1:]), value.dtype)
-    return _mean_of_patches(value, index, window, size), (empty, index)
+    return mean, (empty, index, count)
 
 
 def _mean_backward(
     window: Window, size: tuple[int, int], saved: tuple, g: Array
 ) -> tuple[Array, None]:
-    empty, index = saved
+    empty, index, count = saved
     _, r, hk, wk, c = empty.shape
-    which = _covering(index, window, size)
-
-    def covers(count: Array, which: tuple) -> tuple[Array, None]:
-        return count + _entry(index, which, window, (hk, wk))[2], None
-
-    count = lax.scan(covers, jnp.zeros(g.shape[:3]), which)[0]
     g = g.astype(jnp.float32) / jnp.maximum(count, 1.0)[..., None]
 
     def entry(d_value: Array, which: tuple) -> tuple[Array, None]:
@@ -199,7 +193,7 @@ def _mean_backward(
         return scatter(d_value, source, jnp.where(inside[..., None], g, 0.0)), None
 
     start = jnp.zeros((len(index), r * hk * wk, c))
-    d_value = lax.scan(entry, start, which)[0]
+    d_value = lax.scan(entry, start, _covering(index, window, size))[0]
     return d_value.reshape(-1, r, hk, wk, c).astype(empty.dtype), None
 
 

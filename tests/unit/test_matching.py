@@ -185,125 +185,73 @@ def test_zero_maps_give_no_nan():
             assert np.abs(grad).max() < 100
 
 
-def materialised(query, key, value, index, patch):
-    """T and C with all patches and all N x N cosines held at once."""
-    (b, hq, wq, _), (_, hk, wk, _) = query.shape, value.shape
-    r = patch // 2
-
-    def unfold(x):
-        h, w = x.shape[1:3]
-        x = jnp.pad(x, ((0, 0), (r, r), (r, r), (0, 0)))
-        parts = [x[:, i : i + h, j : j + w] for i in range(patch) for j in range(patch)]
-        return jnp.stack(parts, 3).reshape(b, h * w, patch**2, -1)
-
-    def unit(x):
-        x = x.reshape(b, x.shape[1], -1)
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    flat = index.reshape(b, -1)
-    table = jnp.einsum("bqd,bkd->bqk", unit(unfold(query)), unit(unfold(key)))
-    score = jnp.take_along_axis(table, flat[..., None], -1).reshape(b, hq, wq, 1)
-
-    def lay(x):
-        chosen = jax.vmap(lambda f, i: f[i])(unfold(x), flat)
-        chosen = chosen.reshape(b, hq, wq, patch**2, -1)
-        canvas = jnp.zeros((b, hq + 2 * r, wq + 2 * r, x.shape[-1]))
-        for n in range(patch**2):
-            i, j = divmod(n, patch)
-            canvas = canvas.at[:, i : i + hq, j : j + wq].add(chosen[:, :, :, n])
-        return canvas[:, r : r + hq, r : r + wq]
-
-    return lay(value) / lay(jnp.ones((b, hk, wk, 1))), score
-
-
-@pytest.mark.parametrize("patch", [1, 3])
-def test_gradient_is_that_of_the_materialised_form(patch):
-    query, key = normal(15, 2, 6, 7, 4), normal(16, 2, 5, 8, 4)
-    value = normal(17, 2, 5, 8, 3)
-    index = np.random.default_rng(18).integers(0, 40, (2, 6, 7))
-    weight_t, weight_c = normal(19, 2, 6, 7, 3), normal(20, 2, 6, 7, 1)
-
-    def total(form):
-        def loss(query, key, value):
-            t, c = form(query, key, value)
-            return jnp.sum(t * weight_t) + jnp.sum(c * weight_c), (t, c)
-
-        run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
-        return run(query, key, value)
-
-    ours = total(lambda q, k, v: match(q, k, v, patch=patch, index=index)[::2])
-    theirs = total(lambda q, k, v: materialised(q, k, v, index, patch))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
-
-
-@pytest.mark.parametrize(
-    ("patch", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (3, 3, 2)]
-)
-def test_gradient_is_that_of_the_unfolded_form(patch, stride, dilation):
-    """Two references, an empty region, query and keys of different sizes."""
-    geometry = {"patch": patch, "stride": stride, "dilation": dilation}
-    query, keys = normal(43, 2, 7, 6, 3), normal(44, 2, 2, 5, 8, 3)
-    query[0, :, :3] = 0.0
-    values = normal(45, 2, 2, 5, 8, 2)
-    grid = (2, -(-7 // stride), -(-6 // stride))
-    m = 2 * -(-5 // stride) * -(-8 // stride)
-    index = np.random.default_rng(46).integers(0, m, grid)
-    weight_t, weight_c = normal(47, 2, 7, 6, 2), normal(48, *grid, 1)
-    r, s = dilation * (patch // 2), stride
-    taps = [
-        (i, j)
-        for i in range(0, 2 * r + 1, dilation)
-        for j in range(0, 2 * r + 1, dilation)
-    ]
+def materialised(query, keys, values, index, patch, stride, dilation):
+    """T and C with all patches and all N x M cosines held at once."""
+    b, height, width, _ = query.shape
+    r = dilation * (patch // 2)
+    offsets = range(0, 2 * r + 1, dilation)
+    taps = [(i, j) for i in offsets for j in offsets]
 
     def unfold(x):
         h, w = x.shape[-3:-1]
         x = jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (r, r), (r, r), (0, 0)))
-        parts = [x[..., i : i + h : s, j : j + w : s, :] for i, j in taps]
-        return jnp.stack(parts, -2).reshape(2, -1, len(taps), x.shape[-1])
+        parts = [x[..., i : i + h : stride, j : j + w : stride, :] for i, j in taps]
+        return jnp.stack(parts, -2).reshape(b, -1, len(taps), x.shape[-1])
 
-    def unfolded(query, keys, values):
-        def unit(x):
-            x = x.reshape(*x.shape[:2], -1)
-            square = jnp.sum(x * x, -1, keepdims=True)
-            full = square > 0
-            return jnp.where(full, x / jnp.sqrt(jnp.where(full, square, 1.0)), 0.0)
+    def unit(x):
+        x = x.reshape(b, x.shape[1], -1)
+        square = jnp.sum(x * x, -1, keepdims=True)
+        full = square > 0
+        return jnp.where(full, x / jnp.sqrt(jnp.where(full, square, 1.0)), 0.0)
 
-        flat = index.reshape(2, -1)
-        chosen = jax.vmap(lambda x, i: x[i])
-        score = jnp.sum(unit(unfold(query)) * chosen(unit(unfold(keys)), flat), -1)
+    flat = index.reshape(b, -1)
+    table = jnp.einsum("bqd,bkd->bqk", unit(unfold(query)), unit(unfold(keys)))
+    score = jnp.take_along_axis(table, flat[..., None], -1).reshape(*index.shape, 1)
 
-        def lay(x):
-            found = chosen(unfold(x), flat).reshape(*grid, len(taps), -1)
-            # Room for patches that reach over the right border of the map.
-            canvas = jnp.zeros((2, 7 + 2 * r + s, 6 + 2 * r + s, found.shape[-1]))
-            for n, (i, j) in enumerate(taps):
-                rows, columns = s * grid[1], s * grid[2]
-                canvas = canvas.at[:, i : i + rows : s, j : j + columns : s].add(
-                    found[:, :, :, n]
-                )
-            return canvas[:, r : r + 7, r : r + 6]
+    def lay(x):
+        chosen = jax.vmap(lambda f, i: f[i])(unfold(x), flat)
+        chosen = chosen.reshape(*index.shape, len(taps), -1)
+        # Room for patches that reach over the border of the map.
+        room = 2 * r + stride
+        canvas = jnp.zeros((b, height + room, width + room, x.shape[-1]))
+        rows, columns = (stride * n for n in index.shape[1:])
+        for n, (i, j) in enumerate(taps):
+            canvas = canvas.at[:, i : i + rows : stride, j : j + columns : stride].add(
+                chosen[:, :, :, n]
+            )
+        return canvas[:, r : r + height, r : r + width]
 
-        t = lay(values) / jnp.maximum(lay(jnp.ones_like(values[..., :1])), 1.0)
-        return t, score.reshape(*grid, 1)
+    count = lay(jnp.ones_like(values[..., :1]))
+    return lay(values) / jnp.maximum(count, 1.0), score
 
-    def ours(query, keys, values):
-        return (
-            transfer(values, index, size=(7, 6), **geometry),
-            pair_score(query, keys, index, **geometry),
-        )
 
-    def gradient(form):
-        def loss(*maps):
-            t, c = form(*maps)
+@pytest.mark.parametrize(
+    ("patch", "stride", "dilation"),
+    [(1, 1, 1), (3, 1, 1), (3, 2, 1), (5, 1, 2), (3, 3, 2)],
+)
+@pytest.mark.parametrize("references", [(), (2,)])
+def test_gradient_is_that_of_the_materialised_form(patch, stride, dilation, references):
+    """An empty region in the query; maps of different sizes."""
+    geometry = {"patch": patch, "stride": stride, "dilation": dilation}
+    query = normal(15, 2, 7, 6, 4)
+    query[0, :, :3] = 0.0
+    keys, values = (normal(s, 2, *references, 5, 8, c) for s, c in ((16, 4), (17, 3)))
+    grid = (2, -(-7 // stride), -(-6 // stride))
+    m = int(np.prod(references)) * -(-5 // stride) * -(-8 // stride)
+    index = np.random.default_rng(18).integers(0, m, grid)
+    weight_t, weight_c = normal(19, 2, 7, 6, 3), normal(20, *grid, 1)
+
+    def total(form):
+        def loss(query, keys, values):
+            t, c = form(query, keys, values)
             return jnp.sum(t * weight_t) + jnp.sum(c * weight_c), (t, c)
 
         run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
         return run(query, keys, values)
 
-    both = (jax.tree.leaves(gradient(form)) for form in (ours, unfolded))
-    for a, b in zip(*both, strict=True):
+    ours = total(lambda q, k, v: match(q, k, v, index=index, **geometry)[::2])
+    theirs = total(lambda q, k, v: materialised(q, k, v, index, **geometry))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
