@@ -7,6 +7,8 @@ images, each peer in a process of its own so that peak memory is its own:
 
 * `daasr_jax`: this project's step;
 * `daasr_jax, XLA kernel gradient`: the same without `models/conv.py`'s kernel gradient;
+* `daasr_jax, lean schedule`: the same with XLA's other order of operations for CPUs,
+  `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`;
 * `torch, eager` and `torch, compiled`: the PyTorch twin of the parity tests, as it is
   and by `torch.compile`, where PyTorch is installed.
 
@@ -32,22 +34,29 @@ from typing import Any
 PEERS = (
     "daasr_jax",
     "daasr_jax, XLA kernel gradient",
+    "daasr_jax, lean schedule",
     "torch, eager",
     "torch, compiled",
 )
 PRESETS = ("paper", "fast")
 BATCH, CROP, SCALE = 9, 40, 4
+LEAN = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
-def timed(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Milliseconds of each call after one that is not counted."""
+def timed(call: Callable[[], Any], repeats: int) -> tuple[list[float], float]:
+    """Milliseconds of each call after one that is not counted; MiB before it."""
+    before = peak_mib()
     call()
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - begin))
-    return times
+    return times, before
+
+
+def median_ms(call: Callable[[], Any], repeats: int) -> float:
+    return statistics.median(timed(call, repeats)[0])
 
 
 def peak_mib() -> float:
@@ -63,7 +72,10 @@ def images() -> tuple[Any, Any]:
     return tuple(rng.random(shape, dtype=np.float32) for _ in range(2))
 
 
-def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> list[float]:
+Timing = tuple[list[float], float]
+
+
+def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> Timing:
     import jax
     import optax
 
@@ -101,7 +113,7 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> list
     return timed(once, repeats)
 
 
-def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> list[float]:
+def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> Timing:
     import torch
 
     from configs import fastmri_x4
@@ -163,15 +175,13 @@ def profile(preset: str, repeats: int) -> dict[str, float]:
             return jnp.sum(y * y)
 
         f = jax.jit(jax.grad(value, (0, 1)))
-        return statistics.median(
-            timed(lambda: jax.block_until_ready(f(params, x)), repeats)
-        )
+        return median_ms(lambda: jax.block_until_ready(f(params, x)), repeats)
 
     def gradient(function: Callable[..., Any], *xs: Any) -> float:
         f = jax.jit(
             jax.grad(lambda *a: jnp.sum(function(*a) ** 2), tuple(range(len(xs))))
         )
-        return statistics.median(timed(lambda: jax.block_until_ready(f(*xs)), repeats))
+        return median_ms(lambda: jax.block_until_ready(f(*xs)), repeats)
 
     from flax import linen as nn
 
@@ -197,9 +207,7 @@ def profile(preset: str, repeats: int) -> dict[str, float]:
 
     find = jax.jit(matching.search)
     index = find(lr, lr)
-    search = statistics.median(
-        timed(lambda: jax.block_until_ready(find(lr, lr)), repeats)
-    )
+    search = median_ms(lambda: jax.block_until_ready(find(lr, lr)), repeats)
     value = lr if coarse else resampling.space_to_depth(hr, SCALE)
     moved = gradient(
         lambda q, v: (
@@ -234,9 +242,9 @@ def child(peer: str, preset: str, mode: str, repeats: int) -> None:
         print(json.dumps(profile(preset, repeats)))
         return
     if peer.startswith("torch"):
-        times = run_torch(preset, mode, repeats, compiled="compiled" in peer)
+        times, before = run_torch(preset, mode, repeats, compiled="compiled" in peer)
     else:
-        times = run_jax(preset, mode, repeats, xla_gradient=peer != PEERS[0])
+        times, before = run_jax(preset, mode, repeats, xla_gradient=peer == PEERS[1])
     n = BATCH if mode == "training step" else 1
     median = statistics.median(times)
     row = {
@@ -248,6 +256,7 @@ def child(peer: str, preset: str, mode: str, repeats: int) -> None:
         "max_ms": max(times),
         "images_per_s": 1e3 * n / median,
         "peak_mib": peak_mib(),
+        "before_mib": before,
     }
     print(json.dumps(row))
 
@@ -255,7 +264,11 @@ def child(peer: str, preset: str, mode: str, repeats: int) -> None:
 def measure(peer: str, preset: str, mode: str, repeats: int) -> Any:
     command = [sys.executable, "-m", "benchmarks.train_step", "--child", peer]
     command += ["--preset", preset, "--mode", mode, "--repeats", str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {LEAN}".strip()
+    extra = {"XLA_FLAGS": flags} if peer == PEERS[2] else {}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | extra
+    )
     if done.returncode:
         print(f"{peer}, {preset}, {mode}: failed\n{done.stderr[-800:]}")
         return None
@@ -284,6 +297,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def jax_platform() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -305,29 +324,34 @@ def markdown(
         f"`configs/fastmri_x4.py`, 64 features, 6 groups, batch {BATCH}, "
         f"LR crop {CROP}, x{SCALE}, float32, random images. Every line ran in a "
         "process of its own; median of the repeats [lowest, highest] after one that "
-        "is not counted. Peak memory is the resident peak of the process, the "
-        "framework included.",
+        "is not counted. Peak memory is the resident peak of the process, framework "
+        "and compilation included; `before` is what it held before the first call.",
         "",
         f"{about['processor']}, {about['cores']} cores ({about['device']}); "
         f"Python {about['python']}, "
         + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
         + f"; commit {about['commit'][:12]}.",
         "",
-        "| preset | what | peer | ms | images/s | times torch | peak MiB |",
-        "|---|---|---|--:|--:|--:|--:|",
+        "| preset | what | peer | ms | images/s | times torch | peak MiB | before | "
+        "of torch's |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         torch = [
-            r["median_ms"]
+            r
             for r in rows
             if r["peer"] == "torch, eager"
             and (r["preset"], r["mode"]) == (row["preset"], row["mode"])
         ]
-        ratio = f"{torch[0] / row['median_ms']:.2f}" if torch else "not run"
+        ratio, share = "not run", "not run"
+        if torch:
+            ratio = f"{torch[0]['median_ms'] / row['median_ms']:.2f}"
+            share = f"{row['peak_mib'] / torch[0]['peak_mib']:.2f}"
         text.append(
             f"| {row['preset']} | {row['mode']} | {row['peer']} | "
             f"{row['median_ms']:,.0f} [{row['min_ms']:,.0f}, {row['max_ms']:,.0f}] | "
-            f"{row['images_per_s']:.2f} | {ratio} | {row['peak_mib']:,.0f} |"
+            f"{row['images_per_s']:.2f} | {ratio} | {row['peak_mib']:,.0f} | "
+            f"{row['before_mib']:,.0f} | {share} |"
         )
     for preset, values in parts.items():
         total = sum(values.values())
@@ -350,6 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="docs/results", help="folder of the tables")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--note", type=Path, help="Markdown file that ends the report")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--preset", help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
@@ -368,6 +393,7 @@ def main() -> None:
         for mode in ("training step", "inference 256x256")
         for peer in peers
         if not (mode != "training step" and peer == PEERS[1])
+        and not (peer == PEERS[2] and jax_platform() != "cpu")
     ]
     begin = time.monotonic()
     for i, job in enumerate([*jobs, *((PEERS[0], p, "profile") for p in PRESETS)]):
@@ -383,6 +409,8 @@ def main() -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(rows, parts, about)
+    if args.note:
+        text += "\n" + args.note.read_text(encoding="utf-8")
     (out / "train_step.md").write_text(text, encoding="utf-8")
     record = {"machine": about, "rows": rows, "profile_ms": parts}
     (out / "train_step.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -39,6 +39,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
         {
             "name": "daasr",
             "dtype": "float32",  # of the computation; "bfloat16" halves its memory
+            "pretrained": False,  # start from ImageNet weights, where a model has such
             "kwargs": {
                 "features": 64,
                 "groups": 6,
@@ -97,12 +98,16 @@ def get_config(preset: str = "paper") -> ConfigDict:
     )
     config.optimiser = ConfigDict(
         {
+            "name": "adam",  # "rmsprop", "sgd"
             "learning_rate": 2e-4,
             "b1": 0.9,
             "b2": 0.999,
-            "schedule": "halving",
+            "schedule": "halving",  # "milestones", "cosine", "constant"
             "halve_every_epochs": 20,
+            "milestones": (),  # in steps, where "milestones" halves
             "warmup_steps": 0,
+            "slow": "",  # regular expression of parameters that learn at another rate
+            "slow_factor": 1.0,  # times the learning rate
         }
     )
     config.losses = ConfigDict(
@@ -131,12 +136,16 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "features": 64,
             "stages": 3,
             "optimiser": {
+                "name": "adam",
                 "learning_rate": 1e-4,
                 "b1": 0.9,
                 "b2": 0.999,
                 "schedule": "constant",
                 "halve_every_epochs": 20,
+                "milestones": (),
                 "warmup_steps": 0,
+                "slow": "",
+                "slow_factor": 1.0,
             },
         }
     )

@@ -19,7 +19,7 @@ from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.pretrained import FrozenVGG, lpips_vgg16, read_vgg19
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training.adversarial import Adversarial
-from daasr_jax.training.schedules import make_adam, make_schedule
+from daasr_jax.training.schedules import make_optimiser, make_schedule
 from daasr_jax.training.state import TrainState, create_state
 
 log = logging.getLogger("daasr_jax")
@@ -62,6 +62,8 @@ def data_settings(config: Config) -> data.DataSettings:
 def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     """The model; `axis_name` shares batch statistics over devices in training.
 
+    A keyword of None stands for the default of the model that is named.
+
     Raises:
         ConfigError: If the model does not know a keyword.
     """
@@ -70,8 +72,28 @@ def make_model(config: Config, *, axis_name: str | None = None) -> Any:
         scale=config.scale,
         axis_name=axis_name,
         dtype=checked(jnp.dtype, config.model.dtype),
-        **config.model.kwargs.to_dict(),
+        **{k: v for k, v in config.model.kwargs.items() if v is not None},
     )
+
+
+def pretrained_params(config: Config, params: Any) -> tuple[Any, dict[str, str]]:
+    """Initial parameters with ImageNet weights put in, and where those come from.
+
+    Raises:
+        ConfigError: If the model has no part with such weights, or the file is unfit.
+    """
+    model = make_model(config)
+    put_in = getattr(model, "put_in_pretrained", None)
+    if put_in is None:
+        raise ConfigError(
+            "E210",
+            f"config.model.pretrained is true, but {config.model.name} has no part "
+            "with ImageNet weights; leave it false.",
+        )
+    p = config.perceptual
+    vgg = read_vgg19(p.weights, sha256=p.sha256) if p.weights else lpips_vgg16()
+    log.info("%s starts from %s", config.model.name, vgg.source)
+    return checked(put_in, params, vgg), {"source": vgg.source, "sha256": vgg.sha256}
 
 
 def make_state(
@@ -102,7 +124,7 @@ def make_training(
 ) -> tuple[optax.GradientTransformation, Adversarial | None]:
     """The generator's optimiser, and the adversarial part where one is configured."""
 
-    def adam(o: Config, total: int) -> optax.GradientTransformation:
+    def optimiser(o: Config, total: int) -> optax.GradientTransformation:
         schedule = checked(
             make_schedule,
             o.schedule,
@@ -111,12 +133,21 @@ def make_training(
             steps_per_epoch=steps_per_epoch,
             halve_every_epochs=o.halve_every_epochs,
             warmup_steps=o.warmup_steps,
+            milestones=o.milestones,
         )
-        return make_adam(schedule, b1=o.b1, b2=o.b2)
+        return checked(
+            make_optimiser,
+            o.name,
+            schedule,
+            b1=o.b1,
+            b2=o.b2,
+            slow=o.slow,
+            slow_factor=o.slow_factor,
+        )
 
     a = config.adversarial
     if a.objective == "none":
-        return adam(config.optimiser, steps), None
+        return optimiser(config.optimiser, steps), None
     if a.objective not in OBJECTIVES:
         raise ConfigError(
             "E210",
@@ -125,14 +156,14 @@ def make_training(
         )
     adversarial = Adversarial(
         discriminator=PatchDiscriminator(features=a.features, stages=a.stages),
-        optimiser=adam(a.optimiser, max(1, steps - a.start_step) * a.updates),
+        optimiser=optimiser(a.optimiser, max(1, steps - a.start_step) * a.updates),
         objective=a.objective,
         weight=a.weight,
         start_step=a.start_step,
         updates=a.updates,
         penalty_weight=a.penalty_weight,
     )
-    return adam(config.optimiser, steps), adversarial
+    return optimiser(config.optimiser, steps), adversarial
 
 
 def read_vgg(config: Config) -> FrozenVGG | None:
@@ -188,6 +219,13 @@ def make_losses(
     }
     if vgg is not None:
         p = config.perceptual
+        if p.picture not in losses:
+            raise ConfigError(
+                "E210",
+                f"config.perceptual.picture is {p.picture!r}, but config.losses has no "
+                "such term to weigh it by; name one that it has "
+                f"({', '.join(losses)}), or --config.perceptual.network=none.",
+            )
         loss = checked(make_perceptual, vgg, p.picture, scale=config.scale)
         losses["perceptual"] = (p.weight * losses[p.picture][0], loss)
         log.info(

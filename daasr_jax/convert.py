@@ -1,27 +1,36 @@
 """Converts the files of other frameworks, offline:
 
     python -m daasr_jax.convert --system vgg19 --torch FILE.pth --out FILE.npz
+    python -m daasr_jax.convert --system swinir --torch FILE.pth --out DIR
 
 `vgg19` is torchvision's VGG-19 (https://pytorch.org/vision), of which the convolutions
-up to conv3_3 are kept. PyTorch is needed for this command and for nothing else.
+up to conv3_3 are kept. `edsr`, `hat`, `swinir` and `ttsr` are the official weights of
+the compared systems, of 1 or 3 channels; DIR becomes a run that `eval.py` evaluates and
+`train.start_from` continues from. PyTorch is needed for this command and for nothing
+else.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from daasr_jax.conversion.tensors import Tensors
 from daasr_jax.errors import ConfigError, UserError
 from daasr_jax.files import file_hash, write_atomically
 from daasr_jax.pretrained import LAYERS
+from daasr_jax.provenance import has_checkpoints
+
+SYSTEMS = ("edsr", "hat", "swinir", "ttsr")
 
 # Places of the convolutions in torchvision's `features`; conv3_4, which VGG-16 lacks,
 # is asked for and not kept.
@@ -46,13 +55,8 @@ def vgg19(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-SYSTEMS: dict[str, Callable[[Mapping[str, Any]], dict[str, np.ndarray]]] = {
-    "vgg19": vgg19
-}
-
-
-def convert(system: str, source: Path, target: Path) -> str:
-    """Converts a file and returns the SHA-256 of what it wrote.
+def convert_vgg19(source: Path, target: Path) -> str:
+    """Converts torchvision's VGG-19 and returns the SHA-256 of the .npz it wrote.
 
     Raises:
         ConfigError: If PyTorch is not installed (E234), or a file cannot be read or
@@ -60,6 +64,74 @@ def convert(system: str, source: Path, target: Path) -> str:
     """
     if target.suffix != ".npz":
         raise ConfigError("E235", f"--out must end in .npz, got {target}.")
+    state = read_torch(source)[0]
+    try:
+        arrays = vgg19(state)
+    except ValueError as error:
+        raise ConfigError(
+            "E235", f"--torch={source} is not vgg19 of torchvision: {error}"
+        ) from None
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)  # pyright: ignore
+    try:
+        write_atomically(target, buffer.getvalue())
+    except OSError as error:
+        raise ConfigError(
+            "E235", f"--out={target} cannot be written: {error.strerror}."
+        ) from None
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def convert_system(system: str, source: Path, target: Path) -> str:
+    """Converts official weights of a compared system into a run at step 0.
+
+    Args:
+        system: One of `SYSTEMS`.
+        source: File of `torch.save`: a state dict, or a dict that holds one as
+            `params_ema` or `params`, of which the first is taken.
+        target: Folder of the run; it must hold no checkpoints yet.
+
+    Returns:
+        The command that evaluates it.
+
+    Raises:
+        ConfigError: If PyTorch is not installed (E234), or the file cannot be read, is
+            of another network, or the folder cannot be used (E235).
+    """
+    from daasr_jax.conversion.run import write_run
+
+    if has_checkpoints(target):
+        raise ConfigError("E235", f"--out={target} holds a run; give another folder.")
+    state, sha256 = read_torch(source)
+    for name in ("params_ema", "params"):
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+            break
+    try:
+        if not isinstance(state, Mapping) or not state:
+            raise ValueError("it holds no state dict.")
+        tensors = {
+            str(name): value.detach().float().numpy()
+            for name, value in state.items()
+            if hasattr(value, "detach")
+        }
+        module = importlib.import_module(f"daasr_jax.conversion.{system}")
+        converted = module.convert(Tensors(tensors))
+        return write_run(
+            converted, target, system, {"converted": source.name, "sha256": sha256}
+        )
+    except ValueError as error:
+        raise ConfigError(
+            "E235", f"--torch={source} is not a supported {system}: {error}"
+        ) from None
+
+
+def read_torch(source: Path) -> tuple[Any, str]:
+    """What a file of `torch.save` holds, tensors and containers only; its SHA-256.
+
+    Raises:
+        ConfigError: If PyTorch is not installed (E234) or the file is unfit (E235).
+    """
     try:
         found = file_hash(source)
     except OSError as error:
@@ -80,27 +152,12 @@ def convert(system: str, source: Path, target: Path) -> str:
             "E234", "PyTorch is needed to convert: pip install torch."
         ) from None
     try:
-        state = torch.load(source, weights_only=True, map_location="cpu")
+        return torch.load(source, weights_only=True, map_location="cpu"), found
     except Exception as error:  # a damaged file may raise any
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             "E235", f"--torch={source} is no file of PyTorch weights: {reason}"
         ) from None
-    try:
-        arrays = SYSTEMS[system](state)
-    except ValueError as error:
-        raise ConfigError(
-            "E235", f"--torch={source} is not {system} of torchvision: {error}"
-        ) from None
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # pyright: ignore
-    try:
-        write_atomically(target, buffer.getvalue())
-    except OSError as error:
-        raise ConfigError(
-            "E235", f"--out={target} cannot be written: {error.strerror}."
-        ) from None
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def _tensor(state: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -123,16 +180,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m daasr_jax.convert", description="Converts weights, offline."
     )
-    parser.add_argument("--system", required=True, choices=sorted(SYSTEMS))
+    parser.add_argument("--system", required=True, choices=("vgg19", *SYSTEMS))
     parser.add_argument("--torch", required=True, type=Path, help="the file to convert")
-    parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="vgg19: .npz to write; others: a folder"
+    )
     options = parser.parse_args(arguments)
     try:
-        sha256 = convert(options.system, options.torch, options.out)
+        if options.system == "vgg19":
+            last = f"sha256 {convert_vgg19(options.torch, options.out)}"
+        else:
+            command = convert_system(options.system, options.torch, options.out)
+            last = f"evaluate by: {command}"
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(f"wrote {options.out}\nsha256 {sha256}")
+    print(f"wrote {options.out}\n{last}")
     return 0
 
 

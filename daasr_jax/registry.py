@@ -41,7 +41,14 @@ class Registry:
     def modules(self) -> list[str]:
         """Files of the package, each of which may register items."""
         package = importlib.import_module(self._package)
-        return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+        names = (m.name for m in pkgutil.iter_modules(package.__path__))
+        return sorted(name for name in names if not name.startswith("_"))
+
+    def names(self) -> list[str]:
+        """All registered names."""
+        for module in self.modules():
+            importlib.import_module(f"{self._package}.{module}")
+        return sorted(self._items)
 
     def get(self, name: str) -> Any:
         """The item of that name.
@@ -53,9 +60,7 @@ class Registry:
         if name not in self._items and module in self.modules():
             importlib.import_module(f"{self._package}.{module}")
         if name not in self._items:
-            for other in self.modules():
-                importlib.import_module(f"{self._package}.{other}")
-            known = sorted(self._items)
+            known = self.names()
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
             raise ConfigError(
                 "E227", f"{self._package} has no {name!r}; nearest: {', '.join(near)}"

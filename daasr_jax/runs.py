@@ -73,6 +73,10 @@ def train_run(config: Config, workdir: str) -> None:
     state = build.make_state(config, optimiser, adversarial)
     if start:
         state = build.checked(start_from, state, start.variables)
+    elif config.model.pretrained and not has_checkpoints(folder):
+        params, _ = build.pretrained_params(config, state.gen)
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        state = build.checked(start_from, state, variables)
     step_fn = make_train_step(
         model,
         optimiser,

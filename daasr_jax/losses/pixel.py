@@ -1,5 +1,7 @@
 """L1 terms of Eq. 12-14: final reconstruction, structure (CWT) and texture (SAT).
 
+`pixel.mse` is the mean squared error that SRCNN and MCSR train with.
+
 A loss is `(outputs, hr, **context) -> scalar float32`. A term whose picture the model
 does not give (the SAT picture of a network without SAT) is zero.
 """
@@ -21,10 +23,22 @@ def l1(pred: Float[Array, "*n h w 1"], hr: Float[Array, "b h w 1"]) -> Array:
     return jnp.mean(jnp.abs(difference))
 
 
+def mse(pred: Float[Array, "b h w 1"], hr: Float[Array, "b h w 1"]) -> Array:
+    """Mean squared difference, float32."""
+    difference = pred.astype(jnp.float32) - hr.astype(jnp.float32)
+    return jnp.mean(difference**2)
+
+
 @LOSSES.register("pixel.rec")
 def reconstruction(outputs: Outputs, hr: Float[Array, "b h w 1"], **_) -> Array:
     """L_rec of Eq. 14: L1 between SR and HR, in the intensity unit of `hr`."""
     return l1(outputs.sr, hr)
+
+
+@LOSSES.register("pixel.mse")
+def squared(outputs: Outputs, hr: Float[Array, "b h w 1"], **_) -> Array:
+    """Mean squared error between SR and HR, in the squared unit of `hr`."""
+    return mse(outputs.sr, hr)
 
 
 @LOSSES.register("pixel.cwt")

@@ -56,14 +56,19 @@ def make_train_step(
 
     def objective(gen: Any, state: TrainState, lr: Array, hr: Array, ref: Array):
         variables = {"params": gen, "batch_stats": state.batch_stats}
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         outputs, updated = model.apply(
-            variables, lr, ref, train=True, mutable=["batch_stats"]
+            variables,
+            lr,
+            ref,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": _of_device(key, axis)},
         )
-        terms = {name: loss(outputs, hr) for name, (_, loss) in losses.items()}
+        terms = {name: loss(outputs, hr, ref=ref) for name, (_, loss) in losses.items()}
         total = sum(weight * terms[name] for name, (weight, _) in losses.items())
         disc, disc_opt, judged = state.disc, state.disc_opt, {}
         if adversarial is not None:
-            key = jax.random.wrap_key_data(state.key)
             terms["adv"], disc, disc_opt, judged = play(
                 adversarial,
                 disc,
@@ -71,7 +76,7 @@ def make_train_step(
                 outputs.sr,
                 hr,
                 step=state.step,
-                key=jax.random.fold_in(key, state.step),
+                key=key,
                 axis=axis,
             )
             total = total + adversarial.weight * terms["adv"]
@@ -100,7 +105,7 @@ def make_train_step(
         updated |= {"gen": gen, "gen_opt": gen_opt, "ema": ema}
         updated["batch_stats"] = average(updated["batch_stats"])
         for side, opt in (("g", gen_opt), ("d", updated["disc_opt"])):
-            used = getattr(opt, "hyperparams", {})  # of `schedules.make_adam`
+            used = getattr(opt, "hyperparams", {})  # of `make_optimiser`
             if used:
                 metrics[f"{side}/learning_rate"] = used["learning_rate"]
         decisive = ("g/total", "g/gradient_norm", "d/total", "d/gradient_norm")
@@ -121,6 +126,12 @@ def make_train_step(
         return new, metrics
 
     return step
+
+
+def _of_device(key: Array, axis: str | None) -> Array:
+    """The key of stochastic depth: devices hold other images, so they draw anew."""
+    key = jax.random.fold_in(key, 1)  # not that of the adversarial term
+    return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
 
 
 def confidence_statistics(

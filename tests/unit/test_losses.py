@@ -58,7 +58,7 @@ def test_total_is_the_weighted_sum():
         def init(self, rngs, *args, **kwargs):
             return {"params": {"w": jnp.zeros(())}}
 
-        def apply(self, variables, lr, ref, *, train, mutable=()):
+        def apply(self, variables, lr, ref, *, train, mutable=(), rngs=None):
             hr = ref  # the reference stands in for the target here
             w = variables["params"]["w"]
             one = jnp.ones((1, *hr.shape))
@@ -74,7 +74,8 @@ def test_total_is_the_weighted_sum():
     step = make_train_step(Fixed(), optax.sgd(1.0), terms, scale=2)
     w, zero = {"w": jnp.zeros(())}, jnp.zeros((), jnp.int32)
     opt = optax.sgd(1.0).init(w)
-    state = TrainState(zero, w, {}, opt, {}, {}, {}, zero, zero, zero, {})
+    key = jax.random.key_data(jax.random.key(0))
+    state = TrainState(zero, w, {}, opt, {}, {}, {}, zero, zero, zero, key)
     image = jnp.full((2, 8, 8, 1), 0.25)
     new, metrics = step(state, {"hr": image, "ref": image})
     assert float(metrics["g/total"]) == pytest.approx(0.63, abs=1e-6)

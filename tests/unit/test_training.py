@@ -24,7 +24,7 @@ from daasr_jax.training import loop, parallel
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress, _clock
-from daasr_jax.training.schedules import make_adam, make_schedule
+from daasr_jax.training.schedules import make_optimiser, make_schedule
 from daasr_jax.training.state import (
     TrainState,
     create_state,
@@ -44,7 +44,9 @@ def tiny(**fields):
 
 
 def make(model, *, ema_decay=0.0, learning_rate=2e-3, axis=None, adversarial=None):
-    optimiser = make_adam(optax.constant_schedule(learning_rate), b1=0.9, b2=0.999)
+    optimiser = make_optimiser(
+        "adam", optax.constant_schedule(learning_rate), b1=0.9, b2=0.999
+    )
     state = create_state(
         tiny(),
         optimiser,
@@ -166,7 +168,7 @@ class TestStep:
 
 def game(objective="bce", **changes):
     """Adversarial training with a small discriminator, its own learning rate 1e-3."""
-    adam = make_adam(optax.constant_schedule(1e-3), b1=0.5, b2=0.9)
+    adam = make_optimiser("adam", optax.constant_schedule(1e-3), b1=0.5, b2=0.9)
     network = PatchDiscriminator(features=4, stages=1)
     return Adversarial(network, adam, objective, **{"weight": 0.1, **changes})
 
@@ -356,7 +358,7 @@ class TestSchedule:
         schedule = make_schedule(
             "halving", 1.0, total_steps=9, steps_per_epoch=1, halve_every_epochs=2
         )
-        optimiser = make_adam(schedule, b1=0.9, b2=0.999)
+        optimiser = make_optimiser("adam", schedule, b1=0.9, b2=0.999)
         w = jnp.zeros(())
         s, moves, told = optimiser.init(w), [], []
         for _ in range(5):

@@ -1,0 +1,50 @@
+"""HAT x4: window, channel and overlapping cross-attention.
+
+Reproduces: its rows of Table 1. Not run at that size here; `small` is in
+    docs/results/compared.md.
+Source: X. Chen et al., "Activating more pixels in image super-resolution transformer",
+    CVPR 2023.
+Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.
+Data: as for `fastmri_x4`: `--config.data.root` is a fastMRI folder or a NIfTI tree.
+Command:
+    python train.py --config configs/hat_x4.py --config.data.root=DIR --workdir=DIR
+
+`configs/hat_x4.py:common` (default), `:published` and `:small` are explained in
+`configs/protocol.py`; x2 and x3 are `--config.scale=2` and `3`.
+`--config.model.name=` takes the variants too: `hat`, `hat_s` and `hat_l`.
+Published: L1, Adam 2e-4 (0.9, 0.99), batch 32, LR crop 64, 500,000 steps, halved at
+250,000, 400,000, 450,000 and 475,000, EMA 0.999. (The authors then fine-tune x4 from
+x2: `--config.train.start_from` needs equal scales, so x4 starts anew here.)
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import protocol
+
+
+def get_config(preset: str = "common") -> ConfigDict:
+    """The experiment; `preset` is "common", "published" or "small"."""
+    config: Any = protocol.compared(
+        "hat",
+        preset or "common",
+        small={
+            "features": 24,
+            "groups": 2,
+            "blocks": 2,
+            "heads": 2,
+            "window": 8,
+            "squeeze": 6,
+        },
+    )
+    if config.preset == "published":
+        config.train.batch_size = 32
+        config.train.crop = 64
+        config.train.steps = 500000
+        config.train.ema_decay = 0.999
+        config.optimiser.learning_rate = 0.0002
+        config.optimiser.b2 = 0.99
+        config.optimiser.schedule = "milestones"
+        config.optimiser.milestones = (250000, 400000, 450000, 475000)
+    return config.lock()

@@ -1,0 +1,244 @@
+"""The compared systems as a whole: configurations, parameter counts, conversion."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from daasr_jax import build, convert, provenance, runs
+from daasr_jax.errors import ConfigError
+from daasr_jax.models.__main__ import parameters
+from daasr_jax.pretrained import lpips_vgg16
+from daasr_jax.registry import MODELS
+from tests.parity import public
+
+ROOT = Path(__file__).parents[2]
+SYSTEMS = ("srcnn", "edsr", "swinir", "hat", "mcsr", "minet", "mcmrsr", "ttsr")
+PRESETS = ("common", "published", "small")
+
+
+def load(system, preset="common"):
+    return importlib.import_module(f"configs.{system}_x4").get_config(preset)
+
+
+def settings(config):
+    """All keys but those of the model and the losses, which differ by system."""
+    flat = provenance.flatten(config.to_dict())
+    return {k for k in flat if not k.startswith(("model.kwargs.", "losses."))}
+
+
+# From the publications and their public code; single-channel in and out.
+COUNTS = {
+    "srcnn": (57_281, 57_281, 57_281),
+    "srcnn_915": (8_129, 8_129, 8_129),
+    "edsr": (1_367_553, 1_552_193, 1_515_265),
+    "edsr_l": (40_720_385, 43_670_785, 43_080_705),
+    "swinir": (11_748_093, 11_932_733, 11_895_805),
+    "swinir_light": (904_744, 907_449, 911_236),
+    "hat": (20_620_401, 20_805_041, 20_768_113),
+    "hat_s": (9_469_725, 9_654_365, 9_617_437),
+    "hat_l": (40_694_469, 40_879_109, 40_842_181),
+    "mcmrsr": (3_175_741, None, 3_175_741),  # published at x2 and x4
+    "minet": (6_748_189, None, None),  # published at x2
+    # Its main network with single-channel ends, and the texture extractor.
+    "ttsr": (None, None, 6_174_275 - 2 * 64 * 9 - 2 * 32 - 2 + 555_328),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    for scale, count in zip((2, 3, 4), COUNTS[name], strict=True):
+        assert count is None or parameters(name, scale) == count
+
+
+def test_the_table_of_parameters_as_json(capsys, monkeypatch):
+    from daasr_jax.models import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["models", "--json"])
+    monkeypatch.setattr(command, "parameters", lambda name, scale: 7)
+    command.main()
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 3 * len(MODELS.names())
+    row = {"system": "hat", "variant": "hat_s", "scale": 2, "parameters": 7}
+    assert row in rows
+    monkeypatch.setattr(sys, "argv", ["models"])
+    command.main()
+    assert "swinir_light" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_configuration_builds(system, preset):
+    config = load(system, preset)
+    assert config.is_locked
+    assert config.model.kwargs.is_locked
+    assert (config.name, config.preset) == (f"{system}_x4", preset)
+    assert (config.model.name, config.scale) == (system, 4)
+    assert settings(config) == settings(load("srcnn"))
+    build.check_ranges(config)
+    build.data_settings(config)
+    assert build.make_losses(config)
+    for scale in (2, 3, 4):
+        config.scale = scale
+        crop = config.train.crop or config.data.size // scale
+        lr = jax.ShapeDtypeStruct((1, crop, crop, 1), jnp.float32)
+        hr = jax.ShapeDtypeStruct((1, crop * scale, crop * scale, 1), jnp.float32)
+        model = build.make_model(config)
+        out, _ = jax.eval_shape(
+            lambda k, x, r, m=model: m.init_with_output(k, x, r, train=False),
+            jax.random.key(0),
+            lr,
+            hr,
+        )
+        assert out.sr.shape == hr.shape
+    build.make_training(config, steps=9, steps_per_epoch=3)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_common_is_the_papers_protocol(system):
+    config, paper = load(system), importlib.import_module("configs.fastmri_x4")
+    paper = paper.get_config()
+    assert config == load(system, "")
+    assert config.data == paper.data
+    assert config.train == paper.train
+    assert config.reference == paper.reference
+    with config.unlocked():  # of one system a part learns more slowly
+        config.optimiser.slow, config.optimiser.slow_factor = "", 1.0
+    assert config.optimiser == paper.optimiser
+    assert all(v is None for v in config.model.kwargs.values())
+
+
+def test_published_recipes_differ_where_they_should():
+    o = {s: load(s, "published").optimiser for s in SYSTEMS}
+    assert (o["srcnn"].name, o["minet"].name, o["hat"].name) == (
+        "sgd",
+        "rmsprop",
+        "adam",
+    )
+    assert o["swinir"].milestones == (250_000, 400_000, 450_000, 475_000)
+    assert o["ttsr"].slow_factor == 0.1
+    for system in SYSTEMS:
+        assert load(system, "published").train != load(system, "small").train
+
+
+def test_a_variant_by_its_name_alone():
+    config = load("hat")
+    config.model.name = "hat_s"
+    assert build.make_model(config).features == 144
+    config.model.kwargs.features = 60
+    assert build.make_model(config).features == 60
+    config.model.name = "hat_m"
+    with pytest.raises(ConfigError, match="nearest: hat"):
+        build.make_model(config)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match=r"'common', 'published', 'small'"):
+        load("edsr", "own")
+
+
+def test_perceptual_term_needs_a_term_to_weigh_it_by():
+    config = load("edsr")
+    config.perceptual.picture = "sat"
+    with pytest.raises(ConfigError, match=r"E210.*picture is 'sat'.*\(rec\)"):
+        build.make_losses(config, lpips_vgg16())
+
+
+class TestPretrained:
+    def test_put_in(self):
+        config = load("ttsr", "small")
+        assert config.model.pretrained
+        state = build.make_state(
+            config, *build.make_training(config, steps=1, steps_per_epoch=1)
+        )
+        params, source = build.pretrained_params(config, state.gen)
+        assert source["source"].startswith("vgg16")
+        want = lpips_vgg16().params
+        for name, layer in params["texture"].items():
+            np.testing.assert_array_equal(layer["kernel"], want[name]["kernel"])
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, state.gen)
+
+    def test_another_preprocessing(self):
+        config = load("ttsr", "small")
+        config.model.kwargs.preprocessing = "caffe"
+        with pytest.raises(ConfigError, match=r"E210.*preprocessing is 'caffe'"):
+            build.pretrained_params(config, {})
+
+    def test_a_model_without_such_a_part(self):
+        with pytest.raises(ConfigError, match=r"E210.*edsr has no part"):
+            build.pretrained_params(load("edsr"), {})
+
+
+def file_of(torch, state, path, wrap=None):
+    tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+    torch.save({wrap: tensors} if wrap else tensors, path)
+    return path
+
+
+class TestConverter:
+    """A file of `torch.save` to a run that evaluates; needs PyTorch."""
+
+    @pytest.fixture(autouse=True)
+    def _torch(self):
+        self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    @pytest.mark.parametrize(
+        ("system", "golden", "wrap"),
+        [
+            ("edsr", "edsr_x2", "params"),
+            ("swinir", "swinir_rgb_x4", "params_ema"),
+            ("hat", "hat_x3", "params_ema"),
+            ("ttsr", "ttsr_x4", None),
+        ],
+    )
+    def test_run(self, system, golden, wrap, tmp_path, capsys):
+        state, _, _ = public.load(golden)
+        file = file_of(self.torch, state, tmp_path / "net.pth", wrap)
+        arguments = ["--system", system, "--torch", str(file)]
+        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+        said = capsys.readouterr().out
+        assert f"eval.py --config configs/{system}_x4.py" in said
+        run = runs.load_run(tmp_path / "run")
+        assert run.step == 0
+        assert run.config.model.name.startswith(system)
+        want = sum(v.size for k, v in state.items() if not k.endswith("_index"))
+        have = sum(x.size for x in jax.tree.leaves(run.variables["params"]))
+        assert abs(have - want) <= 24  # the public TTSR holds its means as parameters
+        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        assert "E235" in capsys.readouterr().err
+
+    def test_another_network(self, tmp_path, capsys):
+        state, _, _ = public.load("edsr_x2")
+        file = file_of(self.torch, state, tmp_path / "net.pth")
+        arguments = ["--system", "hat", "--torch", str(file)]
+        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert "is not a supported hat" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+    def test_no_state_dict(self, tmp_path, capsys):
+        self.torch.save([1, 2], tmp_path / "net.pth")
+        arguments = ["--system", "edsr", "--torch", str(tmp_path / "net.pth")]
+        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        assert "holds no state dict" in capsys.readouterr().err
+
+
+def test_models_command_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "daasr_jax.models", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert "--json" in done.stdout
