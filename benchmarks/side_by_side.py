@@ -63,7 +63,7 @@ def systems() -> list[Run]:
 
 
 def ablations() -> list[Run]:
-    from configs.ablation_x4_small import ROWS
+    from configs.ablation_x4 import ROWS
 
     return [Run(name, f"ablation_x4_small.py:{name}", "aligned") for name in ROWS]
 

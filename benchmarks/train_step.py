@@ -374,7 +374,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="docs/results", help="folder of the tables")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--note", type=Path, help="Markdown file that ends the report")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--preset", help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
@@ -409,8 +408,6 @@ def main() -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(rows, parts, about)
-    if args.note:
-        text += "\n" + args.note.read_text(encoding="utf-8")
     (out / "train_step.md").write_text(text, encoding="utf-8")
     record = {"machine": about, "rows": rows, "profile_ms": parts}
     (out / "train_step.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

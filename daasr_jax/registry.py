@@ -59,8 +59,7 @@ class Registry:
         module = name.split(".")[0]
         if name not in self._items and module in self.modules():
             importlib.import_module(f"{self._package}.{module}")
-        if name not in self._items:
-            known = self.names()
+        if name not in self._items and name not in (known := self.names()):
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
             raise ConfigError(
                 "E227", f"{self._package} has no {name!r}; nearest: {', '.join(near)}"

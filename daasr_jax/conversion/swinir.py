@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from daasr_jax.conversion.tensors import Converted, Tensors
+from daasr_jax.conversion.tensors import Converted, Tensors, shuffled
 
 TABLE = "relative_position_bias_table"
 _TAIL = 64  # width of the classical tail
@@ -29,7 +27,7 @@ def convert(tensors: Tensors) -> Converted:
     blocks, heads, window = layout(tensors, groups)
     tensors.ignore(".relative_position_index", ".attn_mask")
     block = "layers.0.residual_group.blocks.0"
-    fields = {
+    fields: dict[str, Any] = {
         "features": features,
         "groups": groups,
         "blocks": blocks,
@@ -148,7 +146,7 @@ def shuffle_tail(tensors: Tensors) -> tuple[int, dict[str, Any]]:
         raise ValueError(f"conv_before_upsample.0 has {width} channels, not {_TAIL}.")
     ratio = tensors.shape("upsample.0.weight")[0] / width
     steps = sum(f"upsample.{2 * i}.weight" in tensors for i in range(4))
-    scale = {(4, 1): 2, (9, 1): 3, (4, 2): 4}.get((ratio, steps))
+    scale = {(4.0, 1): 2, (9.0, 1): 3, (4.0, 2): 4}.get((ratio, steps))
     if scale is None:
         raise ValueError(
             f"upsample has {steps} steps, the first of {ratio:g} times the channels; "
@@ -161,16 +159,6 @@ def shuffle_tail(tensors: Tensors) -> tuple[int, dict[str, Any]]:
     }
     before, last = tensors.conv("conv_before_upsample.0"), tensors.conv("conv_last")
     return scale, {"before": before, **ups, "last": last}
-
-
-def shuffled(conv: dict[str, np.ndarray], factor: int) -> dict[str, np.ndarray]:
-    """Output channels from PyTorch's pixel shuffle (c, i, j) to ours (i, j, c)."""
-
-    def move(x: np.ndarray) -> np.ndarray:
-        y = x.reshape(*x.shape[:-1], -1, factor * factor)
-        return np.ascontiguousarray(y.swapaxes(-1, -2)).reshape(x.shape)
-
-    return {name: move(value) for name, value in conv.items()}
 
 
 def _direct_tail(tensors: Tensors, channels: int) -> tuple[int, dict[str, Any]]:

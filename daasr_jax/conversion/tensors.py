@@ -106,3 +106,13 @@ class Tensors:
     def _bias(self, name: str) -> dict[str, np.ndarray]:
         bias = f"{name}.bias"
         return {"bias": self.take(bias)} if bias in self else {}
+
+
+def shuffled(conv: dict[str, np.ndarray], factor: int) -> dict[str, np.ndarray]:
+    """Output channels from PyTorch's pixel shuffle (c, i, j) to ours (i, j, c)."""
+
+    def move(x: np.ndarray) -> np.ndarray:
+        y = x.reshape(*x.shape[:-1], -1, factor * factor)
+        return np.ascontiguousarray(y.swapaxes(-1, -2)).reshape(x.shape)
+
+    return {name: move(value) for name, value in conv.items()}

@@ -19,43 +19,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.vgg import VGG
+from daasr_jax.models.vgg import VGG, preprocess
 from daasr_jax.pretrained import FrozenVGG
 
 PICTURES = ("sat", "rec")
 # By scale: mean loss with VGG-19 over that with VGG-16, both in their unit, for bicubic
 # against HR, from docs/results/perceptual.md.
 VGG16_FACTORS = {2: 0.127, 3: 0.186, 4: 0.222}
-# Value of white, mean and standard deviation of the three channels: Keras
-# (`imagenet_utils.preprocess_input`, mode "caffe", BGR) and torchvision (RGB).
-_CONVENTIONS = {
-    "caffe": (255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
-    "torchvision": (1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
-
-def preprocess(
-    grey: Float[Array, "b h w 1"], preprocessing: str
-) -> Float[Array, "b h w 3"]:
-    """The three channels a network was trained on, from grey images in [0, 1].
-
-    Args:
-        grey: Images; white is 1, computed in float32.
-        preprocessing: `"caffe"` or `"torchvision"`, see `pretrained.FrozenVGG`. Grey
-            has the same value in every channel: BGR and RGB differ by the means only.
-
-    Raises:
-        ValueError: If `preprocessing` is unknown.
-    """
-    if preprocessing not in _CONVENTIONS:
-        raise ValueError(
-            f"preprocessing must be one of {sorted(_CONVENTIONS)}, "
-            f"got {preprocessing!r}."
-        )
-    white, *constants = _CONVENTIONS[preprocessing]
-    mean, std = (np.array(c, np.float32).reshape(1, 1, 1, 3) for c in constants)
-    channels = jnp.broadcast_to(grey.astype(jnp.float32), (*grey.shape[:-1], 3))
-    return (white * channels - mean) / std
 
 
 def relu3_3(vgg: FrozenVGG) -> Callable[[Array], Array]:

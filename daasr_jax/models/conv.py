@@ -82,11 +82,11 @@ def _kernel_gradient_xla(x: Array, grad: Array, *, stride: int = 1) -> Array:
 def _kernel_gradient_product(x: Array, grad: Array, *, stride: int = 1) -> Array:
     c = x.shape[-1]
     _, h, w, d = grad.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     tall, wide = stride * (h - 1) + 1, stride * (w - 1) + 1
 
     def add(total: Array, image) -> tuple[Array, None]:
         x_i, grad_i = image
+        x_i = jnp.pad(x_i, ((1, 1), (1, 1), (0, 0)))  # here: padded maps add up
         columns = jnp.concatenate(
             [
                 x_i[i : i + tall : stride, j : j + wide : stride]
@@ -103,7 +103,7 @@ def _kernel_gradient_product(x: Array, grad: Array, *, stride: int = 1) -> Array
         )
         return total + part, None
 
-    total, _ = lax.scan(add, jnp.zeros((d, 9 * c), jnp.float32), (padded, grad))
+    total, _ = lax.scan(add, jnp.zeros((d, 9 * c), jnp.float32), (x, grad))
     return total.T.reshape(3, 3, c, d).astype(x.dtype)
 
 

@@ -17,8 +17,9 @@ from daasr_jax.models.conv import Conv3
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.init import linear
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.sat import SAT
+from daasr_jax.models.sat import ALIGNMENTS, SAT, check_alignment
 from daasr_jax.models.sfe import SFE
+from daasr_jax.models.structure import REPLACEMENTS, Replacement
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import blur, depth_to_space, space_to_depth, upsample
 
@@ -43,6 +44,7 @@ PRESETS = {
 
 _CHOICES = {
     "scale": (2, 3, 4),
+    "structure": ("cwt", "none", *REPLACEMENTS),
     "group_block": ("none", "conv"),
     "residual": ("cwt", "input", "both"),
     "sat": ("full", "none"),
@@ -52,11 +54,18 @@ _CHOICES = {
     "query": ("projected", "shared"),
     "supervise_cwt": ("last", "all"),
     "attention_scale": ("temperature", "sqrt_hw"),
+    "alignment": ALIGNMENTS,
+    "modulation": (True, False),
+    "index_map": (True, False),
+    "score_map": (True, False),
 }
 
 
 class Group(nn.Module):
-    """Hierarchical Feature Alignment Group (HFAG), Eq. 1-3. Fields as in `DAASR`."""
+    """Hierarchical Feature Alignment Group (HFAG), Eq. 1-3.
+
+    Fields as in `DAASR`; `number` counts the groups from 0.
+    """
 
     features: int
     scale: int
@@ -71,19 +80,36 @@ class Group(nn.Module):
     match_stride: int
     residual: str
     dtype: DTypeLike
+    structure: str
+    number: int
+    alignment: str
+    modulation: bool
+    index_map: bool
+    score_map: bool
 
     @nn.compact
     def __call__(self, f, maps, *, index=None):
         """Returns `(F_i, F_CWT, (F_SAT, P, C) or None)`."""
         f_cwt = f
-        for i in range(self.blocks):
-            f_cwt = CWT(
-                self.mlp_ratio,
-                self.heads,
-                self.attention_scale,
-                self.dtype,
-                name=f"cwt{i}",
-            )(f_cwt)
+        for i in range(self.blocks if self.structure != "none" else 0):
+            if self.structure == "cwt":
+                block = CWT(
+                    self.mlp_ratio,
+                    self.heads,
+                    self.attention_scale,
+                    self.dtype,
+                    name=f"cwt{i}",
+                )
+            else:
+                block = Replacement(
+                    self.structure,
+                    self.mlp_ratio,
+                    self.heads,
+                    shifted=(self.number * self.blocks + i) % 2 == 1,
+                    dtype=self.dtype,
+                    name=f"{self.structure}_block{i}",
+                )
+            f_cwt = block(f_cwt)
         if self.group_block == "conv":
             y = nn.relu(Conv3(self.features, dtype=self.dtype, name="conv1")(f_cwt))
             f_cwt = f_cwt + Conv3(self.features, dtype=self.dtype, name="conv2")(y)
@@ -96,6 +122,10 @@ class Group(nn.Module):
             self.sfe_grid,
             self.match_stride,
             dtype=self.dtype,
+            alignment=self.alignment,
+            modulation=self.modulation,
+            index_map=self.index_map,
+            score_map=self.score_map,
             name="sat",
         )(f_cwt, *maps, index=index)
         cells = space_to_depth(f_sat, self.scale) if self.sat_grid == "hr" else f_sat
@@ -109,23 +139,36 @@ class DAASR(nn.Module):
     """The network: `(lr, ref) -> Outputs`, at x2, x3 or x4.
 
     The last convolutions start at zero, so an untrained network returns the bicubic
-    image. The defaults are the `paper` preset; `PRESETS` holds both presets.
+    image. The defaults are the `paper` preset; `PRESETS` holds both presets. The rows
+    of the paper's ablations are fields: `structure` and `sat` for Tables 2 and 3,
+    `alignment` and `modulation` for Table 4, `index_map` and `score_map` for Figure 6;
+    `configs/ablation_x4.py` has them all by name.
 
     Attributes:
         scale: s in {2, 3, 4}.
         features: Channels C.
         groups: Number of HFAGs.
-        blocks_per_group: CWT blocks in each group.
+        structure: What models the structure in each group. `"cwt"`: the CWT. `"none"`:
+            nothing, F_CWT is the group's input (after `group_block`, if any), Table 2
+            "w/o CWT", and with `sat="none"` "w/o CWT&SAT". `"conv"`, `"se"` and
+            `"window"`: rows "CWT-to-Conv", "CWT-to-CA(SE Block)" and "CWT-to-S(W)MSA"
+            of Table 3, with as many parameters; see `structure.Replacement`. Windows
+            move in every other block, counted through the groups.
+        blocks_per_group: Such blocks in each group.
         group_block: `"conv"` adds a residual (Conv3, ReLU, Conv3) after them.
-        mlp_ratio, heads, attention_scale: See `cwt.CWT`.
+        mlp_ratio, heads, attention_scale: See `cwt.CWT`; `heads` are those of window
+            attention too.
         sfe_norm, sfe_grid: See `sfe.SFE`.
-        sat: `"full"`, or `"none"` for the single-image network without reference.
+        sat: `"full"`, or `"none"` for the single-image network without reference,
+            Table 2 "w/o SAT".
         sat_grid: See `sat.SAT`.
         query: `"projected"`: Eq. 6 as written; `"shared"`: the SFE of the bicubic LR
             image plus that projection, which starts at zero.
         residual: What the group adds to its SAT branch in Eq. 3: `"cwt"` F_CWT,
             `"input"` F_{i-1}, `"both"`.
         match_stride: 0 for s; 1 for the dense search on the HR grid.
+        alignment, modulation, index_map, score_map: See `sat.SAT`; not used with
+            `sat="none"`.
         blur_factor: Factor of the reference's blur, 0 for s; the text says 4.
         supervise_cwt: Eq. 12 on the `"last"` group or on `"all"`.
         axis_name: Named device axis that shares batch statistics.
@@ -151,6 +194,11 @@ class DAASR(nn.Module):
     supervise_cwt: str = "last"
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
+    structure: str = "cwt"
+    alignment: str = "matching"
+    modulation: bool = True
+    index_map: bool = True
+    score_map: bool = True
 
     @nn.compact
     def __call__(
@@ -171,12 +219,19 @@ class DAASR(nn.Module):
             indices: Index maps P to use instead of searching, one for each group.
 
         Returns:
-            `Outputs`; see there for `aux`.
+            `Outputs`; see there for `aux`. `index` and `confidence` are there where a
+            search is made, that is with `alignment="matching"`.
 
         Raises:
-            ValueError: If a field is outside its choices, or `ref` has an unfit size.
+            ValueError: If a field is outside its choices, two do not go together, or
+                `ref` has an unfit size.
         """
         self._check(ref)
+        if indices is not None and self.alignment != "matching":
+            raise ValueError(
+                "indices need alignment='matching', a search they stand for; got "
+                f"{self.alignment!r}."
+            )
         s = self.scale
         dtype = self.dtype
         bicubic = upsample(lr, s)
@@ -199,13 +254,20 @@ class DAASR(nn.Module):
                 self.match_stride or s,
                 self.residual,
                 dtype,
+                self.structure,
+                i,
+                self.alignment,
+                self.modulation,
+                self.index_map,
+                self.score_map,
                 name=f"group{i}",
             )(f, maps, index=None if indices is None else indices[i])
             structure.append(f_cwt)
             if aligned is not None:
                 texture, p, c = aligned
-                index.append(p)
-                confidence.append(c)
+                if p is not None:
+                    index.append(p)
+                    confidence.append(c)
 
         f = Conv3(self.features, dtype=dtype, name="body_out")(f) + f0
         for step, factor in enumerate({2: (2,), 3: (3,), 4: (2, 2)}[s]):
@@ -224,12 +286,16 @@ class DAASR(nn.Module):
         aux = {"cwt": jnp.stack(heads)}
         if texture is not None:
             aux["sat"] = self._picture(texture, bicubic, "head_sat")[None]
+        if index:
             aux["index"] = jnp.stack(index)
             aux["confidence"] = jnp.stack(confidence)
         return Outputs(sr=sr, aux=aux)
 
     def _reference_maps(self, bicubic: Array, ref: Array, train: bool):
-        """`(query or None, key, value)` from one call of the SFE, Eq. 6."""
+        """`(query or None, key, value)` from one call of the SFE, Eq. 6.
+
+        Without an alignment nothing is compared: query and key are None.
+        """
         sfe = SFE(
             self.features,
             self.scale,
@@ -239,6 +305,8 @@ class DAASR(nn.Module):
             self.dtype,
             name="sfe",
         )
+        if self.alignment == "none":
+            return None, None, sfe(ref, train=train)
         images = [ref, blur(ref, self.blur_factor or self.scale)]
         if self.query == "shared" and bicubic.shape == ref.shape:
             value, key, query = jnp.split(
@@ -266,6 +334,7 @@ class DAASR(nn.Module):
                 raise ValueError(
                     f"{field} must be one of {choices}, got {getattr(self, field)!r}."
                 )
+        check_alignment(self.alignment, self.index_map, self.score_map)
         if self.match_stride not in (0, 1, self.scale):
             raise ValueError(
                 f"match_stride must be 0, 1 or the scale, got {self.match_stride}."

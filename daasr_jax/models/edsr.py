@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 
 from daasr_jax.models.colour import from_grey, to_grey
 from daasr_jax.models.conv import Conv3
-from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.swin import check_scale
+from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import depth_to_space
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from daasr_jax.models.colour import from_grey, to_grey
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.init import linear
-from daasr_jax.models.outputs import Outputs
+from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.models.swin import (
     MLP,
     RelativeBias,
@@ -23,7 +23,6 @@ from daasr_jax.models.swin import (
     WindowAttention,
     attend,
     check_heads,
-    check_scale,
     dense,
     drop_path_rates,
     layer_norm,

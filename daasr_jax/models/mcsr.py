@@ -20,8 +20,7 @@ from jaxtyping import Array, Float
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.edsr import ResidualBlock
 from daasr_jax.models.init import linear
-from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.swin import check_scale
+from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import downsample, upsample
 

@@ -16,8 +16,7 @@ from jaxtyping import Array, Float
 from daasr_jax.models.conv import Conv3, conv3x3
 from daasr_jax.models.edsr import Upsampler
 from daasr_jax.models.init import bias_init, kernel_init, linear
-from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.swin import check_scale
+from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.registry import MODELS
 
 

@@ -37,3 +37,9 @@ class SuperResolutionModel(Protocol):
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
         ...
+
+
+def check_scale(scale: int) -> None:
+    """Raises ValueError if `scale` is not 2, 3 or 4."""
+    if scale not in (2, 3, 4):
+        raise ValueError(f"scale must be one of (2, 3, 4), got {scale!r}.")

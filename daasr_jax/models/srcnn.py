@@ -13,8 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from daasr_jax.models.init import bias_init, kernel_init
-from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.swin import check_scale
+from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import upsample
 

@@ -354,9 +354,3 @@ def check_heads(features: int, heads: int) -> None:
         raise ValueError(
             f"heads must divide the channels, got {heads} heads for {features}."
         )
-
-
-def check_scale(scale: int) -> None:
-    """Raises ValueError if `scale` is not 2, 3 or 4."""
-    if scale not in (2, 3, 4):
-        raise ValueError(f"scale must be one of (2, 3, 4), got {scale!r}.")

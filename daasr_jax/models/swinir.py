@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 
 from daasr_jax.models.colour import from_grey, to_grey
 from daasr_jax.models.conv import Conv3
-from daasr_jax.models.outputs import Outputs
+from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.models.swin import (
     RSTB,
     ShuffleTail,
-    check_scale,
     drop_path_rates,
     layer_norm,
     pad_to_multiple,

@@ -16,16 +16,10 @@ from jaxtyping import Array, Float, Int
 from daasr_jax.matching import transfer
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.init import linear
-from daasr_jax.models.vgg import WIDTHS, max_pool
+from daasr_jax.models.vgg import WIDTHS, max_pool, preprocess
 from daasr_jax.resampling import depth_to_space, space_to_depth
 
 FOLDS = ("mean", "ninth")
-# Value of white, mean and standard deviation of the three channels: Keras (BGR) and
-# torchvision (RGB); see `pretrained.FrozenVGG`.
-PREPROCESSINGS = {
-    "caffe": (255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
-    "torchvision": (1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -55,14 +49,7 @@ class TextureExtractor(nn.Module):
         Raises:
             ValueError: If `preprocessing` is unknown.
         """
-        if self.preprocessing not in PREPROCESSINGS:
-            raise ValueError(
-                f"preprocessing must be one of {sorted(PREPROCESSINGS)}, "
-                f"got {self.preprocessing!r}."
-            )
-        white, *constants = PREPROCESSINGS[self.preprocessing]
-        mean, std = (np.array(c, np.float32).reshape(1, 1, 1, 3) for c in constants)
-        x = (white * jnp.repeat(grey.astype(jnp.float32), 3, axis=-1) - mean) / std
+        x = preprocess(grey, self.preprocessing)
         taps = [self._conv("block1_conv1", WIDTHS[0], x)]
         for i in range(self.steps):
             x = self._conv(f"block{i + 1}_conv2", WIDTHS[i], taps[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
@@ -16,6 +17,36 @@ from jaxtyping import Array, Float
 WIDTHS = (64, 128, 256, 512, 512)
 RELU3_3 = (2, 2, 3)  # the same layers in VGG-16 and VGG-19
 VGG16 = (2, 2, 3, 3, 3)
+# Value of white, mean and standard deviation of the three channels: Keras
+# (`imagenet_utils.preprocess_input`, mode "caffe", BGR) and torchvision (RGB).
+CONVENTIONS = {
+    "caffe": (255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+    "torchvision": (1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def preprocess(
+    grey: Float[Array, "b h w 1"], preprocessing: str
+) -> Float[Array, "b h w 3"]:
+    """The three channels a network was trained on, from grey images in [0, 1].
+
+    Args:
+        grey: Images; white is 1, computed in float32.
+        preprocessing: `"caffe"` or `"torchvision"`, see `pretrained.FrozenVGG`. Grey
+            has the same value in every channel: BGR and RGB differ by the means only.
+
+    Raises:
+        ValueError: If `preprocessing` is unknown.
+    """
+    if preprocessing not in CONVENTIONS:
+        raise ValueError(
+            f"preprocessing must be one of {sorted(CONVENTIONS)}, "
+            f"got {preprocessing!r}."
+        )
+    white, *constants = CONVENTIONS[preprocessing]
+    mean, std = (np.array(c, np.float32).reshape(1, 1, 1, 3) for c in constants)
+    channels = jnp.broadcast_to(grey.astype(jnp.float32), (*grey.shape[:-1], 3))
+    return (white * channels - mean) / std
 
 
 @jax.custom_vjp

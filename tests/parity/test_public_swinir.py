@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from daasr_jax.conversion.swinir import convert, shuffled
-from daasr_jax.conversion.tensors import Tensors
+from daasr_jax.conversion.swinir import convert
+from daasr_jax.conversion.tensors import Tensors, shuffled
 from daasr_jax.registry import MODELS
 from tests.parity import public
 

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from daasr_jax.losses import perceptual
 from daasr_jax.losses.perceptual import (
     VGG16_FACTORS,
     calibration_image,
     make_perceptual,
-    preprocess,
     relu3_3,
     unit,
 )
+from daasr_jax.models import vgg as vgg_module
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.vgg import max_pool
+from daasr_jax.models.vgg import max_pool, preprocess
 from daasr_jax.pretrained import LAYERS, PREPROCESSINGS, FrozenVGG
 from tests.parity.weights import fingerprint, uniform
 
@@ -127,9 +126,9 @@ class TestConventions:
 
     def test_equal_everywhere_where_the_means_are_equal(self, vgg, monkeypatch):
         mean = np.array([123.68, 116.779, 103.939])
-        _, _, std = perceptual._CONVENTIONS["torchvision"]
+        _, _, std = vgg_module.CONVENTIONS["torchvision"]
         monkeypatch.setitem(
-            perceptual._CONVENTIONS, "torchvision", (1.0, tuple(mean / 255), std)
+            vgg_module.CONVENTIONS, "torchvision", (1.0, tuple(mean / 255), std)
         )
         other = in_torchvision_convention(vgg, mean)
         assert relative(relu3_3(other)(self.GREY), relu3_3(vgg)(self.GREY)) < 1e-5

@@ -130,8 +130,9 @@ def test_stochastic_depth():
     x = jnp.ones((64, 2, 2, 1))
     drop = swin.StochasticDepth(0.25)
     np.testing.assert_array_equal(drop.apply({}, x, train=False), x)
-    y = drop.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
-    first = np.asarray(y)[:, :1, :1]
+    rngs = {"dropout": jax.random.key(0)}
+    y = np.asarray(drop.apply({}, x, train=True, rngs=rngs))
+    first = y[:, :1, :1]
     np.testing.assert_array_equal(y, np.broadcast_to(first, y.shape))
     kept = first != 0
     assert 0.6 < kept.mean() < 0.9

@@ -18,7 +18,7 @@ from daasr_jax.errors import ConfigError, DivergedError, Preempted, ResourceErro
 from daasr_jax.losses.adversarial import discriminator_loss, generator_loss
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.discriminator import PatchDiscriminator
-from daasr_jax.registry import LOSSES
+from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.resampling import downsample
 from daasr_jax.training import loop, parallel
 from daasr_jax.training.adversarial import Adversarial
@@ -353,6 +353,16 @@ class TestSchedule:
         with pytest.raises(ValueError, match=named):
             make_schedule(name, 1.0, **{**common, **changes})
 
+    def test_milestones_halve_at_each(self):
+        common = {"total_steps": 9, "steps_per_epoch": 3, "halve_every_epochs": 2}
+        schedule = make_schedule("milestones", 1.0, milestones=(3, 5), **common)
+        assert [float(schedule(i)) for i in (0, 2, 3, 4, 5, 99)] == [
+            *(1.0, 1.0, 0.5, 0.5, 0.25, 0.25)
+        ]
+        for wrong in ((), (5, 3), (3, 3)):
+            with pytest.raises(ValueError, match="milestones must ascend"):
+                make_schedule("milestones", 1.0, milestones=wrong, **common)
+
     def test_adam_uses_it(self):
         """The n-th update, from 0, moves by schedule(n)."""
         schedule = make_schedule(
@@ -657,3 +667,72 @@ class TestMesh:
         with pytest.raises(ConfigError, match=r"E221.*devices=64"):
             parallel.make_mesh(64, 64)
         assert parallel.make_mesh(8).size == 4
+
+
+class TestOptimisers:
+    GRADIENTS = (0.5, -2.0, 0.25)
+
+    def moves(self, name, **fields):
+        """Where one parameter stands after each update, by the optimiser."""
+        rate = optax.constant_schedule(0.1)
+        optimiser = make_optimiser(name, rate, **fields)
+        w = {"a": {"kernel": jnp.zeros(())}, "b": {"kernel": jnp.zeros(())}}
+        state, places = optimiser.init(w), []
+        for g in self.GRADIENTS:
+            gradient = jax.tree.map(lambda x, g=g: jnp.full_like(x, g), w)
+            change, state = optimiser.update(gradient, state, w)
+            w = optax.apply_updates(w, change)
+            places.append((float(w["a"]["kernel"]), float(w["b"]["kernel"])))
+        assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1)
+        return np.array(places)
+
+    def test_sgd_with_momentum(self):
+        """m = 0.9 m + g; w = w - 0.1 m."""
+        want, m, w = [], 0.0, 0.0
+        for g in self.GRADIENTS:
+            m = 0.9 * m + g
+            w -= 0.1 * m
+            want.append(w)
+        np.testing.assert_allclose(self.moves("sgd", b1=0.9)[:, 0], want, rtol=1e-6)
+
+    def test_rmsprop_is_pytorchs(self):
+        """v = 0.99 v + 0.01 g^2; w = w - 0.1 g / (sqrt(v) + 1e-8)."""
+        want, v, w = [], 0.0, 0.0
+        for g in self.GRADIENTS:
+            v = 0.99 * v + 0.01 * g * g
+            w -= 0.1 * g / (math.sqrt(v) + 1e-8)
+            want.append(w)
+        got = self.moves("rmsprop", b2=0.99)[:, 0]
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+    @pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
+    def test_slow_parameters(self, name):
+        places = self.moves(name, slow="^b/", slow_factor=0.25)
+        np.testing.assert_allclose(places[:, 1], 0.25 * places[:, 0], rtol=1e-6)
+        np.testing.assert_array_equal(places[:, 0], self.moves(name)[:, 0])
+
+    def test_refusals(self):
+        rate = optax.constant_schedule(0.1)
+        with pytest.raises(ValueError, match=r"'adam', 'rmsprop', 'sgd'.*'lion'"):
+            make_optimiser("lion", rate)
+        with pytest.raises(ValueError, match="slow='\\(' is no regular expression"):
+            make_optimiser("adam", rate, slow="(")
+
+
+def test_stochastic_depth_draws_anew_in_every_step():
+    """The same batch and parameters, two steps: other layers are left out."""
+    model = MODELS.get("swinir")(
+        scale=2, features=12, groups=1, blocks=2, heads=2, window=4, drop_path=0.9
+    )
+    state = create_state(model, optax.sgd(0.0), scale=2, crop=8, seed=0, ema=False)
+    step = jax.jit(
+        make_train_step(
+            model, optax.sgd(0.0), {"rec": (1.0, LOSSES.get("pixel.rec"))}, scale=2
+        )
+    )
+    hr = np.random.default_rng(0).random((2, 16, 16, 1), np.float32)
+    losses = []
+    for _ in range(4):
+        state, metrics = step(state, {"hr": hr, "ref": hr})
+        losses.append(float(metrics["g/rec"]))
+    assert len(set(losses)) > 1
