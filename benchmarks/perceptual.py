@@ -29,7 +29,8 @@ from daasr_jax import build, data
 from daasr_jax.losses import perceptual
 from daasr_jax.models import vgg as vgg_module
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.pretrained import FrozenVGG, lpips_vgg16, read_vgg19
+from daasr_jax.models.vgg import FrozenVGG
+from daasr_jax.pretrained import lpips_vgg16, read_vgg19
 from daasr_jax.resampling import downsample, upsample
 
 BICUBIC = tuple(f"bicubic x{scale}" for scale in (2, 3, 4))

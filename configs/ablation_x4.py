@@ -38,15 +38,6 @@ from ml_collections import ConfigDict
 
 from configs import fastmri_x4
 
-# Fields of the model that the rows change, at their defaults.
-FIELDS = {
-    "structure": "cwt",
-    "alignment": "matching",
-    "modulation": True,
-    "index_map": True,
-    "score_map": True,
-}
-
 
 def _model(**fields: Any) -> dict[str, Any]:
     return {f"model.kwargs.{name}": value for name, value in fields.items()}
@@ -92,7 +83,6 @@ def ablate(config: Any, name: str, row: str) -> ConfigDict:
     with config.unlocked():
         config.name = name
         config.preset = row
-        config.model.kwargs.update(FIELDS)
         config.update_from_flattened_dict(ROWS[row])
     return config
 

@@ -52,6 +52,11 @@ def get_config(preset: str = "paper") -> ConfigDict:
                 "match_stride": 0,
                 "blur_factor": 0,
                 "supervise_cwt": "last",
+                "structure": "cwt",  # the rest: ablations, see configs/ablation_x4.py
+                "alignment": "matching",
+                "modulation": True,
+                "index_map": True,
+                "score_map": True,
             }
             | PRESETS[preset],
         }

@@ -16,7 +16,8 @@ from daasr_jax.losses.adversarial import OBJECTIVES
 from daasr_jax.losses.perceptual import VGG16_FACTORS, make_perceptual
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.models.discriminator import PatchDiscriminator
-from daasr_jax.pretrained import FrozenVGG, lpips_vgg16, read_vgg19
+from daasr_jax.models.vgg import FrozenVGG
+from daasr_jax.pretrained import lpips_vgg16, read_vgg19
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.schedules import make_optimiser, make_schedule

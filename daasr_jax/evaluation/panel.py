@@ -80,9 +80,7 @@ def draw_panel(
     if "index" in images:
         _draw_match(figure, axes[1, 2:], images)
     else:
-        axes[1, 3].text(
-            0.5, 0.5, "no reference branch:\nno P and C", ha="center", va="center"
-        )
+        axes[1, 3].text(0.5, 0.5, "no search:\nno P and C", ha="center", va="center")
     for axis in axes.flat:
         axis.set_axis_off()
     figure.savefig(path, dpi=120)

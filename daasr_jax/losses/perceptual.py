@@ -19,8 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.vgg import VGG, preprocess
-from daasr_jax.pretrained import FrozenVGG
+from daasr_jax.models.vgg import VGG, FrozenVGG, preprocess
 
 PICTURES = ("sat", "rec")
 # By scale: mean loss with VGG-19 over that with VGG-16, both in their unit, for bicubic

@@ -35,7 +35,7 @@ from daasr_jax.models.ttsr_parts import (
     enlarge,
     transfer_texture,
 )
-from daasr_jax.pretrained import FrozenVGG
+from daasr_jax.models.vgg import FrozenVGG
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import blur, depth_to_space, upsample
 

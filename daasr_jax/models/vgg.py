@@ -6,6 +6,8 @@ large-scale image recognition", ICLR 2015, https://arxiv.org/abs/1409.1556.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,28 @@ CONVENTIONS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrozenVGG:
+    """A network up to conv3_3 and what its weights expect of an image.
+
+    Attributes:
+        params: `{"block1_conv1": {"kernel", "bias"}, ...}` up to `block3_conv3`,
+            kernels HWIO, float32 NumPy: the parameters of `VGG`.
+        preprocessing: `"caffe"` (BGR in [0, 255], the means 103.939, 116.779, 123.68
+            subtracted, as in Keras) or `"torchvision"` (RGB in [0, 1], means 0.485,
+            0.456, 0.406 subtracted, divided by 0.229, 0.224, 0.225).
+        network: `"vgg19"` or `"vgg16"`.
+        source: Where the weights come from, for log and report.
+        sha256: Of the file, hexadecimal.
+    """
+
+    params: dict[str, dict[str, np.ndarray]]
+    preprocessing: str
+    network: str
+    source: str
+    sha256: str
+
+
 def preprocess(
     grey: Float[Array, "b h w 1"], preprocessing: str
 ) -> Float[Array, "b h w 3"]:
@@ -32,7 +56,7 @@ def preprocess(
 
     Args:
         grey: Images; white is 1, computed in float32.
-        preprocessing: `"caffe"` or `"torchvision"`, see `pretrained.FrozenVGG`. Grey
+        preprocessing: `"caffe"` or `"torchvision"`, see `FrozenVGG`. Grey
             has the same value in every channel: BGR and RGB differ by the means only.
 
     Raises:

@@ -26,11 +26,12 @@ from daasr_jax.losses.perceptual import (  # noqa: E402
     relu3_3,
     unit,
 )
-from daasr_jax.pretrained import FrozenVGG, lpips_vgg16, read_vgg19  # noqa: E402
+from daasr_jax.models.vgg import FrozenVGG  # noqa: E402
+from daasr_jax.pretrained import lpips_vgg16, read_vgg19  # noqa: E402
 from tests.parity.weights import fingerprint  # noqa: E402
 from tests.unit.test_perceptual import (  # noqa: E402
+    CONVENTIONS,
     GOLDEN,
-    PREPROCESSINGS,
     golden_slices,
     loss_and_gradient,
     pictures,
@@ -167,7 +168,7 @@ def test_conversion_is_deterministic(tmp_path):
 def write_golden(folder: Path = GOLDEN) -> None:
     folder.mkdir(exist_ok=True)
     picture, hr = pictures()
-    for preprocessing in PREPROCESSINGS:
+    for preprocessing in CONVENTIONS:
         vgg = random_vgg(preprocessing)
         results = torch_results(vgg, picture, hr)
         kept = golden_slices(results.pop("features"), results.pop("gradient"))

@@ -20,8 +20,8 @@ from daasr_jax.losses.perceptual import (
 )
 from daasr_jax.models import vgg as vgg_module
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.vgg import max_pool, preprocess
-from daasr_jax.pretrained import LAYERS, PREPROCESSINGS, FrozenVGG
+from daasr_jax.models.vgg import CONVENTIONS, FrozenVGG, max_pool, preprocess
+from daasr_jax.pretrained import LAYERS
 from tests.parity.weights import fingerprint, uniform
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -262,7 +262,7 @@ def golden_slices(features, slope) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
+@pytest.mark.parametrize("preprocessing", CONVENTIONS)
 def test_golden(preprocessing):
     """Against PyTorch in float64 (`python -m tests.parity.test_torch_perceptual`)."""
     with np.load(GOLDEN / f"perceptual_{preprocessing}.npz") as file:

@@ -9,8 +9,8 @@ import pytest
 
 from daasr_jax.models.ttsr import TTSR, texture_params
 from daasr_jax.models.ttsr_parts import TextureExtractor, enlarge, transfer_texture
-from daasr_jax.models.vgg import VGG, preprocess
-from daasr_jax.pretrained import LAYERS, FrozenVGG
+from daasr_jax.models.vgg import VGG, FrozenVGG, preprocess
+from daasr_jax.pretrained import LAYERS
 from daasr_jax.resampling import downsample
 from tests.parity.weights import random_variables, uniform
 
