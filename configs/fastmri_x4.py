@@ -129,6 +129,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "sha256": "",  # of that file, checked when given
             "picture": "sat",  # of the SAT head, as in Eq. 13; "rec": of the output
             "weight": 0.1,  # beside the L1 of the same picture
+            "texture": 0.0,  # likewise, of the textural term: Gram matrices
         }
     )
     config.adversarial = ConfigDict(  # section 4.2

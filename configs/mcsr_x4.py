@@ -36,5 +36,6 @@ def get_config(preset: str = "common") -> ConfigDict:
     if config.preset == "published":
         config.losses.rec.name = "pixel.mse"
         config.perceptual.network = "vgg19"
+        config.perceptual.texture = 0.1
         config.adversarial.objective = "wgan-gp"
     return config.lock()

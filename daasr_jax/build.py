@@ -13,7 +13,11 @@ import optax
 from daasr_jax import data
 from daasr_jax.errors import ConfigError
 from daasr_jax.losses.adversarial import OBJECTIVES
-from daasr_jax.losses.perceptual import VGG16_FACTORS, make_perceptual
+from daasr_jax.losses.perceptual import (
+    VGG16_FACTORS,
+    make_perceptual,
+    make_texture,
+)
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.models.vgg import FrozenVGG
@@ -228,7 +232,13 @@ def make_losses(
                 f"({', '.join(losses)}), or --config.perceptual.network=none.",
             )
         loss = checked(make_perceptual, vgg, p.picture, scale=config.scale)
-        losses["perceptual"] = (p.weight * losses[p.picture][0], loss)
+        beside = losses[p.picture][0]
+        losses["perceptual"] = (p.weight * beside, loss)
+        if p.texture:
+            losses["texture"] = (
+                p.texture * beside,
+                checked(make_texture, vgg, p.picture),
+            )
         log.info(
             "perceptual term: %s, %s, weight %g of the %s picture's L1",
             vgg.source,

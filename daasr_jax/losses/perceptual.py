@@ -6,6 +6,10 @@ r"""The perceptual term of Eq. 13: MSE of VGG-19 relu3_3 features.
 and their magnitude differs by orders between networks and preprocessings, so the MSE is
 divided by the *unit* u, the mean square of the network's own features on one fixed
 image: a weight means the same whatever weights are used.
+
+The textural term, which MCSR trains with, compares the Gram matrices of the same
+features over the positions, in a unit of its own made likewise (L. Gatys et al., "Image
+style transfer using convolutional neural networks", CVPR 2016).
 """
 
 from __future__ import annotations
@@ -93,11 +97,46 @@ def make_perceptual(
         raise ValueError(f"network must be vgg19 or vgg16, got {vgg.network!r}.")
     if scale not in VGG16_FACTORS:
         raise ValueError(f"scale must be one of {[*VGG16_FACTORS]}, got {scale}.")
-    features = relu3_3(vgg)
     factor = VGG16_FACTORS[scale] if vgg.network == "vgg16" else 1.0
-    weight = factor / unit(vgg)
+    return _compare(relu3_3(vgg), picture, factor / unit(vgg))
 
-    def perceptual(outputs: Outputs, hr: Float[Array, "b h w 1"], **_) -> Array:
+
+def gram(features: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
+    r"""Gram matrix :math:`F^T F / (h w)` of each image, over its positions."""
+    return jnp.einsum(
+        "bhwc,bhwd->bcd", features, features, precision=lax.Precision.HIGHEST
+    ) / (features.shape[1] * features.shape[2])
+
+
+def make_texture(vgg: FrozenVGG, picture: str) -> Callable[..., Array]:
+    """The textural loss: MSE of the Gram matrices of relu3_3, in the network's unit.
+
+    Args:
+        vgg: The frozen network; the stand-in has no factor here.
+        picture: As in `make_perceptual`.
+
+    Raises:
+        ValueError: If `picture` is unknown.
+    """
+    if picture not in PICTURES:
+        raise ValueError(f"picture must be one of {PICTURES}, got {picture!r}.")
+    features = relu3_3(vgg)
+
+    def matrices(x: Float[Array, "b h w 1"]) -> Float[Array, "b c c"]:
+        return gram(features(x))
+
+    own = jax.jit(matrices)(calibration_image())
+    return _compare(
+        matrices, picture, 1 / float(np.mean(np.square(own, dtype=np.float64)))
+    )
+
+
+def _compare(
+    statistic: Callable[[Array], Array], picture: str, weight: float
+) -> Callable[..., Array]:
+    """`weight` times the mean squared difference of a statistic of picture and HR."""
+
+    def loss(outputs: Outputs, hr: Float[Array, "b h w 1"], **_) -> Array:
         if picture == "rec":
             pictures = outputs.sr
         elif picture in outputs.aux:
@@ -106,9 +145,9 @@ def make_perceptual(
         else:
             return jnp.zeros((), jnp.float32)
         # Two calls: in one batch the gradient would go through the features of HR too.
-        target = lax.stop_gradient(features(hr))
-        got = features(pictures)
+        target = lax.stop_gradient(statistic(hr))
+        got = statistic(pictures)
         heads = got.reshape(-1, *target.shape)
         return weight * jnp.mean((heads - target[None]) ** 2)
 
-    return perceptual
+    return loss

@@ -153,6 +153,13 @@ def test_perceptual_term_needs_a_term_to_weigh_it_by():
         build.make_losses(config, lpips_vgg16())
 
 
+def test_mcsr_has_the_textural_term():
+    config = load("mcsr", "published")
+    losses = build.make_losses(config, lpips_vgg16())
+    assert set(losses) == {"rec", "level1", "perceptual", "texture"}
+    assert losses["texture"][0] == 0.1
+
+
 class TestPretrained:
     def test_put_in(self):
         config = load("ttsr", "small")

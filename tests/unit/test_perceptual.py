@@ -14,7 +14,9 @@ from flax import linen as nn
 from daasr_jax.losses.perceptual import (
     VGG16_FACTORS,
     calibration_image,
+    gram,
     make_perceptual,
+    make_texture,
     relu3_3,
     unit,
 )
@@ -252,6 +254,30 @@ class TestLoss:
             make_perceptual(other, "rec", scale=4)
         with pytest.raises(ValueError, match=r"scale must be one of .* got 5"):
             make_perceptual(vgg, "rec", scale=5)
+
+
+class TestTexture:
+    def test_gram_by_hand(self):
+        x = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
+        flat = x.reshape(4, 2)
+        np.testing.assert_allclose(gram(jnp.asarray(x))[0], flat.T @ flat / 4)
+
+    def test_by_hand_from_the_features(self, vgg):
+        loss = make_texture(vgg, "rec")
+        features = relu3_3(vgg)
+        image, hr = (jnp.asarray(x) for x in pictures((1, 32, 32, 1)))
+        a, b, own = (gram(features(x)) for x in (image, hr, calibration_image()))
+        want = np.mean((a - b) ** 2) / np.mean(own**2)
+        got = loss(Outputs(sr=image, aux={}), hr)
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+        assert float(loss(Outputs(sr=hr, aux={}), hr)) == 0.0
+        assert float(loss(Outputs(sr=image, aux={}), hr)) > 0.0
+
+    def test_refusal_and_absent_picture(self, vgg):
+        with pytest.raises(ValueError, match="picture must be one of"):
+            make_texture(vgg, "lr")
+        image = jnp.ones((1, 16, 16, 1))
+        assert float(make_texture(vgg, "sat")(Outputs(sr=image, aux={}), image)) == 0.0
 
 
 def golden_slices(features, slope) -> dict[str, np.ndarray]:
