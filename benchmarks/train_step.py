@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -120,7 +121,8 @@ def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> Timing
     from tests.parity.torch_daasr import TorchDAASR, resize
 
     kwargs = fastmri_x4.get_config(preset).model.kwargs.to_dict()
-    model = TorchDAASR(scale=SCALE, **kwargs)
+    known = inspect.signature(TorchDAASR).parameters  # the rest are ablations, off here
+    model = TorchDAASR(scale=SCALE, **{k: v for k, v in kwargs.items() if k in known})
     forward = torch.compile(model) if compiled else model
     if mode == "inference 256x256":
         model.eval()
