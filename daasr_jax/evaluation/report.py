@@ -132,7 +132,7 @@ def describe_training(report: dict[str, Any]) -> str:
     trained = report["training"]
     if not trained:
         return "unknown: no config.json beside the checkpoints"
-    start = trained["start"] or {}
+    start = trained.get("start") or {}
     if "converted" in start and not report.get("checkpoint_step"):
         return f"elsewhere: {start['converted']}, sha256 {start['sha256'][:12]}"
     perceptual, adversarial = trained["perceptual"], trained["adversarial"]

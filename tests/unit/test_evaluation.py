@@ -392,3 +392,11 @@ def test_what_a_run_was_trained_with_is_said(changes, said):
 
 def test_unknown_training_is_said():
     assert describe_training({"training": {}}).startswith("unknown")
+
+
+def test_converted_weights_are_said_until_they_are_trained_on():
+    start = {"converted": "net.pth", "sha256": "0123456789abcdef"}
+    report = {"training": TRAINED | {"start": start}, "checkpoint_step": 0}
+    assert describe_training(report) == "elsewhere: net.pth, sha256 0123456789ab"
+    report["checkpoint_step"] = 10
+    assert describe_training(report).startswith("perceptual term off")
