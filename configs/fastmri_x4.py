@@ -3,8 +3,8 @@
 Reproduces: Table 1, FastMRI, x4 (the paper's prose: 33.41 dB), with the pixel terms of
     Eq. 12-14. Not run here: fastMRI needs its own licence.
 Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU: not
-    measured yet. On 2 CPU cores a step takes 12 s and 8 GiB with `paper`, 3 s and
-    3 GiB with `fast`: enough to try it, not to train it.
+    measured yet. On 2 CPU cores a step takes 12 s and 6 GiB with `paper`, 2.5 s
+    and 2.4 GiB with `fast`: enough to try it, not to train it.
 Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.
 Command:
     python train.py --config configs/fastmri_x4.py --config.data.root=DIR --workdir=DIR
