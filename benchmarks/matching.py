@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.train_step import machine
+from benchmarks.train_step import machine, where
 
 PEERS = (
     "daasr_jax",
@@ -313,11 +313,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "what a call holds beyond what was there before. Score error: largest, over "
         "all queries, shortfall in float64 under the best key.",
         "",
-        f"{about['processor']}, {about['cores']} cores ({about['device']}); "
-        f"Python {about['python']}, "
-        + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-        + f"; commit {about['commit'][:12]}"
-        + ("-dirty." if about["commit"].endswith("dirty") else "."),
+        where(about),
         "",
         "| queries | mode | peer | ms | times torch | peak MiB | of torch's | "
         "score error |",

@@ -305,6 +305,19 @@ def jax_platform() -> str:
     return jax.default_backend()
 
 
+def where(about: dict[str, Any]) -> str:
+    """One line of machine, versions and commit, and that a GPU is yet to come."""
+    text = (
+        f"{about['processor']}, {about['cores']} cores ({about['device']}); "
+        f"Python {about['python']}, "
+        + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+        + f"; commit {about['commit'][:12]}"
+        + ("-dirty." if about["commit"].endswith("dirty") else ".")
+    )
+    cpu = about["device"].startswith("cpu")
+    return text + (" On a GPU: not run." if cpu else "")
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -329,10 +342,7 @@ def markdown(
         "is not counted. Peak memory is the resident peak of the process, framework "
         "and compilation included; `before` is what it held before the first call.",
         "",
-        f"{about['processor']}, {about['cores']} cores ({about['device']}); "
-        f"Python {about['python']}, "
-        + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-        + f"; commit {about['commit'][:12]}.",
+        where(about),
         "",
         "| preset | what | peer | ms | images/s | times torch | peak MiB | before | "
         "of torch's |",
