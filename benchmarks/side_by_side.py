@@ -65,7 +65,12 @@ def systems() -> list[Run]:
 def ablations() -> list[Run]:
     from configs.ablation_x4 import ROWS
 
-    return [Run(name, f"ablation_x4_small.py:{name}", "aligned") for name in ROWS]
+    again = ("without_p_c", "lambda_0.1_0.01")  # another name of a network above
+    return [
+        Run(name, f"ablation_x4_small.py:{name}", "aligned")
+        for name in ROWS
+        if name not in again
+    ]
 
 
 PLANS = {"systems": systems, "ablations": ablations}
