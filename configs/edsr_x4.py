@@ -1,7 +1,6 @@
 """EDSR x4: residual blocks without normalisation.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: B. Lim et al., "Enhanced deep residual networks for single image
     super-resolution", CVPRW 2017; the recipe is BasicSR's.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.

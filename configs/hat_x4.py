@@ -1,7 +1,6 @@
 """HAT x4: window, channel and overlapping cross-attention.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: X. Chen et al., "Activating more pixels in image super-resolution transformer",
     CVPR 2023.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.

@@ -1,7 +1,6 @@
 """McMRSR x4: contextual matching with a reference.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: G. Li et al., "Transformer-empowered multi-scale contextual matching and
     aggregation for multi-contrast MRI super-resolution", CVPR 2022.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.

@@ -1,7 +1,6 @@
 """MCSR x4, our re-implementation: progressive fusion with a reference.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: Q. Lyu et al., "Multi-contrast super-resolution MRI through a progressive
     network", TMI 2020, of which the abstract was at hand and no code.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.

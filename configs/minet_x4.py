@@ -1,7 +1,6 @@
 """MINet x4, repaired: multi-stage integration with a reference.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: C.-M. Feng et al., "Multi-contrast MRI super-resolution via a multi-stage
     integration network", MICCAI 2021.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.

@@ -1,7 +1,6 @@
 """SRCNN x4: three convolutions on the bicubic image.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: C. Dong et al., "Image super-resolution using deep convolutional networks",
     TPAMI 2016.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.

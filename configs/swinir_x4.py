@@ -1,7 +1,6 @@
 """SwinIR x4: shifted-window attention.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: J. Liang et al., "SwinIR: image restoration using Swin Transformer", ICCVW 2021.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.
 Data: as for `fastmri_x4`: `--config.data.root` is a fastMRI folder or a NIfTI tree.

@@ -1,7 +1,6 @@
 """TTSR x4: texture transformer with a reference.
 
-Reproduces: its rows of Table 1. Not run at that size here; `small` is in
-    docs/results/compared.md.
+Reproduces: its rows of Table 1. Not run at that size here.
 Source: F. Yang et al., "Learning texture transformer network for image
     super-resolution", CVPR 2020.
 Hardware: a GPU; hours are not measured yet. `small`: 2 CPU cores, minutes.
