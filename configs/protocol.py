@@ -58,7 +58,7 @@ def compared(
     config.model.name = system
     config.model.kwargs = ConfigDict(
         {
-            field.name: config_dict.placeholder(_kind(field.default))
+            field.name: config_dict.placeholder(type(field.default))
             for field in dataclasses.fields(MODELS.get(system))
             if field.name not in _NOT_FIELDS
         }
@@ -76,7 +76,3 @@ def compared(
         config.optimiser.learning_rate = 1e-3
         config.optimiser.warmup_steps = 50
     return config
-
-
-def _kind(default: Any) -> type:
-    return type(default)
