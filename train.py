@@ -2,14 +2,23 @@
 
 from typing import Any
 
+from absl import flags
+
 from daasr_jax import cli
+
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check the data, print memory, steps and speed; train nothing."
+)
 
 
 def main(config: Any, workdir: str) -> None:
     """Runs the training that the configuration describes."""
-    from daasr_jax.runs import train_run
+    from daasr_jax.runs import dry_run, train_run
 
-    train_run(config, workdir)
+    if DRY_RUN.value:
+        dry_run(config)
+    else:
+        train_run(config, workdir)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.seed = 0
     config.scale = 4
     config.matmul_precision = "float32"  # "tensorfloat32" is faster on recent GPUs
-    config.distributed = False  # one process per host: jax.distributed.initialize()
 
     config.model = ConfigDict(
         {
@@ -57,6 +56,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
                 "modulation": True,
                 "index_map": True,
                 "score_map": True,
+                "remat": False,  # compute again in the backward pass: less memory
             }
             | PRESETS[preset],
         }
@@ -93,8 +93,11 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "steps": 0,  # overrides epochs when positive
             "augment": True,
             "ema_decay": 0.0,
-            "devices": 0,
-            "num_threads": 2,
+            "devices": 0,  # 0: all of every process
+            "accumulate": 1,  # parts of a device's share of the batch, one at a time
+            "num_threads": 2,  # that read ahead, of each process or worker
+            "workers": 0,  # processes that read ahead
+            "watchdog": 1800,  # seconds without a step that end the run; 0: never
             "log_every": 50,
             "validate_every_epochs": 1,
             "checkpoint_every": 0,

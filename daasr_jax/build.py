@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +31,8 @@ from daasr_jax.training.schedules import make_optimiser, make_schedule
 from daasr_jax.training.state import TrainState, create_state
 
 log = logging.getLogger("daasr_jax")
+
+COMPILED_BYTES = 4 * 2**30  # of compiled programs are kept, the least used go
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -264,15 +269,33 @@ def metric_border(config: Config) -> int:
 
 
 def setup(config: Config) -> None:
-    """Settings of the process: checked ranges, other hosts, precision.
+    """Settings of the process: checked ranges, compiled programs, precision.
 
     Raises:
         ConfigError: If a value cannot be used.
     """
     check_ranges(config)
-    if config.distributed:
-        checked(jax.distributed.initialize)
+    _keep_compiled(data_settings(config).cache_path)
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
+
+
+def _keep_compiled(cache: Path) -> None:
+    """Keeps compiled programs for the next start; JAX_COMPILATION_CACHE_DIR moves them.
+
+    The folder is the user's alone: what lies there is run.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    folder = cache / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "the folder is another user's")
+    except OSError as error:
+        log.warning("compiled programs are not kept in %s: %s", folder, error.strerror)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
 
 
 def check_ranges(config: Config) -> None:
@@ -288,7 +311,10 @@ def check_ranges(config: Config) -> None:
         "adversarial.start_step": (config.adversarial.start_step, 0),
         "adversarial.updates": (config.adversarial.updates, 1),
         "train.devices": (train.devices, 0),
+        "train.accumulate": (train.accumulate, 1),
         "train.num_threads": (train.num_threads, 0),
+        "train.workers": (train.workers, 0),
+        "train.watchdog": (train.watchdog, 0),
         "reference.seed": (config.reference.seed, 0),
         "evaluate.seed": (evaluate.seed, 0),
         "evaluate.resamples": (evaluate.resamples, 1),

@@ -16,12 +16,17 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from daasr_jax.errors import ConfigError, UserError
+from daasr_jax.errors import ConfigError, Preempted, UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, perhaps with a preset: configs/brain_x4.py:fast"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, without SLURM or Open MPI."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, likewise.")
+PROCESS = flags.DEFINE_integer("process", None, "Number of this one from 0, likewise.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -44,11 +49,21 @@ def run(main: Callable[[Any, str], None]) -> None:
                 raise ConfigError("E223", "give --config=configs/NAME.py")
             if not WORKDIR.value:
                 raise ConfigError("E224", "give --workdir=DIR, the folder of the run")
+            from daasr_jax.training import hosts
+
+            hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+            if hosts.number():
+                logging.getLogger("daasr_jax").setLevel(logging.ERROR)
             main(CONFIG.value, WORKDIR.value)
         except UserError as error:
             _stop(error)
         except KeyboardInterrupt:
-            sys.exit(130)
+            _leave(130)
+        except Exception:
+            if not _together():
+                raise
+            traceback.print_exc()
+            _leave(1)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -90,7 +105,25 @@ def _stop(error: UserError, cause: Exception | None = None) -> None:
     if "--debug" in sys.argv or (flags.FLAGS.is_parsed() and DEBUG.value):
         traceback.print_exception(cause or error)
     print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
+    _leave(error.exit_code, together=isinstance(error, Preempted))
+
+
+def _leave(code: int, *, together: bool = False) -> None:
+    """Exits; one process of several at once, where the others do not leave with it.
+
+    At a usual exit JAX waits for the other processes, which may wait for this one.
+    """
+    if _together() and not together:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _together() -> bool:
+    """Whether this process has joined others."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _start_logging() -> None:

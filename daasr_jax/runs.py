@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import daasr_jax
 from daasr_jax import build, data
+from daasr_jax.dry_run import measure, show
 from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
@@ -31,8 +34,9 @@ from daasr_jax.provenance import (
 )
 from daasr_jax.training import loop, parallel
 from daasr_jax.training.checkpoints import Checkpoints
+from daasr_jax.training.failures import explained, reading
 from daasr_jax.training.state import TrainState, generator_variables, start_from
-from daasr_jax.training.step import make_train_step
+from daasr_jax.training.step import Step, make_train_step
 from daasr_jax.training.writers import NullWriter, RunWriter
 
 log = logging.getLogger("daasr_jax")
@@ -40,41 +44,65 @@ log = logging.getLogger("daasr_jax")
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
-def train_run(config: Config, workdir: str) -> None:
-    """Trains what the configuration says into `workdir`, resuming where it left off.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The parts of a training run, before its first step.
+
+    Attributes:
+        name: Of the model.
+        scale: s.
+        step_fn: The per-device step.
+        state: The initial state.
+        mesh: Devices of all processes.
+        batches: Steps done -> this process's batches that follow.
+        settings: Lengths and intervals.
+        prepared: The data.
+        inputs: What the run is made from beside its configuration, for the record.
+    """
+
+    name: str
+    scale: int
+    step_fn: Step
+    state: TrainState
+    mesh: Mesh
+    batches: Callable[[int], Iterable[dict[str, Any]]]
+    settings: loop.LoopSettings
+    prepared: data.PreparedSet
+    inputs: dict[str, Any]
+
+
+def make_plan(config: Config, *, begun: bool = False) -> Plan:
+    """Reads the data and builds the parts of a run.
+
+    Args:
+        config: The configuration.
+        begun: Whether the run has checkpoints, so that its start is no longer needed.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
-    build.setup(config)
     model = build.make_model(config, axis_name=parallel.AXIS)
     vgg = build.read_vgg(config)
     losses = build.make_losses(config, vgg)
-    folder = _make_folder(workdir)
     start = None
-    if config.train.start_from and not has_checkpoints(folder):
+    if config.train.start_from and not begun:
         start = load_run(Path(config.train.start_from))
         log.info("starting from %s, step %d", config.train.start_from, start.step)
     prepared = data.prepare(build.data_settings(config))
-    inputs = {
-        "prepared_sha256": prepared.key,
-        "perceptual": build.describe_perceptual(config, vgg),
-        "start": start and start.source,
-    }
-    record_config(config.to_dict(), folder, inputs)
     table = prepared.splits["train"]
     train = config.train
-    mesh = parallel.make_mesh(train.batch_size, train.devices)
+    mesh = parallel.make_mesh(train.batch_size, train.devices, train.accumulate)
     per_epoch = data.steps_per_epoch(table, train.batch_size)
     steps = train.steps or train.epochs * per_epoch
     optimiser, adversarial = build.make_training(
         config, steps=steps, steps_per_epoch=per_epoch
     )
     state = build.make_state(config, optimiser, adversarial)
+    source = start and start.source
     if start:
         state = build.checked(start_from, state, start.variables)
-    elif config.model.pretrained and not has_checkpoints(folder):
-        params, _ = build.pretrained_params(config, state.gen)
+    elif config.model.pretrained and not begun:
+        params, source = build.pretrained_params(config, state.gen)
         variables = {"params": params, "batch_stats": state.batch_stats}
         state = build.checked(start_from, state, variables)
     step_fn = make_train_step(
@@ -85,8 +113,19 @@ def train_run(config: Config, workdir: str) -> None:
         ema_decay=train.ema_decay,
         axis=parallel.AXIS,
         adversarial=adversarial,
+        accumulate=train.accumulate,
     )
-    batches = data.training_batches(
+    settings = loop.LoopSettings(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        batch_size=train.batch_size,
+        log_every=train.log_every,
+        validate_every=per_epoch * train.validate_every_epochs,
+        checkpoint_every=train.checkpoint_every,
+        watchdog=train.watchdog,
+    )
+    batches = functools.partial(
+        data.training_batches,
         table,
         batch_size=train.batch_size,
         crop=train.crop,
@@ -100,33 +139,54 @@ def train_run(config: Config, workdir: str) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=train.num_threads,
+        workers=train.workers,
     )
-    parameters = sum(x.size for x in jax.tree.leaves(state.gen))
+    inputs = {
+        "prepared_sha256": prepared.key,
+        "perceptual": build.describe_perceptual(config, vgg),
+        "start": source,
+    }
+    return Plan(
+        name=config.model.name,
+        scale=config.scale,
+        step_fn=step_fn,
+        state=state,
+        mesh=mesh,
+        batches=lambda start: batches(start=start),
+        settings=settings,
+        prepared=prepared,
+        inputs=inputs,
+    )
+
+
+def train_run(config: Config, workdir: str) -> None:
+    """Trains what the configuration says into `workdir`, resuming where it left off.
+
+    Raises:
+        UserError: For anything a user can mend, see `daasr_jax.errors`.
+    """
+    build.setup(config)
+    folder = _make_folder(workdir)
+    plan = make_plan(config, begun=has_checkpoints(folder))
+    record_config(config.to_dict(), folder, plan.inputs)
+    settings = plan.settings
     log.info(
         "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
-        config.model.name,
-        config.scale,
-        f"{parameters:,}",
-        steps,
-        train.batch_size,
-        per_epoch,
+        plan.name,
+        plan.scale,
+        f"{sum(x.size for x in jax.tree.leaves(plan.state.gen)):,}",
+        settings.steps,
+        settings.batch_size,
+        settings.steps_per_epoch,
         device_description(),
-    )
-    settings = loop.LoopSettings(
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        batch_size=train.batch_size,
-        log_every=train.log_every,
-        validate_every=per_epoch * train.validate_every_epochs,
-        checkpoint_every=train.checkpoint_every,
     )
     checkpoints = Checkpoints(folder)
     try:
         loop.train(
-            step_fn,
-            state,
-            iter(batches),
-            mesh=mesh,
+            plan.step_fn,
+            plan.state,
+            plan.batches,
+            mesh=plan.mesh,
             settings=settings,
             checkpoints=checkpoints,
             writer=lambda start: (
@@ -134,10 +194,25 @@ def train_run(config: Config, workdir: str) -> None:
                 if jax.process_index() == 0
                 else NullWriter()
             ),
-            validate=make_validation(config, prepared.splits["val"]),
+            validate=make_validation(config, plan.prepared.splits["val"]),
         )
     finally:
         checkpoints.close()
+
+
+def dry_run(config: Config) -> None:
+    """Reads and checks the data, compiles the step, times it and prints what it needs.
+
+    Raises:
+        UserError: For anything a user can mend, see `daasr_jax.errors`.
+    """
+    build.setup(config)
+    plan = make_plan(config)
+    batches = reading(plan.batches(0))
+    with explained():
+        measured = measure(plan.step_fn, plan.state, batches, plan.mesh)
+    if jax.process_index() == 0:
+        show(plan, measured, device_description())
 
 
 def evaluate_run(
@@ -192,7 +267,12 @@ def evaluate_run(
     step, variables = _restore(config, folder)
     method = config.model.name
     predict = evaluation.make_predict(
-        model, scale=config.scale, border=border, method=method, lpips=weights
+        model,
+        scale=config.scale,
+        border=border,
+        method=method,
+        lpips=weights,
+        mesh=parallel.local_mesh(),
     )
 
     def predictions(**kwargs: Any):
@@ -200,10 +280,9 @@ def evaluate_run(
             predict, variables, table, pairing, scale=config.scale, **kwargs
         )
 
-    rows = [
-        evaluation.without_images(p)
-        for p in predictions(show_progress=config.evaluate.show_progress)
-    ]
+    rows = evaluation.of_all_processes(
+        predictions(show_progress=config.evaluate.show_progress), len(table)
+    )
     commit = commit_id()
     report = make_report(
         rows,
@@ -229,8 +308,10 @@ def evaluate_run(
         },
     )
     chosen = typical(rows, method)
-    shown = next(predictions(positions=[chosen.position]))
     picture = target.with_suffix(".png")
+    if jax.process_index():
+        return report, target, picture
+    shown = next(predictions(positions=[chosen.position]))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
@@ -291,9 +372,7 @@ def load_run(folder: Path) -> TrainedRun:
     return TrainedRun(config, step, variables, source)
 
 
-def make_validation(
-    config: Config, table: data.SliceTable
-) -> Callable[[TrainState], dict[str, float]] | None:
+def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | None:
     """Scores of a state on full validation slices, None where there are none."""
     if not len(table):
         log.warning(
@@ -301,15 +380,25 @@ def make_validation(
         )
         return None
     model, scale, method = build.make_model(config), config.scale, config.model.name
+    mesh = parallel.local_mesh()
     predict = evaluation.make_predict(
-        model, scale=scale, border=build.metric_border(config), method=method
+        model, scale=scale, border=build.metric_border(config), method=method, mesh=mesh
     )
     pairing = build.make_pairing(config, table)
 
-    def validate(state: TrainState) -> dict[str, float]:
-        variables = generator_variables(state)
-        rows = evaluation.run_split(predict, variables, table, pairing, scale=scale)
-        return evaluation.mean_scores(rows, method)
+    def validate(state: TrainState, beat: Callable[[], None]) -> dict[str, float]:
+        variables = parallel.to_local(generator_variables(state), mesh)
+
+        def rows() -> Iterator[evaluation.Prediction]:
+            for row in evaluation.run_split(
+                predict, variables, table, pairing, scale=scale
+            ):
+                beat()
+                yield row
+
+        return evaluation.mean_scores(
+            evaluation.of_all_processes(rows(), len(table)), method
+        )
 
     return validate
 
@@ -336,14 +425,7 @@ def _restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
             raise CheckpointError(
                 "E403", f"{folder} holds no finished checkpoint; train into it first."
             )
-        state = checkpoints.restore_state(step, _on_one_device(template))
+        state = checkpoints.restore(step, parallel.replicated(template))
     finally:
         checkpoints.close()
-    return step, generator_variables(state)
-
-
-def _on_one_device(template: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
-    )
+    return step, parallel.to_local(generator_variables(state), parallel.local_mesh())

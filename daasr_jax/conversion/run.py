@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 
@@ -73,10 +72,9 @@ def write_run(
         "start": source,
     }
     record_config(config.to_dict(), folder, inputs)
-    nothing = iter(grain.MapDataset.source([0]).to_iter_dataset())
     checkpoints = Checkpoints(folder)
     try:
-        checkpoints.save(0, state, nothing, {})
+        checkpoints.save(0, state, {})
     finally:
         checkpoints.close()
     words = ["python", "eval.py", "--config", f"configs/{system}_x4.py"]

@@ -1,7 +1,8 @@
 """Training batches: crops of a slice and of its reference, by a global sample number.
 
 Everything about sample i follows from (seed, i): its epoch, its slice, its reference,
-its window and its turn. So a run continues exactly where its iterator's state says.
+its window and its turn. Batch t holds the samples from t batch_size on, however many
+processes share it, so a run continues from the number of its steps alone.
 """
 
 import functools
@@ -67,7 +68,6 @@ class TrainingTriples:
         self._length = steps * batch_size
         self._epoch_length = steps_per_epoch(table, batch_size) * batch_size
         self._rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
-        self._permutation = functools.lru_cache(maxsize=4)(self._new_permutation)
 
     def __len__(self) -> int:
         return self._length
@@ -92,12 +92,34 @@ class TrainingTriples:
         if not 0 <= i < self._length:
             raise IndexError(f"sample {i} of a run of {self._length}.")
         epoch, place = divmod(i, self._epoch_length)
-        target = int(self._permutation(epoch)[place])
+        target = int(_permutation(len(self._table), self._seed, epoch)[place])
         return target, self._rule.draw(target, seed=self._seed, epoch=epoch)
 
-    def _new_permutation(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self._seed, _ORDER, epoch))
-        return rng.permutation(len(self._table))
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(n)
+
+
+class _Share:
+    """The samples of one process: its part of batch 0, then of batch 1, and so on.
+
+    The parts follow one another in a batch, as devices do in the mesh.
+    """
+
+    def __init__(
+        self, triples: TrainingTriples, batch_size: int, index: int, count: int
+    ) -> None:
+        self._triples, self._batch_size = triples, batch_size
+        self._part = batch_size // count
+        self._offset, self._count = index * self._part, count
+
+    def __len__(self) -> int:
+        return len(self._triples) // self._count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        batch, place = divmod(index, self._part)
+        return self._triples[batch * self._batch_size + self._offset + place]
 
 
 def steps_per_epoch(table: SliceTable, batch_size: int) -> int:
@@ -134,6 +156,8 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
+    workers: int = 0,
+    start: int = 0,
 ) -> grain.IterDataset:
     """The batches of a run, or this process's share of each of them.
 
@@ -151,11 +175,12 @@ def training_batches(
         process_index: This process, from 0.
         process_count: Processes that share each batch.
         num_threads: Threads that make batches ahead; 0 makes them when asked.
+        workers: Processes that make batches ahead, each with `num_threads`; 0 for none.
+        start: Batches that a run has used before.
 
     Returns:
-        A data set of `steps` dicts with `hr` and `ref`, each (batch_size /
-        process_count, scale crop, scale crop, 1) float32 in [0, 1]. Its iterator's
-        `get_state` and `set_state` continue exactly.
+        A data set of `steps - start` dicts with `hr` and `ref`, each (batch_size /
+        process_count, scale crop, scale crop, 1) float32 in [0, 1].
 
     Raises:
         ConfigError: If the window is larger than a slice or the batch cannot be
@@ -181,13 +206,21 @@ def training_batches(
         aligned=aligned,
         augment=augment,
     )
-    samples = grain.MapDataset.source(triples)
-    samples = samples[process_index::process_count]
-    batches = samples.batch(batch_size // process_count, drop_remainder=True)
-    return batches.to_iter_dataset(
+    share = _Share(triples, batch_size, process_index, process_count)
+    batches = grain.MapDataset.source(share).batch(
+        batch_size // process_count, drop_remainder=True
+    )
+    ahead = batches[start:].to_iter_dataset(
         grain.ReadOptions(
             num_threads=num_threads,
             prefetch_buffer_size=_PREFETCH if num_threads else 0,
+        )
+    )
+    if not workers:
+        return ahead
+    return ahead.mp_prefetch(
+        grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=_PREFETCH
         )
     )
 

@@ -43,13 +43,18 @@ class PreparedSlices(tfds.core.GeneratorBasedBuilder):
         hashes: Mapping[str, str] | None = None,
     ) -> None:
         """With `data_dir` and `settings` alone the builder reads; else it can build."""
-        self._settings = settings
+        self._folder, self._settings = data_dir, settings
         self._source, self._hashes = source, hashes or {}
         self._volumes: Splits = splits or {}
         self._index: dict[str, list[SliceRecord]] = {split: [] for split in SPLITS}
         self._blank = 0
         self._fault: DataError | None = None
         super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What TFDS's `__setstate__` makes a reader in another process from."""
+        made_from = {"data_dir": self._folder, "settings": self._settings}
+        return {"_original_state": made_from}
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = self._settings.size

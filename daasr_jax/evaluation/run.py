@@ -1,4 +1,7 @@
-"""Running a model over a split: every slice once, whole, with its fixed reference."""
+"""Running a model over a split: every slice once, whole, with its fixed reference.
+
+The slices are shared by all devices of all processes, one on a device at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 from jaxtyping import Array
 from rich.progress import track
 
@@ -44,6 +51,23 @@ class Prediction:
     scores: dict[str, dict[str, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """`predict(variables, hr, ref) -> (images, scores)`, see `make_predict`.
+
+    Attributes:
+        function: That, jitted.
+        at_once: Slices of a call: a multiple of this.
+    """
+
+    function: Callable[..., tuple[dict[str, Array], dict[str, dict[str, Array]]]]
+    at_once: int
+
+    def __call__(self, variables: Any, hr: ArrayLike, ref: ArrayLike) -> Any:
+        """See `make_predict`."""
+        return self.function(variables, hr, ref)
+
+
 def make_predict(
     model: SuperResolutionModel,
     *,
@@ -51,9 +75,8 @@ def make_predict(
     border: int,
     method: str,
     lpips: Mapping[str, Any] | None = None,
-) -> Callable[
-    [Any, Array, Array], tuple[dict[str, Array], dict[str, dict[str, Array]]]
-]:
+    mesh: Mesh | None = None,
+) -> Predict:
     """The jitted function behind every reported number.
 
     Args:
@@ -62,6 +85,8 @@ def make_predict(
         border: Pixels cut off every side before the metrics.
         method: Name of the model in the scores.
         lpips: Net -> its `load_lpips`: measured too, as `lpips_<net>`, of 2x - 1.
+        mesh: Devices of this process that share a call, each with a part of the
+            slices; by default one device has all.
 
     Returns:
         `predict(variables, hr, ref) -> (images, scores)`, `hr` and `ref`
@@ -88,7 +113,6 @@ def make_predict(
                 scores[name][f"lpips_{net}"] = value
         return scores
 
-    @jax.jit
     def predict(weights: Mapping[str, Any], variables: Any, hr: Array, ref: Array):
         lr = downsample(hr, scale)
         outputs = model.apply(variables, lr, ref, train=False)
@@ -100,11 +124,21 @@ def make_predict(
         estimates = {BASELINE: bicubic, method: outputs.sr}
         return images, measure(estimates, hr, weights)
 
-    return functools.partial(predict, lpips or {})
+    if mesh is None:
+        return Predict(functools.partial(jax.jit(predict), lpips or {}), 1)
+    own = P(mesh.axis_names)
+    shared = jax.shard_map(
+        predict,
+        mesh=mesh,
+        in_specs=(P(), P(), own, own),
+        out_specs=own,
+        check_vma=False,
+    )
+    return Predict(functools.partial(jax.jit(shared), lpips or {}), mesh.size)
 
 
 def run_split(
-    predict: Callable[..., Any],
+    predict: Predict,
     variables: Any,
     table: SliceTable,
     pairing: Pairing,
@@ -113,7 +147,10 @@ def run_split(
     positions: Sequence[int] | None = None,
     show_progress: bool = False,
 ) -> Iterator[Prediction]:
-    """Predicts every slice of a split, in its order.
+    """Predicts the slices of a split in their order: this process's share of them.
+
+    A process that would have none, where there are more processes than slices,
+    predicts the first. `of_all_processes` puts the shares together.
 
     Args:
         predict: From `make_predict`.
@@ -124,28 +161,66 @@ def run_split(
         positions: Slices to predict instead of all.
         show_progress: Draw a bar with the remaining time.
     """
-    chosen: Iterable[int] = range(len(table)) if positions is None else positions
-    if show_progress:
-        chosen = track(list(chosen), description=f"evaluating {table.name}")
-    for i in chosen:
-        j = int(pairing.references[i])
-        hr, ref = (crop_to_multiple(table.image(k), scale)[None] for k in (i, j))
-        images, scores = jax.device_get(
-            predict(variables, jnp.asarray(hr), jnp.asarray(ref))
+    chosen = list(range(len(table)) if positions is None else positions)
+    chosen = chosen[jax.process_index() :: jax.process_count()] or chosen[:1]
+    begins: Iterable[int] = range(0, len(chosen), predict.at_once)
+    if show_progress and jax.process_index() == 0:
+        begins = track(list(begins), description=f"evaluating {table.name}")
+    for begin in begins:
+        part = chosen[begin : begin + predict.at_once]
+        filled = part + part[-1:] * (predict.at_once - len(part))
+        partners = [int(pairing.references[i]) for i in filled]
+        hr, ref = (
+            np.stack([crop_to_multiple(table.image(k), scale) for k in numbers])
+            for numbers in (filled, partners)
         )
-        yield Prediction(
-            position=i,
-            reference=j,
-            signal=float(hr.mean()),
-            images={name: x[0, ..., 0] for name, x in images.items()},
-            scores={
-                method: {metric: float(v[0]) for metric, v in values.items()}
-                for method, values in scores.items()
-            },
-        )
+        images, scores = jax.device_get(predict(variables, hr, ref))
+        for n, i in enumerate(part):
+            yield Prediction(
+                position=i,
+                reference=partners[n],
+                signal=float(hr[n].mean()),
+                images={name: x[n, ..., 0] for name, x in images.items()},
+                scores={
+                    method: {metric: float(v[n]) for metric, v in values.items()}
+                    for method, values in scores.items()
+                },
+            )
 
 
-def mean_scores(predictions: Iterator[Prediction], method: str) -> dict[str, float]:
+def of_all_processes(own: Iterable[Prediction], slices: int) -> list[Prediction]:
+    """The scores of all processes, each slice once, in the order of the split.
+
+    Args:
+        own: Of this process, see `run_split`; every process makes the call.
+        slices: Number of slices over all.
+    """
+    rows = [without_images(row) for row in own]
+    if jax.process_count() == 1:
+        return rows
+    share = -(-slices // jax.process_count())
+    rows += rows[-1:] * (share - len(rows))
+    names = [(m, k) for m, values in rows[0].scores.items() for k in values]
+    places = np.array([(r.position, r.reference) for r in rows], np.int32)
+    values = np.array(
+        [[r.signal, *(r.scores[m][k] for m, k in names)] for r in rows], np.float32
+    )
+    places, values = (
+        x.reshape(-1, x.shape[-1])
+        for x in multihost_utils.process_allgather((places, values))
+    )
+    found: dict[int, Prediction] = {}
+    for (position, reference), (signal, *numbers) in zip(
+        places.tolist(), values.tolist(), strict=True
+    ):
+        scores: dict[str, dict[str, float]] = {}
+        for (method, metric), number in zip(names, numbers, strict=True):
+            scores.setdefault(method, {})[metric] = number
+        found[position] = Prediction(position, reference, signal, {}, scores)
+    return [found[position] for position in sorted(found)]
+
+
+def mean_scores(predictions: Iterable[Prediction], method: str) -> dict[str, float]:
     """Means over slices for validation: the method's, and its gain over bicubic."""
     rows = [p.scores for p in predictions]
     scores = {m: float(np.mean([r[method][m] for r in rows])) for m in METRICS}

@@ -8,6 +8,7 @@ here and a row of `docs/design/0001-reading-of-the-paper.md`.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -17,7 +18,7 @@ from daasr_jax.models.conv import Conv3
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.init import linear
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.models.sat import ALIGNMENTS, SAT, check_alignment
+from daasr_jax.models.sat import ALIGNMENTS, INDEX, SAT, check_alignment
 from daasr_jax.models.sfe import SFE
 from daasr_jax.models.structure import REPLACEMENTS, Replacement
 from daasr_jax.registry import MODELS
@@ -173,6 +174,9 @@ class DAASR(nn.Module):
         supervise_cwt: Eq. 12 on the `"last"` group or on `"all"`.
         axis_name: Named device axis that shares batch statistics.
         dtype: Type of the computation; parameters are float32.
+        remat: In training keep only the ends of groups and of SFE blocks, and P, and
+            compute what is between again in the backward pass: less memory, more time,
+            the same gradients. The search is not made again.
     """
 
     scale: int = 4
@@ -199,6 +203,7 @@ class DAASR(nn.Module):
     modulation: bool = True
     index_map: bool = True
     score_map: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -238,9 +243,13 @@ class DAASR(nn.Module):
         f0 = f = Conv3(self.features, dtype=dtype, name="shallow")(lr)
         maps = self._reference_maps(bicubic, ref, train) if self.sat == "full" else ()
 
+        group = Group
+        if self.remat:
+            keep = jax.checkpoint_policies.save_only_these_names(INDEX)
+            group = nn.remat(Group, policy=keep)
         structure, texture, index, confidence = [], None, [], []
         for i in range(self.groups):
-            f, f_cwt, aligned = Group(
+            f, f_cwt, aligned = group(
                 self.features,
                 s,
                 self.blocks_per_group,
@@ -303,6 +312,7 @@ class DAASR(nn.Module):
             self.sfe_norm,
             self.axis_name,
             self.dtype,
+            self.remat,
             name="sfe",
         )
         if self.alignment == "none":

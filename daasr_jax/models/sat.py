@@ -5,15 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from daasr_jax.matching import match
+from daasr_jax.matching import match, search
 from daasr_jax.models.init import kernel_init, linear
 from daasr_jax.resampling import depth_to_space, space_to_depth, upsample
 
 ALIGNMENTS = ("matching", "none", "cross_attention")
 _BUDGET_BYTES = 64 * 2**20  # of the float32 scores that cross-attention holds at once
+INDEX = "index"  # P by this name is kept where activations are computed again
 
 
 class SAT(nn.Module):
@@ -134,6 +136,8 @@ class SAT(nn.Module):
         q = q if query is None else query + q
         if self.alignment == "cross_attention":
             return cross_attention(q, key, value), None, None
+        if index is None:
+            index = checkpoint_name(search(q, key, patch=self.patch), INDEX)
         t, index, confidence = match(q, key, value, patch=self.patch, index=index)
         return t if self.index_map else _own_position(base, value), index, confidence
 

@@ -22,6 +22,7 @@ class SFE(nn.Module):
             s^2 times cheaper.
         norm: `"batch"` (the paper), `"group"` or `"none"`.
         axis_name: Named device axis over which batch statistics are averaged.
+        remat: Compute each block again in the backward pass instead of keeping it.
     """
 
     features: int = 64
@@ -30,6 +31,7 @@ class SFE(nn.Module):
     norm: str = "batch"
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -44,18 +46,24 @@ class SFE(nn.Module):
             raise ValueError(f"grid must be 'hr' or 'lr', got {self.grid!r}.")
         if self.grid == "lr":
             x = space_to_depth(x, self.scale)
-        biased = self.norm != "batch"  # a bias in front of batch norm has no effect
         x = nn.relu(Conv3(self.features, dtype=self.dtype, name="conv_in")(x))
+        block = SFE._block
+        if self.remat:
+            block = nn.remat(block, static_argnums=(2, 3))
         for i in range(3):
-            y = Conv3(self.features, biased, dtype=self.dtype, name=f"block{i}_conv1")(
-                x
-            )
-            y = nn.relu(self._normalise(y, f"block{i}_norm1", train))
-            y = Conv3(self.features, biased, dtype=self.dtype, name=f"block{i}_conv2")(
-                y
-            )
-            x = x + self._normalise(y, f"block{i}_norm2", train)
+            x = block(self, x, f"block{i}", train)
         return x
+
+    def _block(self, x: Array, name: str, train: bool) -> Array:
+        biased = self.norm != "batch"  # a bias in front of batch norm has no effect
+
+        def conv(y: Array, i: int) -> Array:
+            return Conv3(
+                self.features, biased, dtype=self.dtype, name=f"{name}_conv{i}"
+            )(y)
+
+        y = nn.relu(self._normalise(conv(x, 1), f"{name}_norm1", train))
+        return x + self._normalise(conv(y, 2), f"{name}_norm2", train)
 
     def _normalise(self, x: Array, name: str, train: bool) -> Array:
         if self.norm == "batch":

@@ -1,6 +1,7 @@
 """The adversarial part of a step: the discriminator's update and the generator's term.
 
-Section 4.2 of the paper; both are computed from one output of the generator.
+Section 4.2 of the paper; both are computed from one output of the generator, first the
+update, then the term with the new discriminator.
 """
 
 from __future__ import annotations
@@ -50,65 +51,94 @@ def play(
     step: Array,
     key: Array,
     axis: str | None,
-) -> tuple[Array, Any, Any, dict[str, Array]]:
-    """Updates the discriminator on `sr` and `hr`, then judges `sr` with the new one.
+    parts: int = 1,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Updates the discriminator on `sr` and `hr`.
 
     Args:
         setting: Objective and optimiser.
         disc: Discriminator parameters.
         disc_opt: Its optimiser state.
-        sr: The generator's output; only the returned term has a gradient by it.
+        sr: The generator's output, without a gradient.
         hr: Ground truth.
         step: Updates done so far; before `start_step` nothing is computed.
         key: Random key of the step, the same on every device.
         axis: Named device axis over which gradients are averaged, or None.
+        parts: Equal parts of the batch whose gradients are computed one by one.
 
     Returns:
-        The generator's term (before its weight), the new parameters and optimiser
-        state, and metrics under `d/`, averaged over `axis`.
+        The new parameters and optimiser state, and metrics under `d/`, averaged over
+        `axis`.
     """
 
     def average(tree: Any) -> Any:
         return tree if axis is None else jax.lax.pmean(tree, axis)
 
-    def logits(params: Any, x: Array) -> Array:
-        return setting.discriminator.apply({"params": params}, x)  # pyright: ignore
+    def loss(params: Any, fake: Array, real: Array, mix: Array):
+        total, terms = discriminator_loss(
+            setting.objective,
+            lambda x: _logits(setting, params, x),
+            real,
+            fake,
+            mix=mix,
+            penalty_weight=setting.penalty_weight,
+        )
+        return total, terms | {"total": total}
 
-    def update(params: Any, state: Any, fake: Array, real: Array, key: Array):
-        def loss(params: Any):
-            return discriminator_loss(
-                setting.objective,
-                lambda x: logits(params, x),
-                real,
-                fake,
-                mix=_mix(key, real.shape[0], axis),
-                penalty_weight=setting.penalty_weight,
-            )
-
-        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        gradient, terms = average((gradient, terms | {"total": total}))
-        change, state = setting.optimiser.update(gradient, state, params)
-        metrics = {f"d/{name}": value for name, value in terms.items()}
-        metrics["d/gradient_norm"] = optax.global_norm(gradient)
-        return optax.apply_updates(params, change), state, metrics
+    def gradient_of(params: Any, given: tuple[Array, Array, Array]):
+        compute = jax.grad(loss, has_aux=True)
+        if parts == 1:
+            return compute(params, *given)
+        cut = [x.reshape(parts, -1, *x.shape[1:]) for x in given]
+        each = jax.lax.map(lambda part: compute(params, *part), cut)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
 
     def on(params: Any, state: Any, sr: Array, hr: Array):
         fake, metrics = jax.lax.stop_gradient(sr), {}
         for i in range(setting.updates):
-            turn = jax.random.fold_in(key, i)
-            params, state, metrics = update(params, state, fake, hr, turn)
-        judged = logits(jax.lax.stop_gradient(params), sr)
-        return generator_loss(setting.objective, judged), params, state, metrics
+            mix = _mix(jax.random.fold_in(key, i), hr.shape[0], axis)
+            gradient, terms = average(gradient_of(params, (fake, hr, mix)))
+            change, state = setting.optimiser.update(gradient, state, params)
+            params = optax.apply_updates(params, change)
+            metrics = {f"d/{name}": value for name, value in terms.items()}
+            metrics["d/gradient_norm"] = optax.global_norm(gradient)
+        return params, state, metrics
 
     if not setting.start_step:
         return on(disc, disc_opt, sr, hr)
 
     def off(params: Any, state: Any, sr: Array, hr: Array):
-        shapes = jax.eval_shape(on, params, state, sr, hr)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return zeros[0], params, state, zeros[3]
+        metrics = jax.eval_shape(on, params, state, sr, hr)[2]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        return params, state, zeros
 
     return jax.lax.cond(step >= setting.start_step, on, off, disc, disc_opt, sr, hr)
+
+
+def judge(
+    setting: Adversarial, disc: Any, sr: Float[Array, "b h w 1"], *, step: Array
+) -> Float[Array, ""]:
+    """The generator's term before its weight, 0 before `start_step`.
+
+    Args:
+        setting: Objective.
+        disc: Discriminator parameters, which get no gradient.
+        sr: The generator's output.
+        step: Updates done so far.
+    """
+
+    def term(sr: Array) -> Array:
+        params = jax.lax.stop_gradient(disc)
+        return generator_loss(setting.objective, _logits(setting, params, sr))
+
+    if not setting.start_step:
+        return term(sr)
+    started = step >= setting.start_step
+    return jax.lax.cond(started, term, lambda _: jnp.zeros(()), sr)
+
+
+def _logits(setting: Adversarial, params: Any, x: Array) -> Array:
+    return setting.discriminator.apply({"params": params}, x)  # pyright: ignore
 
 
 def _mix(key: Array, n: int, axis: str | None) -> Float[Array, "b 1 1 1"]:

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from daasr_jax.errors import CheckpointError, ResourceError
@@ -27,7 +27,10 @@ def _rank(metrics: Any) -> float:
 
 
 class Checkpoints:
-    """Saves and restores train state and data iterator under `workdir/checkpoints`.
+    """Saves and restores the train state under `workdir/checkpoints`.
+
+    The place in the data is the number of steps, so nothing else is kept of it. On
+    several processes every one makes every call; the folder is one that all see.
 
     Every finished save gets a manifest of SHA-256 in `workdir/manifests`; a step is
     used only when its files agree with it. A damaged step is moved aside, never
@@ -42,7 +45,10 @@ class Checkpoints:
         self._root = Path(workdir).absolute() / "checkpoints"
         self._manifests = Path(workdir).absolute() / "manifests"
         self._bad: dict[int, str] = {}
-        self._find_unusable(read_only)
+        for turn in (True, False):  # the first process moves what the others then miss
+            if (jax.process_index() == 0) == turn:
+                self._find_unusable(read_only)
+            multihost_utils.sync_global_devices("checkpoints are examined")
         if not read_only and jax.process_index() == 0:
             self._manifests.mkdir(parents=True, exist_ok=True)
         policy = preservation_policy.AnyPreservationPolicy(
@@ -62,8 +68,8 @@ class Checkpoints:
                 read_only=read_only,
                 enable_async_checkpointing=False,
             ),
-            item_names=("state", "data"),
-            item_handlers=_handlers(),
+            item_names=("state",),
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
         )
 
     def steps(self) -> list[int]:
@@ -97,7 +103,7 @@ class Checkpoints:
         """Validation metrics stored with a step."""
         return dict(self._manager.metrics(step) or {})
 
-    def save(self, step: int, state: Any, data: Any, metrics: dict[str, float]) -> None:
+    def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Saves and seals one step; returns when it is on disk.
 
         Raises:
@@ -106,10 +112,7 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    data=grain.checkpoint.CheckpointSave(data),
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
                 metrics={k: float(v) for k, v in metrics.items()},
                 force=True,
             )
@@ -129,24 +132,12 @@ class Checkpoints:
                 if not (self._root / manifest.stem).exists():
                     manifest.unlink(missing_ok=True)
 
-    def restore(self, step: int, state: Any, data: Any) -> tuple[Any, Any]:
-        """State and iterator of a step, in the structure of those given.
+    def restore(self, step: int, state: Any) -> Any:
+        """State of a step, in the structure and on the devices of the one given.
 
         Raises:
             CheckpointError: If a leaf has another name, shape or type than asked for.
         """
-        self._compare(step, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(state),
-                data=grain.checkpoint.CheckpointRestore(data),
-            ),
-        )
-        return restored["state"], restored["data"]
-
-    def restore_state(self, step: int, state: Any) -> Any:
-        """State alone, for evaluation."""
         self._compare(step, state)
         return self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
@@ -220,13 +211,6 @@ class Checkpoints:
         folder.rename(new)
         self._manifest(step).unlink(missing_ok=True)
         log.warning("moved to %s", new)
-
-
-def _handlers() -> Any:
-    return {
-        "state": ocp.StandardCheckpointHandler(),
-        "data": grain.checkpoint.CheckpointHandler(),
-    }
 
 
 def _leaves(tree: Any) -> dict[str, str]:

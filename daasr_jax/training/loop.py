@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,41 +16,47 @@ import numpy as np
 from jax.sharding import Mesh
 
 from daasr_jax.errors import DivergedError, Preempted
+from daasr_jax.training import hosts
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.parallel import compile_step, replicate, shard_batch
+from daasr_jax.training.failures import explained, reading
+from daasr_jax.training.parallel import ahead, compile_step, replicate
 from daasr_jax.training.progress import Progress
 from daasr_jax.training.settings import LoopSettings
 from daasr_jax.training.state import TrainState
 from daasr_jax.training.step import Step
+from daasr_jax.training.watchdog import Watchdog
 from daasr_jax.training.writers import Writer
 
 log = logging.getLogger("daasr_jax")
 
 MAX_SKIPPED = 20  # updates in a row without a finite loss and gradient
 
+Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
+
 
 def train(
     step_fn: Step,
     state: TrainState,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Callable[[int], Iterable[dict[str, np.ndarray]]],
     *,
     mesh: Mesh,
     settings: LoopSettings,
     checkpoints: Checkpoints,
     writer: Callable[[int], Writer],
-    validate: Callable[[TrainState], dict[str, float]] | None,
+    validate: Validate | None,
 ) -> TrainState:
     """Trains to `settings.steps`, resuming from the newest usable checkpoint.
 
     Args:
         step_fn: The pure per-device step.
         state: Initial state.
-        batches: Grain iterator of `hr` and `ref`; its state is saved and restored.
+        batches: Steps done -> this process's batches of `hr` and `ref` that follow.
         mesh: Devices.
         settings: Lengths and intervals.
         checkpoints: Where to save.
         writer: Step to resume at -> where to report.
-        validate: State -> metrics on the validation split, or None without one.
+        validate: State -> metrics on the validation split, or None without one; it
+            calls its second argument after every slice.
 
     Returns:
         The final state.
@@ -60,27 +67,36 @@ def train(
 
     Raises:
         DivergedError: The second time, or where there is no such checkpoint.
-        Preempted: After SIGTERM, SIGUSR1 or Ctrl-C, once the state is saved.
+        Preempted: After SIGTERM, SIGUSR1 or Ctrl-C, once the state is saved; on
+            several processes any of them may have been asked.
+        ResourceError: If a device, a reader of the data or another process fails.
     """
     start = checkpoints.latest()
+    state = replicate(state, mesh)
     if start is not None:
-        state, batches = checkpoints.restore(start, state, batches)
+        state = checkpoints.restore(start, state)
         log.info("resuming at step %d of %d", start, settings.steps)
     start = start or 0
-    state = replicate(state, mesh)
     if start >= settings.steps:
         log.info("all %d steps are done already", settings.steps)
         return state
     run_step = compile_step(step_fn, mesh)
     skipped = int(state.skipped)
     last_saved = start
+    vote = hosts.Vote(mesh)
     with (
         contextlib.closing(writer(start)) as out,
         _StopRequest() as stop,
         Progress(start, settings) as progress,
+        Watchdog(settings.watchdog, *hosts.lost_notice()) as watchdog,
+        explained(),
+        contextlib.closing(reading(batches(start))) as source,
     ):
+        following = ahead(source, mesh)
         for step in range(start + 1, settings.steps + 1):
-            batch = shard_batch(next(batches), mesh)
+            watchdog.beat(f"step {step}, reading")
+            batch = next(following)
+            watchdog.beat(f"step {step}", short=step > start + 1)  # not the compilation
             state, metrics = run_step(state, batch)
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(metrics)  # collectives of CPU devices may starve
@@ -95,26 +111,29 @@ def train(
                     skipped = int(values["skipped"])
                 stuck = values["skipped_in_a_row"] >= MAX_SKIPPED
                 if stuck and (done or step % settings.log_every == 0):
-                    state = replicate(_go_back(step, state, checkpoints), mesh)
+                    state = _go_back(step, state, checkpoints, mesh)
             scores: dict[str, float] = {}
             if step % settings.validate_every == 0 or done:
                 if validate is not None:
                     begin = time.monotonic()
-                    scores = validate(state)
+                    at = f"the validation of step {step}"
+                    scores = validate(state, functools.partial(watchdog.beat, at))
                     out.write(step, {f"val/{k}": v for k, v in scores.items()})
                     progress.validated(step, scores, time.monotonic() - begin)
-                checkpoints.save(step, state, batches, scores)
+                watchdog.beat(f"the checkpoint of step {step}")
+                checkpoints.save(step, state, scores)
                 last_saved = step
             elif settings.checkpoint_every and step % settings.checkpoint_every == 0:
-                checkpoints.save(step, state, batches, {})
+                watchdog.beat(f"the checkpoint of step {step}")
+                checkpoints.save(step, state, {})
                 last_saved = step
-            if stop.requested and not done:
+            if vote(bool(stop.requested)) and not done:
                 if last_saved != step:
-                    checkpoints.save(step, state, batches, {})
+                    checkpoints.save(step, state, {})
                 raise Preempted(
                     "E701",
-                    f"stopped by {stop.requested} at step {step}, saved; "
-                    "run the same command to resume.",
+                    f"stopped by {stop.requested or 'another process'} at step {step}, "
+                    "saved; run the same command to resume.",
                 )
     return state
 
@@ -130,7 +149,9 @@ def _warn_of_skipped(step: int, values: dict[str, float], before: int) -> None:
     )
 
 
-def _go_back(step: int, state: TrainState, checkpoints: Checkpoints) -> TrainState:
+def _go_back(
+    step: int, state: TrainState, checkpoints: Checkpoints, mesh: Mesh
+) -> TrainState:
     """The newest checkpoint saved while updates were finite, as the state of `step`.
 
     Raises:
@@ -148,12 +169,15 @@ def _go_back(step: int, state: TrainState, checkpoints: Checkpoints) -> TrainSta
             f"finite; {remedy}",
         )
     for saved in reversed(checkpoints.steps()):
-        good = checkpoints.restore_state(saved, state)
+        good = checkpoints.restore(saved, state)
         if not int(good.skipped_in_a_row):
             log.warning("%s: going back to checkpoint %d, once", trouble, saved)
-            return good.replace(
-                step=state.step, skipped=state.skipped, restores=state.restores + 1
-            )
+            counters = {
+                "step": state.step,
+                "skipped": state.skipped,
+                "restores": np.int32(int(state.restores) + 1),
+            }
+            return good.replace(**replicate(counters, mesh))
     raise DivergedError(
         "E502", f"{trouble} and there is no checkpoint to go back to; {remedy}"
     )

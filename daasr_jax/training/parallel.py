@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,18 +17,25 @@ from daasr_jax.training.step import Step
 AXIS = "data"
 
 
-def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
-    """One-dimensional mesh over the devices that share a batch.
+def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
+    """One-dimensional mesh over the devices of all processes that share a batch.
 
     Args:
         batch_size: Global batch.
         devices: Number of devices to use, 0 for all.
+        accumulate: Parts into which each device cuts its share.
 
     Raises:
         ConfigError: If there are fewer devices, or they do not divide the batch.
     """
     available = jax.devices()
     n = devices or len(available)
+    if jax.process_count() > 1 and n != len(available):
+        raise ConfigError(
+            "E221",
+            f"config.train.devices={n}, but {jax.process_count()} processes have "
+            f"{len(available)} devices, which all take part; leave it 0.",
+        )
     if n > len(available):
         raise ConfigError(
             "E221",
@@ -41,8 +50,23 @@ def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
             f"--config.train.batch_size={near} or {near + n}, or use "
             f"--config.train.devices={fits[-1]}.",
         )
+    if batch_size // n % accumulate:
+        raise ConfigError(
+            "E226",
+            f"a share of {batch_size // n} images does not divide into "
+            f"config.train.accumulate={accumulate} parts.",
+        )
+    return _mesh(available[:n])
+
+
+def local_mesh() -> Mesh:
+    """Mesh over the devices of this process."""
+    return _mesh(jax.local_devices())
+
+
+def _mesh(devices: list[Any]) -> Mesh:
     return jax.make_mesh(
-        (n,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:n]
+        (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
     )
 
 
@@ -59,6 +83,23 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def replicated(template: Any) -> Any:
+    """Shapes and types that say: the same on every device of every process."""
+    sharding = NamedSharding(_mesh(jax.devices()), P())
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
+    )
+
+
+def to_local(tree: Any, mesh: Mesh) -> Any:
+    """Replicated arrays of the run's mesh on every device of this process's `mesh`."""
+
+    def own(x: Any) -> Any:
+        return x.addressable_data(0) if isinstance(x, jax.Array) else x
+
+    return replicate(jax.tree.map(own, tree), mesh)
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch, laid over the mesh along the first axis."""
     sharding = NamedSharding(mesh, P(AXIS))
@@ -66,3 +107,15 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
     }
+
+
+def ahead(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, depth: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches on the devices, `depth` of them on their way while one is used."""
+    queue: collections.deque[dict[str, jax.Array]] = collections.deque()
+    for batch in batches:
+        queue.append(shard_batch(batch, mesh))
+        if len(queue) > depth:
+            yield queue.popleft()
+    yield from queue

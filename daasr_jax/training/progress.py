@@ -78,7 +78,7 @@ class Progress:
             text += f"  C {values['confidence/mean']:.3f}"
         if "images_per_second" in values:
             text += f"  {values['images_per_second']:.1f} images/s"
-            text += f"  ETA {_clock(values['eta_seconds'])}"
+            text += f"  ETA {clock(values['eta_seconds'])}"
         self._show(step, text)
 
     def validated(self, step: int, scores: dict[str, float], seconds: float) -> None:
@@ -94,7 +94,8 @@ class Progress:
             log.info("step %d/%d  %s", step, self._settings.steps, text)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     if seconds != seconds:
         return "--"
     minutes, rest = divmod(round(seconds), 60)

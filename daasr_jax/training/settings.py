@@ -16,6 +16,7 @@ class LoopSettings:
         log_every: Interval of reports.
         validate_every: Interval of validation and checkpoint.
         checkpoint_every: Interval of further checkpoints, 0 for none.
+        watchdog: Seconds without progress that end the run, 0 for never.
     """
 
     steps: int
@@ -24,3 +25,4 @@ class LoopSettings:
     log_every: int
     validate_every: int
     checkpoint_every: int = 0
+    watchdog: float = 0

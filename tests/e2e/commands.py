@@ -7,7 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from daasr_jax.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -43,6 +50,37 @@ def start(argv: list[str], cache: Path, **more: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def until_saved(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Waits until the run has sealed its checkpoint of a step, or a later one."""
+    end = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < end:
+        saved = [int(p.stem) for p in (folder / "manifests").glob("*.json")]
+        if max(saved, default=0) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
+
+
+def last_state(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint, which is that of a step, by name."""
+    store = Checkpoints(folder, read_only=True)
+    assert store.latest() == step
+    saved = store._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )["state"]
+    store.close()
+    return {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(saved)
+    }
+
+
+def rows(folder: Path) -> list[dict]:
+    """The log of a run."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def run_all(cases: list[list[str]], cache: Path) -> list[dict]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from daasr_jax.training.checkpoints import Checkpoints
 from tests.data_fixtures import fastmri_root
-from tests.e2e.commands import SMALL, complaint, run_all, start
+from tests.e2e.commands import (
+    SMALL,
+    complaint,
+    last_state,
+    rows,
+    run_all,
+    start,
+    until_saved,
+)
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 60
@@ -29,39 +33,6 @@ LENGTH = (
     "--config.adversarial.features=4",
     "--config.adversarial.stages=1",
 )
-
-
-def until_saved(process, folder, step):
-    """Waits until the run has sealed its checkpoint of a step, or a later one."""
-    end = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < end:
-        saved = [int(p.stem) for p in (folder / "manifests").glob("*.json")]
-        if max(saved, default=0) >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
-
-
-def last_state(folder):
-    """Every array of the last checkpoint by name, and the state of its iterator."""
-    store = Checkpoints(folder, read_only=True)
-    assert store.latest() == STEPS
-    saved = store._manager.restore(
-        STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-    )["state"]
-    store.close()
-    arrays = {
-        jax.tree_util.keystr(path): np.asarray(x)
-        for path, x in jax.tree_util.tree_leaves_with_path(saved)
-    }
-    data = folder / f"checkpoints/{STEPS}/data"
-    texts = {p.name: p.read_text("utf-8") for p in data.glob("process_*")}
-    return arrays, texts
-
-
-def rows(folder):
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def learned(folder):
@@ -81,7 +52,7 @@ def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
 
     uninterrupted = start(train(whole), cache)
 
-    # The interrupted run compiles once and keeps it; the other compiles by itself.
+    # The interrupted run keeps its own compiled programs.
     kept = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
@@ -113,7 +84,7 @@ def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
     _, said = uninterrupted.communicate(timeout=200)
     assert uninterrupted.returncode == 0, said
 
-    (a, a_data), (b, b_data) = last_state(whole), last_state(parts)
+    a, b = last_state(whole, STEPS), last_state(parts, STEPS)
     assert set(a) == set(b)
     parts_of_state = ("step", "gen", "batch_stats", "gen_opt", "ema", "key")
     for part in (*parts_of_state, "disc", "disc_opt"):
@@ -121,8 +92,6 @@ def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
     for name, x in a.items():
         np.testing.assert_array_equal(x, b[name], err_msg=name)
         assert x.dtype == b[name].dtype
-    assert a_data == b_data
-    assert len(a_data) > 0
 
     for folder in (whole, parts):
         for kind in ("g/total", "val/psnr"):

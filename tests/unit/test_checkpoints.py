@@ -8,7 +8,6 @@ import logging
 import math
 import shutil
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,19 +43,12 @@ def state(value, **changes):
     return TrainState(**{**fields, **changes})
 
 
-def iterator(start=0):
-    batches = iter(grain.MapDataset.source(list(range(100))).to_iter_dataset())
-    for _ in range(start):
-        next(batches)
-    return batches
-
-
 def write(folder, scores):
     """One step per score, numbered 1, 2, ...; "absent" saves without metrics."""
     store = Checkpoints(folder)
     for step, score in enumerate(scores, 1):
         metrics = {} if score == "absent" else {"psnr": score}
-        store.save(step, state(step), iterator(step), metrics)
+        store.save(step, state(step), metrics)
     store.close()
 
 
@@ -110,11 +102,10 @@ def test_best_is_the_latest_without_scores(tmp_path):
 
 def test_round_trip_bit_for_bit(kept):
     store = Checkpoints(kept)
-    got, batches = store.restore(4, state(0), iterator())
+    got = store.restore(4, state(0))
     store.close()
     jax.tree.map(np.testing.assert_array_equal, got, state(4))
     assert jax.tree.structure(got) == jax.tree.structure(state(4))
-    assert next(batches) == 4
 
 
 def test_new_run(tmp_path):
@@ -134,7 +125,7 @@ class TestDamage:
         assert (kept / "checkpoints_set_aside/4_damaged_0").is_dir()
         assert not (kept / "manifests/4.json").exists()
         store = Checkpoints(kept)
-        store.save(4, state(4), iterator(4), {"psnr": 22.0})
+        store.save(4, state(4), {"psnr": 22.0})
         store.close()
         assert opened(kept) == ([2, 3, 4], 4, 2)
 
@@ -144,7 +135,7 @@ class TestDamage:
             opened(kept)
             assert (kept / f"checkpoints_set_aside/4_damaged_{n}").is_dir()
             store = Checkpoints(kept)
-            store.save(4, state(4), iterator(4), {})
+            store.save(4, state(4), {})
             store.close()
 
     def test_damaged_best_gives_way(self, kept):
@@ -205,7 +196,7 @@ class TestDamage:
         (kept / "manifests/5.json.partial").write_text("{")
         assert opened(kept) == ([2, 3, 4], 4, 2)
         store = Checkpoints(kept)
-        store.save(5, state(5), iterator(5), {"psnr": 21.0})
+        store.save(5, state(5), {"psnr": 21.0})
         store.close()
         assert opened(kept) == ([2, 4, 5], 5, 2)
 
@@ -235,10 +226,8 @@ class TestMismatch:
     @pytest.mark.parametrize("alone", [True, False])
     def test_names_the_leaf(self, kept, changes, says, alone):
         store = Checkpoints(kept, read_only=alone)
-        other, args = state(0, **changes), () if alone else (iterator(),)
-        restore = store.restore_state if alone else store.restore
         with pytest.raises(CheckpointError) as caught:
-            restore(4, other, *args)
+            store.restore(4, state(0, **changes))
         store.close()
         text = str(caught.value)
         assert text.startswith("error E402: ")
@@ -260,7 +249,7 @@ class TestDisk:
         with pytest.raises(
             ResourceError, match=r"E603.*checkpoint 5.*No space"
         ) as caught:
-            store.save(5, state(5), iterator(5), {})
+            store.save(5, state(5), {})
         store.close()
         assert caught.value.exit_code == 6
         monkeypatch.undo()
@@ -276,7 +265,7 @@ class TestDisk:
 
         monkeypatch.setattr(store._manager, "save", broken)
         with pytest.raises(ValueError, match="not the disk"):
-            store.save(5, state(5), iterator(5), {})
+            store.save(5, state(5), {})
         store.close()
 
     def test_only_the_first_process_writes_beside_orbax(self, kept, monkeypatch):

@@ -24,6 +24,7 @@ from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.resampling import downsample, upsample
+from daasr_jax.training import parallel
 
 
 class TestStatistics:
@@ -107,6 +108,24 @@ def full():
     table, pairing, predict, variables = prepared(2)
     rows = list(evaluation.run_split(predict, variables, table, pairing, scale=2))
     return table, pairing, predict, variables, rows
+
+
+def test_every_slice_once_on_several_devices(full):
+    table, pairing, _, variables, rows = full
+    devices = 4
+    assert len(rows) % devices  # the end is uneven
+    mesh = parallel.make_mesh(devices, devices)
+    model = DAASR(scale=2, features=8, groups=1, **PRESETS["fast"])
+    predict = evaluation.make_predict(
+        model, scale=2, border=2, method="daasr", mesh=mesh
+    )
+    shared = list(evaluation.run_split(predict, variables, table, pairing, scale=2))
+    assert [r.position for r in shared] == list(range(len(table)))
+    for got, want in zip(shared, rows, strict=True):
+        assert (got.reference, got.signal) == (want.reference, want.signal)
+        np.testing.assert_allclose(got.images["sr"], want.images["sr"], atol=1e-6)
+        for method, scores in want.scores.items():
+            assert got.scores[method] == pytest.approx(scores, abs=1e-4)
 
 
 def report_of(table, pairing, rows):
@@ -357,6 +376,7 @@ def test_scale_three_uses_255_of_256_pixels():
         seen.append((hr.shape, ref.shape))
         return {"hr": hr}, {"bicubic": {"psnr": np.zeros(1)}}
 
+    predict = evaluation.Predict(predict, 1)
     row = next(evaluation.run_split(predict, {}, table, pairing, scale=3))
     assert seen == [((1, 255, 255, 1), (1, 255, 255, 1))]
     np.testing.assert_array_equal(row.images["hr"], table.image(0)[:255, :255, 0])

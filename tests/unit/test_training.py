@@ -7,7 +7,6 @@ import logging
 import math
 import signal
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from daasr_jax.resampling import downsample
 from daasr_jax.training import loop, parallel
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.progress import Progress, _clock
+from daasr_jax.training.progress import Progress, clock
 from daasr_jax.training.schedules import make_optimiser, make_schedule
 from daasr_jax.training.state import (
     TrainState,
@@ -155,7 +154,7 @@ class TestStep:
 
     def test_confidence_statistics_by_hand(self):
         c = jnp.array([[0.0, 1.0], [0.5, 0.5]]).reshape(2, 2, 1, 1, 1)
-        got = {k: float(v) for k, v in confidence_statistics({"confidence": c}).items()}
+        got = {k: float(v) for k, v in confidence_statistics(c).items()}
         assert got == {
             "confidence/mean": 0.5,
             "confidence/std": pytest.approx(math.sqrt(0.125)),
@@ -163,7 +162,7 @@ class TestStep:
             "confidence/group0": 0.5,
             "confidence/group1": 0.5,
         }
-        assert confidence_statistics({}) == {}
+        assert confidence_statistics(None) == {}
 
 
 def game(objective="bce", **changes):
@@ -412,8 +411,7 @@ def counting_step(state, batch):
 
 
 def numbers(values):
-    data = grain.MapDataset.source([np.float32([v]) for v in values])
-    return iter(data.map(lambda v: {"hr": v}).batch(1).to_iter_dataset())
+    return lambda start: [{"hr": np.float32([[v]])} for v in values[start:]]
 
 
 def run_loop(
@@ -455,7 +453,7 @@ class TestLoop:
     def test_runs_validates_and_saves(self, tmp_path):
         seen = []
 
-        def validate(state):
+        def validate(state, beat):
             seen.append(int(state.step))
             return {"psnr": 20.0 + int(state.step)}
 
@@ -496,7 +494,7 @@ class TestLoop:
     def test_signal_saves_and_stops(self, tmp_path, number):
         handler = signal.getsignal(number)
 
-        def validate(state):
+        def validate(state, beat):
             signal.raise_signal(number)
             return {"psnr": 1.0}
 
@@ -506,11 +504,11 @@ class TestLoop:
             run_loop(tmp_path, range(8), validate=validate)
         assert caught.value.exit_code == 75
         assert signal.getsignal(number) is handler
-        state = run_loop(tmp_path, range(8), validate=lambda s: {"psnr": 1.0})
+        state = run_loop(tmp_path, range(8), validate=lambda state, beat: {"psnr": 1.0})
         assert float(state.gen["w"][0]) == 28.0
 
     def test_second_signal_acts_at_once(self, tmp_path):
-        def validate(state):
+        def validate(state, beat):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             return {}
@@ -566,7 +564,7 @@ class TestLoop:
         class Killed(Exception):
             pass
 
-        def kill(state):
+        def kill(state, beat):
             raise Killed
 
         whole = run_loop(tmp_path / "a", values, validate_every=8)
@@ -594,7 +592,7 @@ class TestLoop:
         assert [r["skipped"] for r in rows(tmp_path) if "skipped" in r] == [0, 1, 1]
 
     def test_log_is_closed_when_validation_fails(self, tmp_path):
-        def validate(state):
+        def validate(state, beat):
             raise ResourceError("E999", "full")
 
         with pytest.raises(ResourceError):
@@ -656,8 +654,8 @@ class TestProgress:
     @pytest.mark.parametrize(
         ("seconds", "text"), [(math.nan, "--"), (59.6, "1:00"), (3725, "1:02:05")]
     )
-    def test_clock(self, seconds, text):
-        assert _clock(seconds) == text
+    def testclock(self, seconds, text):
+        assert clock(seconds) == text
 
 
 class TestMesh:
@@ -666,7 +664,9 @@ class TestMesh:
             parallel.make_mesh(6, 4)
         with pytest.raises(ConfigError, match=r"E221.*devices=64"):
             parallel.make_mesh(64, 64)
-        assert parallel.make_mesh(8).size == 4
+        with pytest.raises(ConfigError, match=r"E226.*2 images.*accumulate=3"):
+            parallel.make_mesh(8, 4, accumulate=3)
+        assert parallel.make_mesh(8, accumulate=2).size == 4
 
 
 class TestOptimisers:

@@ -1,0 +1,97 @@
+"""What a training run would need, without training: `train.py --dry_run`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from daasr_jax.training import parallel
+from daasr_jax.training.progress import clock
+from daasr_jax.training.step import Step
+
+TIMED = 3  # steps, after one that is not
+
+
+def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float]:
+    """Compiles the step and makes a few, whose results are dropped.
+
+    Args:
+        step: The per-device step.
+        state: Initial train state; not changed.
+        batches: Of this process.
+        mesh: Devices.
+
+    Returns:
+        `compile_seconds`; `step_seconds`; in bytes on each device `state_bytes` (what
+        goes into the step), `work_bytes` (what it needs besides) and `limit_bytes`
+        (what there is, 0 where the device does not tell).
+    """
+    state = parallel.replicate(state, mesh)
+    following = list(itertools.islice(parallel.ahead(batches, mesh), TIMED + 1))
+    begin = time.monotonic()
+    compiled = parallel.compile_step(step, mesh).lower(state, following[0]).compile()
+    compile_seconds = time.monotonic() - begin
+    memory = compiled.memory_analysis()
+    begin = 0.0
+    for i, batch in enumerate(following):
+        state, metrics = compiled(state, batch)
+        if i == 0 or jax.default_backend() == "cpu":
+            jax.block_until_ready(metrics)
+        if i == 0:
+            begin = time.monotonic()
+    jax.block_until_ready(state)
+    seconds = (time.monotonic() - begin) / max(1, len(following) - 1)
+    given = memory.argument_size_in_bytes
+    total = given + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return {
+        "compile_seconds": compile_seconds,
+        "step_seconds": seconds,
+        "state_bytes": given,
+        "work_bytes": total - given + memory.temp_size_in_bytes,
+        "limit_bytes": limit,
+    }
+
+
+def show(plan: Any, measured: dict[str, float], device: str) -> None:
+    """Prints the table.
+
+    Args:
+        plan: A `daasr_jax.runs.Plan`.
+        measured: From `measure`.
+        device: Description of the devices.
+    """
+    settings, devices = plan.settings, plan.mesh.size
+    seconds = measured["step_seconds"]
+    need = measured["state_bytes"] + measured["work_bytes"]
+    memory = f"{_mib(need)} of a device: {_mib(measured['state_bytes'])} state and "
+    memory += f"batch, {_mib(measured['work_bytes'])} work"
+    if measured["limit_bytes"]:
+        memory += f"; it has {_mib(measured['limit_bytes'])}"
+    slices = ", ".join(f"{k} {len(v)} slices" for k, v in plan.prepared.splits.items())
+    parameters = sum(x.size for x in jax.tree.leaves(plan.state.gen))
+    rows = {
+        "model": f"{plan.name} x{plan.scale}, {parameters:,} parameters",
+        "data": f"{plan.prepared.dataset}: {slices}",
+        "devices": f"{devices} of {jax.process_count()} process(es), {device}",
+        "batch": f"{settings.batch_size}, {settings.batch_size // devices} a device",
+        "steps": f"{settings.steps:,} ({settings.steps_per_epoch:,} an epoch)",
+        "memory": memory,
+        "compilation": f"{measured['compile_seconds']:.0f} s",
+        "speed": f"{settings.batch_size / seconds:.1f} images/s ({TIMED} steps)",
+        "training": f"about {clock(settings.steps * seconds)}, without validation",
+    }
+    table = Table(show_header=False, title="dry run: nothing was trained or written")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    Console(width=88).print(table)
+
+
+def _mib(number: float) -> str:
+    return f"{number / 2**20:,.0f} MiB"

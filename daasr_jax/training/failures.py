@@ -1,0 +1,74 @@
+"""What the runtime's errors in a training run mean, in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
+from typing import TypeVar
+
+import jax
+
+from daasr_jax.errors import ResourceError, UserError
+
+T = TypeVar("T")
+_LOST = ("gloo", "nccl", "connection", "heartbeat", "unavailable", "aborted", "peer")
+
+
+def explain(error: RuntimeError) -> UserError | None:
+    """The report of a `JaxRuntimeError`; None where a user can mend nothing."""
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
+        return ResourceError(
+            "E605",
+            f"a device has too little memory for the step ({text[:200]}); give a "
+            "larger --config.train.accumulate, --config.model.kwargs.remat=true or "
+            "--config.model.dtype=bfloat16; --dry_run tells what is needed.",
+        )
+    if jax.process_count() > 1 and any(word in text.lower() for word in _LOST):
+        return ResourceError(
+            "E608",
+            f"process {jax.process_index()} lost another process of the run "
+            f"({text[:200]}); run the same command to resume from the last checkpoint.",
+        )
+    return None
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Device errors within as the one line that a user can act on."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        report = explain(error)
+        if report is None:
+            raise
+        raise report from error
+
+
+def reading(batches: Iterable[T]) -> Generator[T]:
+    """The batches; what stops their reader is reported with its cause, then closed.
+
+    Raises:
+        ResourceError: If a reader is gone or raised (E609).
+    """
+    iterator = iter(batches)
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except UserError:
+                raise
+            except Exception as error:  # a worker's error has whatever type it had
+                raise ResourceError(
+                    "E609",
+                    f"a reader of the training data stopped: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:300]}; run the same command to "
+                    "resume from the last checkpoint.",
+                ) from error
+            yield batch
+    finally:
+        close = getattr(iterator, "close", None)  # Grain's, which ends its workers
+        if close is not None:
+            close()

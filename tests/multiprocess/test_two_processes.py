@@ -1,0 +1,125 @@
+"""Two processes with two devices each: trained, stopped, killed, resumed by one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tests.data_fixtures import fastmri_root
+from tests.e2e.commands import SMALL, last_state, rows, start, until_saved
+
+pytestmark = pytest.mark.timeout(600)
+STEPS = 30
+LENGTH = (
+    f"--config.train.steps={STEPS}",
+    "--config.train.batch_size=4",
+    "--config.train.checkpoint_every=5",
+    "--config.train.validate_every_epochs=5",
+    "--config.optimiser.warmup_steps=0",
+    "--config.optimiser.learning_rate=2e-4",
+    "--config.adversarial.objective=wgan-gp",
+    "--config.adversarial.start_step=3",
+    "--config.adversarial.features=4",
+    "--config.adversarial.stages=1",
+)
+
+
+def free_port():
+    with socket.socket() as place:
+        place.bind(("localhost", 0))
+        return place.getsockname()[1]
+
+
+def start_two(argv, cache):
+    meeting = f"--coordinator=localhost:{free_port()}"
+    return [
+        start(
+            [*argv, meeting, "--processes=2", f"--process={i}"],
+            cache,
+            JAX_NUM_CPU_DEVICES="2",
+        )
+        for i in range(2)
+    ]
+
+
+def ended(process, seconds=200):
+    """Exit code and standard error."""
+    _, said = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+def test_stopped_killed_and_resumed_by_one_process(tmp_path):
+    cache = tmp_path / "cache"
+    root = fastmri_root(tmp_path / "data", train=4, val=2)
+    common = [*SMALL, *LENGTH, f"--config.data.root={root}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def train(folder):
+        return ["train.py", *common, f"--workdir={folder}"]
+
+    code, said = ended(start(train(whole), cache))
+    assert code == 0, said
+
+    # One is asked to stop: both save the same step and leave.
+    pair = start_two(train(parts), cache)
+    until_saved(pair[0], parts, 5)
+    pair[1].send_signal(signal.SIGTERM)
+    results = [ended(process) for process in pair]
+    assert [code for code, _ in results] == [75, 75], results
+    lines = [said.strip().splitlines()[-1] for _, said in results]
+    stopped = [int(x.split("at step ")[1].split(",")[0]) for x in lines]
+    assert "stopped by another process" in lines[0]
+    assert "stopped by SIGTERM" in lines[1]
+    assert stopped[0] == stopped[1] < STEPS
+
+    # One is killed: the other says so and does not wait for ever.
+    pair = start_two(train(parts), cache)
+    until_saved(pair[0], parts, stopped[0] + 5)
+    pair[1].kill()
+    begin = time.monotonic()
+    code, said = ended(pair[0], seconds=60)
+    assert code != 0
+    assert time.monotonic() - begin < 60
+    assert "run the same command to resume" in said or "another task died" in said
+    assert f"resuming at step {stopped[0]} of {STEPS}" in said
+    pair[1].communicate()
+    assert max(r["step"] for r in rows(parts)) < STEPS
+
+    # One process with another number of devices goes on.
+    code, said = ended(start(train(parts), cache))
+    assert code == 0, said
+    assert "resuming at step" in said
+    a, b = last_state(whole, STEPS), last_state(parts, STEPS)
+    assert set(a) == set(b)
+    for name, x in a.items():
+        if np.issubdtype(x.dtype, np.floating):
+            np.testing.assert_allclose(b[name], x, rtol=0, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(b[name], x, err_msg=name)
+    for kind in ("g/total", "val/psnr"):
+        got, want = (
+            {r["step"]: r[kind] for r in rows(x) if kind in r} for x in (parts, whole)
+        )
+        assert list(got) == list(want)
+        np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
+
+    # Both evaluate: each slice once, in the order of the split.
+    alone, together = tmp_path / "alone.json", tmp_path / "together.json"
+    evaluate = ["eval.py", *common, f"--workdir={whole}"]
+    code, said = ended(start([*evaluate, f"--out={alone}"], cache))
+    assert code == 0, said
+    for process in start_two([*evaluate, f"--out={together}"], cache):
+        code, said = ended(process)
+        assert code == 0, said
+    one, two = (json.loads(p.read_text()) for p in (alone, together))
+    assert [r["slice"] for r in two["per_slice"]] == [
+        r["slice"] for r in one["per_slice"]
+    ]
+    for a, b in zip(one["per_slice"], two["per_slice"], strict=True):
+        assert b["daasr"] == pytest.approx(a["daasr"], abs=1e-4)
+    assert together.with_suffix(".png").exists()
