@@ -57,6 +57,8 @@ parity: $(VENV)/installed-dev  ## Compare with the PyTorch twin (installs PyTorc
 bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 	@$(BIN)/python -m benchmarks.matching --out docs/results
 	@$(BIN)/python -m benchmarks.train_step --out docs/results
+	@$(BIN)/python -m benchmarks.step_options --out docs/results
+	@$(BIN)/python -m benchmarks.scaling --out docs/results
 
 lock:  ## Renew the locks (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes \

@@ -16,10 +16,13 @@ def main(config: Any, workdir: str) -> None:
     """Measures the best checkpoint, prints the table and the paths of the results."""
     from daasr_jax.evaluation.report import describe_training, make_table
     from daasr_jax.runs import evaluate_run
+    from daasr_jax.training import hosts
 
     report, result, picture = evaluate_run(
         config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value
     )
+    if hosts.number():
+        return  # the first process reports
     Console(width=120 if LPIPS.value else 80).print(make_table(report))
     print(f"trained: {describe_training(report)}")
     print(f"result:  {result}\npicture: {picture}")

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from daasr_jax import build, data, runs
+from daasr_jax import build, data, trained
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.metrics.lpips import load_lpips
 
@@ -39,7 +39,7 @@ def middle_slices(table: data.SliceTable) -> list[int]:
 def predictions(
     folder: Path, root: str, split: str, lpips: dict[str, Any]
 ) -> tuple[data.SliceTable, list[evaluation.Prediction]]:
-    run = runs.load_run(folder)
+    run = trained.load_run(folder)
     config = run.config
     config.data.root = root
     table = data.prepare(build.data_settings(config)).splits[split]

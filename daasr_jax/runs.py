@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 import daasr_jax
 from daasr_jax import build, data
@@ -21,17 +20,17 @@ from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
 from daasr_jax.evaluation import run as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import device_description, make_report
-from daasr_jax.files import file_hash, write_atomically
+from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import SMALLEST, load_lpips
 from daasr_jax.provenance import (
     commit_id,
     config_sha256,
     has_checkpoints,
-    read_record,
     record_config,
     trained_with,
     warn_of_other_model,
 )
+from daasr_jax.trained import load_run, restore
 from daasr_jax.training import loop, parallel
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.failures import explained, reading
@@ -264,7 +263,7 @@ def evaluate_run(
         )
     pairing = build.make_pairing(config, table)
     warn_of_other_model(config.to_dict(), folder)
-    step, variables = _restore(config, folder)
+    step, variables = restore(config, folder)
     method = config.model.name
     predict = evaluation.make_predict(
         model,
@@ -331,47 +330,6 @@ def evaluate_run(
     return report, target, picture
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """The best checkpoint of a run, with the configuration it was trained by.
-
-    Attributes:
-        config: From the run's `config.json`.
-        step: Of the checkpoint.
-        variables: `params` and `batch_stats` of the generator, to evaluate.
-        source: What names it in reports: hashes of configuration and checkpoint.
-    """
-
-    config: ConfigDict
-    step: int
-    variables: dict[str, Any]
-    source: dict[str, Any]
-
-
-def load_run(folder: Path) -> TrainedRun:
-    """Reads a run that `train_run` made.
-
-    Raises:
-        CheckpointError: If there is none, or it has no usable checkpoint.
-    """
-    record = read_record(folder)
-    if not record:
-        raise CheckpointError("E404", f"{folder} is no run: no config.json there.")
-    config = ConfigDict(record["config"])
-    try:
-        step, variables = _restore(config, folder)
-    except (AttributeError, KeyError) as error:
-        raise CheckpointError(
-            "E405", f"{folder}/config.json is of another version: {error}."
-        ) from None
-    source = {
-        "config_sha256": record["config_sha256"],
-        "checkpoint_step": step,
-        "manifest_sha256": file_hash(folder / "manifests" / f"{step}.json"),
-    }
-    return TrainedRun(config, step, variables, source)
-
-
 def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | None:
     """Scores of a state on full validation slices, None where there are none."""
     if not len(table):
@@ -412,20 +370,3 @@ def _make_folder(workdir: str) -> Path:
             "E209", f"--workdir={workdir} cannot be made: {error.strerror}."
         ) from None
     return folder
-
-
-def _restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
-    """`(step, variables)` of the best usable checkpoint."""
-    training = build.make_training(config, steps=1, steps_per_epoch=1)
-    template = jax.eval_shape(lambda: build.make_state(config, *training))
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        step = checkpoints.best()
-        if step is None:
-            raise CheckpointError(
-                "E403", f"{folder} holds no finished checkpoint; train into it first."
-            )
-        state = checkpoints.restore(step, parallel.replicated(template))
-    finally:
-        checkpoints.close()
-    return step, parallel.to_local(generator_variables(state), parallel.local_mesh())

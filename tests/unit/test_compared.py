@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax import build, convert, provenance, runs
+from daasr_jax import build, convert, provenance, trained
 from daasr_jax.errors import ConfigError
 from daasr_jax.models.__main__ import parameters
 from daasr_jax.pretrained import lpips_vgg16
@@ -214,7 +214,7 @@ class TestConverter:
         assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 0
         said = capsys.readouterr().out
         assert f"eval.py --config configs/{system}_x4.py" in said
-        run = runs.load_run(tmp_path / "run")
+        run = trained.load_run(tmp_path / "run")
         assert run.step == 0
         assert run.config.model.name.startswith(system)
         want = sum(v.size for k, v in state.items() if not k.endswith("_index"))

@@ -1,0 +1,78 @@
+"""Runtime errors become one line that says what to do; others pass."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from daasr_jax.errors import DataError, ResourceError
+from daasr_jax.training import failures
+
+OOM = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes."
+GLOO = "Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4321"
+
+
+def raised(text):
+    with failures.explained():
+        raise jax.errors.JaxRuntimeError(text)
+
+
+def test_memory():
+    with pytest.raises(ResourceError, match=r"E605.*9663676416.*accumulate") as error:
+        raised(f"{OOM}\nmore lines\n")
+    assert error.value.exit_code == 6
+    assert "\n" not in str(error.value)
+
+
+def test_lost_process(monkeypatch):
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        raised(GLOO)  # alone there is no other process to lose
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ResourceError, match=r"E608.*lost another.*resume"):
+        raised(GLOO)
+
+
+def test_anything_else_passes():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        raised("INTERNAL: a bug")
+
+
+class Source:
+    closed = False
+
+    def __init__(self, values):
+        self._values = iter(values)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        value = next(self._values)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def close(self):
+        self.closed = True
+
+
+def test_readers_are_closed_at_the_end():
+    source = Source([1, 2])
+    assert list(failures.reading(source)) == [1, 2]
+    assert source.closed
+
+
+@pytest.mark.parametrize(
+    ("error", "want", "said"),
+    [
+        (RuntimeError("exit code -9\nlook above"), ResourceError, "E609.*exit code -9"),
+        (DataError("E311", "record 3 is damaged"), DataError, "E311.*record 3"),
+    ],
+)
+def test_cause_of_a_reader_that_stops(error, want, said):
+    source = Source([1, error])
+    seen = []
+    with pytest.raises(want, match=said) as caught:
+        seen.extend(failures.reading(source))
+    assert "\n" not in str(caught.value)
+    assert source.closed
