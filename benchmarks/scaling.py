@@ -75,9 +75,10 @@ def main() -> None:
     if args.child:
         child(args.preset, args.share, args.child)
         return
-    about = machine()
-    cpu = about["device"].startswith("cpu")
-    here = (os.cpu_count() or 1) if cpu else int(about["device"].rpartition("x")[2])
+    ask = "import jax; print(jax.default_backend(), jax.device_count())"
+    said = subprocess.check_output([sys.executable, "-c", ask], text=True).split()
+    cpu, here = said[0] == "cpu", int(said[1])  # asked elsewhere: the devices stay free
+    here = (os.cpu_count() or 1) if cpu else here
     rows = []
     for count in (c for c in COUNTS if c <= here):
         command = [sys.executable, "-m", "benchmarks.scaling", "--child", str(count)]
@@ -88,6 +89,7 @@ def main() -> None:
         )
         rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(f"{count} devices: {rows[-1]['step_seconds']:.3f} s", flush=True)
+    about = machine()
     one, size = rows[0]["step_seconds"], rows[0]["gradient_bytes"]
     text = [
         "# Scaling over devices",

@@ -282,9 +282,11 @@ def setup(config: Config) -> None:
 def _keep_compiled(cache: Path) -> None:
     """Keeps compiled programs for the next start; JAX_COMPILATION_CACHE_DIR moves them.
 
-    The folder is the user's alone: what lies there is run.
+    The folder is the user's alone: what lies there is run. Several processes keep none,
+    unless told to: those that find a program do not take part in the common tuning of
+    GPU kernels, for which those that find none wait.
     """
-    if jax.config.values["jax_compilation_cache_dir"]:
+    if jax.config.values["jax_compilation_cache_dir"] or jax.process_count() > 1:
         return
     folder = cache / "compiled"
     try:
@@ -347,6 +349,8 @@ def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a library function whose complaint is about the configuration."""
     try:
         return function(*args, **kwargs)
+    except jax.errors.JaxRuntimeError:
+        raise  # of a device, not of the configuration
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ConfigError("E210", f"the configuration does not fit: {text}") from error

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, likewise.")
 PROCESS = flags.DEFINE_integer("process", None, "Number of this one from 0, likewise.")
+LINGER_SECONDS = 5
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -114,8 +116,12 @@ def _leave(code: int, *, together: bool = False) -> None:
     At a usual exit JAX waits for the other processes, which may wait for this one.
     """
     if _together() and not together:
+        from daasr_jax.training import hosts
+
         sys.stdout.flush()
         sys.stderr.flush()
+        if hosts.number() == 0:  # without it the others end by an abort, not by this
+            time.sleep(LINGER_SECONDS)
         os._exit(code)
     sys.exit(code)
 

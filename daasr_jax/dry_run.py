@@ -34,6 +34,7 @@ def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float
     """
     state = parallel.replicate(state, mesh)
     following = list(itertools.islice(parallel.ahead(batches, mesh), TIMED + 1))
+    following += following[-1:] * (TIMED + 1 - len(following))
     begin = time.monotonic()
     compiled = parallel.compile_step(step, mesh).lower(state, following[0]).compile()
     compile_seconds = time.monotonic() - begin
@@ -46,7 +47,7 @@ def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float
         if i == 0:
             begin = time.monotonic()
     jax.block_until_ready(state)
-    seconds = (time.monotonic() - begin) / max(1, len(following) - 1)
+    seconds = (time.monotonic() - begin) / TIMED
     given = memory.argument_size_in_bytes
     total = given + memory.output_size_in_bytes - memory.alias_size_in_bytes
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)

@@ -30,7 +30,7 @@ _FREE_ON_RESUME = (
     "train.epochs",
     "train.steps",
     "train.devices",
-    "train.accumulate",
+    "train.accumulate",  # as far as batch statistics do not depend on it, see below
     "train.num_threads",
     "train.workers",
     "train.watchdog",
@@ -38,6 +38,8 @@ _FREE_ON_RESUME = (
     "train.validate_every_epochs",
     "train.checkpoint_every",
     "evaluate",
+    "model.kwargs.remat",
+    "distributed",  # of runs before 0.2
 )
 
 
@@ -67,11 +69,13 @@ _INPUTS = {
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run has begun there."""
+    """Whether there is a checkpoint of any kind, usable or not."""
     return any((folder / "checkpoints").glob("[0-9]*"))
 
 
-def record_config(config: dict[str, Any], folder: Path, inputs: dict[str, Any]) -> None:
+def record_config(
+    config: dict[str, Any], folder: Path, inputs: dict[str, Any], *, begun: bool = False
+) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
 
     Args:
@@ -80,13 +84,14 @@ def record_config(config: dict[str, Any], folder: Path, inputs: dict[str, Any]) 
         inputs: What else decides what is learned: `prepared_sha256` of the data,
             `perceptual`, the frozen network. `start`, the generator it begins with, is
             written when the run begins and stays.
+        begun: Whether the run has a checkpoint to go on from.
 
     Raises:
         ConfigError: If a setting that decides what is learned has changed.
     """
     path = folder / "config.json"
     flat = flatten(config)
-    if path.exists() and has_checkpoints(folder):
+    if path.exists() and begun:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             before = flatten(old["config"])
@@ -107,6 +112,13 @@ def record_config(config: dict[str, Any], folder: Path, inputs: dict[str, Any]) 
             if old.get(name) != inputs[name]
         ]
         inputs = inputs | {"start": old.get("start")}
+        parts = before.get("train.accumulate", 1), flat["train.accumulate"]
+        if parts[0] != parts[1]:
+            log.warning(
+                "train.accumulate was %d, is %d: batch normalisation now takes the "
+                "statistics of parts of another size.",
+                *parts,
+            )
         if changed:
             raise ConfigError(
                 "E207",
@@ -158,7 +170,7 @@ def warn_of_other_model(config: dict[str, Any], folder: Path) -> None:
         return
     trained, flat = flatten(record["config"]), flatten(config)
     for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
-        if trained.get(key) != flat.get(key):
+        if not _under(key, _FREE_ON_RESUME) and trained.get(key) != flat.get(key):
             log.warning(
                 "the run was trained with %s=%r and is evaluated with %r",
                 key,

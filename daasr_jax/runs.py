@@ -25,7 +25,6 @@ from daasr_jax.metrics.lpips import SMALLEST, load_lpips
 from daasr_jax.provenance import (
     commit_id,
     config_sha256,
-    has_checkpoints,
     record_config,
     trained_with,
     warn_of_other_model,
@@ -158,6 +157,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     )
 
 
+@explained()
 def train_run(config: Config, workdir: str) -> None:
     """Trains what the configuration says into `workdir`, resuming where it left off.
 
@@ -166,8 +166,17 @@ def train_run(config: Config, workdir: str) -> None:
     """
     build.setup(config)
     folder = _make_folder(workdir)
-    plan = make_plan(config, begun=has_checkpoints(folder))
-    record_config(config.to_dict(), folder, plan.inputs)
+    checkpoints = Checkpoints(folder)
+    try:
+        _train(config, folder, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _train(config: Config, folder: Path, checkpoints: Checkpoints) -> None:
+    begun = checkpoints.latest() is not None
+    plan = make_plan(config, begun=begun)
+    record_config(config.to_dict(), folder, plan.inputs, begun=begun)
     settings = plan.settings
     log.info(
         "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
@@ -179,26 +188,23 @@ def train_run(config: Config, workdir: str) -> None:
         settings.steps_per_epoch,
         device_description(),
     )
-    checkpoints = Checkpoints(folder)
-    try:
-        loop.train(
-            plan.step_fn,
-            plan.state,
-            plan.batches,
-            mesh=plan.mesh,
-            settings=settings,
-            checkpoints=checkpoints,
-            writer=lambda start: (
-                RunWriter(folder, start_step=start)
-                if jax.process_index() == 0
-                else NullWriter()
-            ),
-            validate=make_validation(config, plan.prepared.splits["val"]),
-        )
-    finally:
-        checkpoints.close()
+    loop.train(
+        plan.step_fn,
+        plan.state,
+        plan.batches,
+        mesh=plan.mesh,
+        settings=settings,
+        checkpoints=checkpoints,
+        writer=lambda start: (
+            RunWriter(folder, start_step=start)
+            if jax.process_index() == 0
+            else NullWriter()
+        ),
+        validate=make_validation(config, plan.prepared.splits["val"]),
+    )
 
 
+@explained()
 def dry_run(config: Config) -> None:
     """Reads and checks the data, compiles the step, times it and prints what it needs.
 
@@ -208,12 +214,12 @@ def dry_run(config: Config) -> None:
     build.setup(config)
     plan = make_plan(config)
     batches = reading(plan.batches(0))
-    with explained():
-        measured = measure(plan.step_fn, plan.state, batches, plan.mesh)
+    measured = measure(plan.step_fn, plan.state, batches, plan.mesh)
     if jax.process_index() == 0:
         show(plan, measured, device_description())
 
 
+@explained()
 def evaluate_run(
     config: Config, workdir: str, split: str, out: str | None, *, lpips: bool = False
 ) -> tuple[dict[str, Any], Path, Path]:
@@ -271,7 +277,7 @@ def evaluate_run(
         border=border,
         method=method,
         lpips=weights,
-        mesh=parallel.local_mesh(),
+        mesh=parallel.local_mesh(config.train.devices),
     )
 
     def predictions(**kwargs: Any):
@@ -338,7 +344,7 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         )
         return None
     model, scale, method = build.make_model(config), config.scale, config.model.name
-    mesh = parallel.local_mesh()
+    mesh = parallel.local_mesh(config.train.devices)
     predict = evaluation.make_predict(
         model, scale=scale, border=build.metric_border(config), method=method, mesh=mesh
     )

@@ -75,4 +75,5 @@ def restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
         state = checkpoints.restore(step, parallel.replicated(template))
     finally:
         checkpoints.close()
-    return step, parallel.to_local(generator_variables(state), parallel.local_mesh())
+    mesh = parallel.local_mesh(config.train.devices)
+    return step, parallel.to_local(generator_variables(state), mesh)

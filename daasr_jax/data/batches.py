@@ -6,6 +6,10 @@ processes share it, so a run continues from the number of its steps alone.
 """
 
 import functools
+import os
+import signal
+import threading
+import time
 
 import grain
 import numpy as np
@@ -221,8 +225,24 @@ def training_batches(
     return ahead.mp_prefetch(
         grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=_PREFETCH
-        )
+        ),
+        worker_init_fn=_begin_worker,
     )
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """A worker leaves stopping to the run, and does not outlive it."""
+    del index, count
+    parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGUSR1):  # meant for the run
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -91,13 +92,13 @@ class Checkpoints:
                 f"{self._bad[max(damaged)]}; restore it from a copy, or give another "
                 "--workdir to start anew.",
             )
-        return steps[-1] if steps else None
+        return _agreed(steps[-1] if steps else None)
 
     def best(self) -> int | None:
         """Usable step of the best validation PSNR; the newest without one."""
         ranked = [(_rank(self._manager.metrics(s)), s) for s in self.steps()]
         measured = [pair for pair in ranked if pair[0] > -math.inf]
-        return max(measured)[1] if measured else self.latest()
+        return _agreed(max(measured)[1] if measured else self.latest())
 
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics stored with a step."""
@@ -211,6 +212,14 @@ class Checkpoints:
         folder.rename(new)
         self._manifest(step).unlink(missing_ok=True)
         log.warning("moved to %s", new)
+
+
+def _agreed(step: int | None) -> int | None:
+    """That of the first process: a file system may show the others an older folder."""
+    if jax.process_count() == 1:
+        return step
+    first = multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step))
+    return None if int(first) < 0 else int(first)
 
 
 def _leaves(tree: Any) -> dict[str, str]:

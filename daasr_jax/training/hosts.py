@@ -53,7 +53,6 @@ def connect(
             **settings,
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise ResourceError(
@@ -61,6 +60,14 @@ def connect(
             f"the processes of the run did not find each other: "
             f"{' '.join(str(error).split())[:300]}; see that all were started and "
             "reach the coordinator.",
+        ) from error
+    try:
+        jax.local_devices()
+    except RuntimeError as error:
+        raise ResourceError(
+            "E610",
+            f"process {settings['process_id']} cannot use its devices: "
+            f"{' '.join(str(error).split())[:300]}",
         ) from error
 
 
@@ -163,8 +170,8 @@ def _of_launcher(
 def _gpus_of(environment: Environment, local: tuple[int, int] | None) -> list[int]:
     """GPUs of a process among those it sees; empty for all of them, or on a CPU.
 
-    One process on a machine takes all, several take one each, unless the launcher has
-    bound them so that each sees its own only.
+    The processes of a machine take equal parts, unless the launcher has bound them so
+    that each sees its own only.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
@@ -174,9 +181,16 @@ def _gpus_of(environment: Environment, local: tuple[int, int] | None) -> list[in
     if not visible or local is None:
         return []
     rank, size = local
-    if size == 1 or visible == 1:
+    too_few = visible < size
+    if "SLURM_GPUS_PER_TASK" in environment or (too_few and listed is not None):
         return list(range(visible))
-    return [rank]
+    if too_few:
+        raise ConfigError(
+            "E240",
+            f"{size} processes on a machine with {visible} GPUs; start one for each.",
+        )
+    each = visible // size
+    return list(range(rank * each, (rank + 1) * each))
 
 
 class Vote:

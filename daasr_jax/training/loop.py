@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from daasr_jax.errors import DivergedError, Preempted
 from daasr_jax.training import hosts
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.failures import explained, reading
+from daasr_jax.training.failures import reading
 from daasr_jax.training.parallel import ahead, compile_step, replicate
 from daasr_jax.training.progress import Progress
 from daasr_jax.training.settings import LoopSettings
@@ -29,6 +29,7 @@ from daasr_jax.training.writers import Writer
 
 log = logging.getLogger("daasr_jax")
 
+GRACE_SECONDS = 1.0
 MAX_SKIPPED = 20  # updates in a row without a finite loss and gradient
 
 Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
@@ -89,7 +90,6 @@ def train(
         _StopRequest() as stop,
         Progress(start, settings) as progress,
         Watchdog(settings.watchdog, *hosts.lost_notice()) as watchdog,
-        explained(),
         contextlib.closing(reading(batches(start))) as source,
     ):
         following = ahead(source, mesh)
@@ -184,10 +184,14 @@ def _go_back(
 
 
 class _StopRequest:
-    """Turns the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one acts."""
+    """Turns the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one acts.
+
+    A terminal and a launcher may both pass one Ctrl-C on: what follows within
+    `GRACE_SECONDS` is the same request.
+    """
 
     def __init__(self) -> None:
-        self.requested = ""
+        self.requested, self._at = "", 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
@@ -197,9 +201,12 @@ class _StopRequest:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        self.requested = signal.Signals(number).name
-        for known, handler in self._previous.items():
-            signal.signal(known, handler)
+        if not self.requested:
+            self.requested = signal.Signals(number).name
+            self._at = time.monotonic()
+        elif time.monotonic() - self._at >= GRACE_SECONDS:
+            self.__exit__()
+            signal.raise_signal(number)
 
     def __exit__(self, *_: Any) -> None:
         for known, handler in self._previous.items():

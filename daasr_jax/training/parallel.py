@@ -30,11 +30,20 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
     """
     available = jax.devices()
     n = devices or len(available)
-    if jax.process_count() > 1 and n != len(available):
+    alone = jax.process_count() == 1
+    if not alone and n != len(available):
         raise ConfigError(
             "E221",
             f"config.train.devices={n}, but {jax.process_count()} processes have "
             f"{len(available)} devices, which all take part; leave it 0.",
+        )
+    counts = collections.Counter(d.process_index for d in available)
+    sizes = sorted(counts.values())
+    if sizes[0] != sizes[-1]:
+        raise ConfigError(
+            "E221",
+            f"the processes have unequal numbers of devices, {sizes}; "
+            "start them so that each has as many (CUDA_VISIBLE_DEVICES limits one).",
         )
     if n > len(available):
         raise ConfigError(
@@ -47,8 +56,8 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
         raise ConfigError(
             "E222",
             f"batch of {batch_size} does not divide over {n} devices; give "
-            f"--config.train.batch_size={near} or {near + n}, or use "
-            f"--config.train.devices={fits[-1]}.",
+            f"--config.train.batch_size={near} or {near + n}"
+            + (f", or use --config.train.devices={fits[-1]}." if alone else "."),
         )
     if batch_size // n % accumulate:
         raise ConfigError(
@@ -59,9 +68,9 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
     return _mesh(available[:n])
 
 
-def local_mesh() -> Mesh:
-    """Mesh over the devices of this process."""
-    return _mesh(jax.local_devices())
+def local_mesh(devices: int = 0) -> Mesh:
+    """Mesh over the first devices of this process, 0 for all of them."""
+    return _mesh(jax.local_devices()[: devices or None])
 
 
 def _mesh(devices: list[Any]) -> Mesh:

@@ -168,4 +168,16 @@ def test_running_statistics_of_parts_are_their_mean():
 
 
 def test_rematerialisation_changes_nothing_but_memory():
+    """Every block is computed again: there are more convolutions, and barriers."""
+
+    def counted(remat):
+        state, step = build(remat=remat)
+        mesh = parallel.make_mesh(BATCH, 1)
+        batch = {k: jnp.asarray(v) for k, v in batches()[0].items()}
+        text = str(jax.make_jaxpr(parallel.compile_step(step, mesh))(state, batch))
+        return text.count("conv_general_dilated["), text.count("prevent_cse=True")
+
+    (plain, no_barriers), (again, barriers) = counted(False), counted(True)
+    assert again > plain
+    assert barriers > no_barriers
     compare(on_mesh(1, remat=True), single())

@@ -48,6 +48,8 @@ def test_alone(environment):
         ({}, None),  # no GPU: nothing to choose
         (EIGHT, [1]),  # each of several takes one
         ({"CUDA_VISIBLE_DEVICES": "5"}, [0]),  # bound by the launcher
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, [0, 1]),  # too few to be those of all
+        (EIGHT | {"SLURM_GPUS_PER_TASK": "8"}, list(range(8))),
     ],
 )
 def test_slurm_with_a_process_for_each_gpu(environment, gpus):
@@ -61,6 +63,21 @@ def test_one_process_of_a_node_takes_all_gpus():
     changes = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     got = settings_of(SLURM | changes | EIGHT, None, None, None)
     assert got["local_device_ids"] == list(range(8))
+
+
+def test_two_processes_of_a_node_take_half_each():
+    environment = OMPI | MEETING | EIGHT
+    got = settings_of(environment, None, None, None)
+    assert got["local_device_ids"] == [4, 5, 6, 7]
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(
+        "daasr_jax.training.hosts.glob.glob", lambda pattern: ["/dev/nvidia0"] * 2
+    )
+    environment = OMPI | MEETING | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    with pytest.raises(ConfigError, match=r"E240: 4 processes .* 2 GPUs"):
+        settings_of(environment, None, None, None)
 
 
 def test_gpus_are_counted_where_none_are_listed(monkeypatch):

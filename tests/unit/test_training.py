@@ -507,12 +507,22 @@ class TestLoop:
         state = run_loop(tmp_path, range(8), validate=lambda state, beat: {"psnr": 1.0})
         assert float(state.gen["w"][0]) == 28.0
 
-    def test_second_signal_acts_at_once(self, tmp_path):
+    def test_the_same_signal_twice_at_once_is_one_request(self, tmp_path):
+        def validate(state, beat):
+            signal.raise_signal(signal.SIGINT)  # of the terminal
+            signal.raise_signal(signal.SIGTERM)  # of the launcher
+            return {"psnr": 1.0}
+
+        with pytest.raises(Preempted, match=r"E701.*SIGINT at step 4"):
+            run_loop(tmp_path, range(8), validate=validate)
+
+    def test_second_signal_acts_at_once(self, tmp_path, monkeypatch):
         def validate(state, beat):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             return {}
 
+        monkeypatch.setattr(loop, "GRACE_SECONDS", 0.0)
         # Workers of pytest-xdist ignore SIGINT; a person's shell does not.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
