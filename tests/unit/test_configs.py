@@ -242,6 +242,7 @@ SHARED = {
     "E209": "the folder of the run cannot be written",
     "E211": "a setting is outside its range",
     "E235": "weights cannot be converted",
+    "E403": "the run has no finished checkpoint",
     "E301": "the data root cannot be read",
     "E302": "a file of the data cannot be used",
     "E311": "the prepared set is damaged",
