@@ -41,6 +41,9 @@ def test_killed_worker_is_reported_with_its_cause(tmp_path):
     first = start([*short, f"--workdir={alone}"], cache)
     _, said = first.communicate(timeout=200)
     assert first.returncode == 0, said
+    compiled = cache / "daasr_jax/compiled"
+    assert list(compiled.glob("jit_step-*-cache"))  # for the next start
+    assert compiled.stat().st_mode & 0o077 == 0  # of this user alone
 
     more = [f"--workdir={helped}", "--config.train.workers=2"]
     process = start([*common, *more, "--config.train.steps=100000"], cache)
