@@ -37,7 +37,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.model = ConfigDict(
         {
             "name": "daasr",
-            "dtype": "float32",  # of the computation; "bfloat16" halves its memory
+            "dtype": "float32",  # of the computation; or "bfloat16"
             "pretrained": False,  # start from ImageNet weights, where a model has such
             "kwargs": {
                 "features": 64,
