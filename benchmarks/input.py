@@ -22,21 +22,10 @@ from typing import Any
 
 import absl.flags
 
+from benchmarks.step_options import paper_plan
 from benchmarks.train_step import machine, where
 
 WAYS = ((0, 0), (1, 0), (2, 0), (4, 0), (1, 1), (1, 2))  # (threads, workers)
-
-
-def plan_of(preset: str, data: str) -> Any:
-    from configs import fastmri_x4
-    from daasr_jax import build
-    from daasr_jax.runs import make_plan
-
-    config: Any = fastmri_x4.get_config(preset).unlock()
-    config.data.root, config.data.n_volumes = data, 0
-    config.perceptual.network = "none"
-    build.setup(config)
-    return make_plan(config)
 
 
 def loader(table: Any, threads: int, workers: int, seconds: float) -> float:
@@ -77,7 +66,7 @@ def main() -> None:
 
     from daasr_jax.dry_run import measure
 
-    plans = {preset: plan_of(preset, args.data) for preset in ("fast", "paper")}
+    plans = {preset: paper_plan(preset, {}, args.data) for preset in ("fast", "paper")}
     table = plans["fast"].prepared.splits["train"]
     for i in range(len(table)):
         table.image(i)

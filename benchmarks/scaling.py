@@ -23,14 +23,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+from benchmarks.step_options import paper_plan
 from benchmarks.train_step import machine, where
 
 COUNTS = (1, 2, 4, 8)
 # Assumed: bytes/s each way of a GPU, and seconds of latency of a hop.
-LINKS = {8: ("NVLink of one node, 450 GB/s", 450e9, 3e-6)}
-LINKS[64] = ("InfiniBand NDR between nodes, 50 GB/s a GPU", 50e9, 5e-6)
+LINKS = {
+    8: ("NVLink of one node, 450 GB/s", 450e9, 3e-6),
+    64: ("InfiniBand NDR between nodes, 50 GB/s a GPU", 50e9, 5e-6),
+}
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds: of a GPU nobody measured here
 NORMS = 6  # batch normalisations of the SFE
 
@@ -39,19 +41,10 @@ def child(preset: str, share: int, devices: int) -> None:
     """Seconds of a step on some devices, printed as JSON."""
     import jax
 
-    from configs import fastmri_x4, quickstart_x4
-    from daasr_jax import build
     from daasr_jax.dry_run import measure
-    from daasr_jax.runs import make_plan
 
-    config: Any = fastmri_x4.get_config(preset).unlock()
-    template: Any = quickstart_x4.get_config()
-    config.data, config.reference = template.data, template.reference
-    config.perceptual.network = "none"
-    config.train.devices = devices
-    config.train.batch_size = share * devices
-    build.setup(config)
-    plan = make_plan(config)
+    edits = {"train.devices": devices, "train.batch_size": share * devices}
+    plan = paper_plan(preset, edits)
     row = measure(plan.step_fn, plan.state, plan.batches(0), plan.mesh)
     bytes_ = sum(x.nbytes for x in jax.tree.leaves(plan.state.gen))
     print(json.dumps(row | {"devices": devices, "gradient_bytes": bytes_}))

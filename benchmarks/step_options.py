@@ -37,28 +37,37 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def paper_plan(preset: str, edits: dict[str, Any], root: str = "") -> Any:
+    """The plan of `fastmri_x4` with edits, on a data root or the embedded template."""
+    from configs import fastmri_x4, quickstart_x4
+    from daasr_jax import build
+    from daasr_jax.runs import make_plan
+
+    config: Any = fastmri_x4.get_config(preset).unlock()
+    if root:
+        config.data.root, config.data.n_volumes = root, 0
+    else:
+        template: Any = quickstart_x4.get_config()
+        config.data, config.reference = template.data, template.reference
+    config.perceptual.network = "none"
+    config.update_from_flattened_dict(edits)
+    build.setup(config)
+    return make_plan(config)
+
+
 def child(preset: str, case: str, started: float) -> None:
     """One process: compiles or loads the step, makes some, prints JSON."""
     import jax
 
-    from configs import fastmri_x4, quickstart_x4
-    from daasr_jax import build
     from daasr_jax.dry_run import TIMED, measure
-    from daasr_jax.runs import make_plan
 
-    config: Any = fastmri_x4.get_config(preset).unlock()
-    template: Any = quickstart_x4.get_config()
-    config.data, config.reference = template.data, template.reference
-    config.perceptual.network = "none"
-    config.update_from_flattened_dict(CASES[case])
-    build.setup(config)
-    plan = make_plan(config)
+    plan = paper_plan(preset, CASES[case])
     row = measure(plan.step_fn, plan.state, plan.batches(0), plan.mesh)
     row["first_step_seconds"] = time.time() - started - TIMED * row["step_seconds"]
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use", 0) / 2**20 or peak_mib()
     row |= {"preset": preset, "case": case, "peak_mib": peak}
-    row["images_per_s"] = config.train.batch_size / row["step_seconds"]
+    row["images_per_s"] = plan.settings.batch_size / row["step_seconds"]
     print(json.dumps(row))
 
 

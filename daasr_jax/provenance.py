@@ -30,7 +30,7 @@ _FREE_ON_RESUME = (
     "train.epochs",
     "train.steps",
     "train.devices",
-    "train.accumulate",  # as far as batch statistics do not depend on it, see below
+    "train.accumulate",  # with a warning
     "train.num_threads",
     "train.workers",
     "train.watchdog",
@@ -39,7 +39,7 @@ _FREE_ON_RESUME = (
     "train.checkpoint_every",
     "evaluate",
     "model.kwargs.remat",
-    "distributed",  # of runs before 0.2
+    "distributed",  # a key of earlier runs
 )
 
 

@@ -63,7 +63,7 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
         raise ConfigError(
             "E226",
             f"a share of {batch_size // n} images does not divide into "
-            f"config.train.accumulate={accumulate} parts.",
+            f"config.train.accumulate={accumulate} parts; give a divisor of it.",
         )
     return _mesh(available[:n])
 
