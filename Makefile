@@ -50,9 +50,10 @@ lint: $(VENV)/installed-dev  ## Style, types, spelling
 test: lint  ## Lint, types and tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-parity: $(VENV)/installed-dev  ## Compare with the PyTorch twin (installs PyTorch)
+parity: $(VENV)/installed-dev  ## All that needs PyTorch, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	@$(BIN)/python -m pytest tests/parity
+	@$(BIN)/python -m pytest tests/parity tests/unit/test_compared.py \
+		tests/unit/test_pretrained.py
 
 bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 	@$(BIN)/python -m benchmarks.matching --out docs/results

@@ -154,8 +154,8 @@ def table(
         "",
         f"{about['processor']}, {about['cores']} cores ({about['device']}); Python "
         f"{about['python']}, jax {about['versions']['jax']}. Steps are those that "
-        f"{minutes:g} minutes give at images/s: the faster of {ROUNDS} measurements, one "
-        "run at a time.",
+        f"{minutes:g} minutes give at images/s: the faster of {ROUNDS} measurements, "
+        "one run at a time.",
         "",
         row(
             [

@@ -18,10 +18,11 @@ Reproduces: by argument, `configs/ablation_x4.py:ROW`,
     Each row changes what its name says and nothing else: batch, epochs and learning
     rates stay. Names that are one network: `without_p_c` is `without_matching` (neither
     search nor score is left in either), `crop_40` and `lambda_0.1_0.01` are `full`.
-    Table 5's "patch size" is read as the LR training crop: `crop_10` sees a sixteenth
-    of the pixels of `full` in each batch; evaluation is on whole slices. Table 6's
-    pairs are (lambda_2, lambda_3), of the CWT and of the SAT term. Not run here:
-    fastMRI needs its own licence; `ablation_x4_small` runs on small data.
+    The paper draws Figure 6 and half of Table 5 from its private brain set; here all is
+    fastMRI. Table 5's "patch size" is read as the LR training crop: `crop_10` sees a
+    sixteenth of the pixels of `full` in each batch; evaluation is on whole slices.
+    Table 6's pairs are (lambda_2, lambda_3), of the CWT and of the SAT term. Not run
+    here: fastMRI needs its own licence; `ablation_x4_small` runs on small data.
 Hardware: as `fastmri_x4`; hours of a run on a GPU: not measured yet.
 Data: as `fastmri_x4`.
 Command:

@@ -93,7 +93,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "steps": 0,  # overrides epochs when positive
             "augment": True,
             "ema_decay": 0.0,
-            "devices": 0,  # 0: all of every process
+            "devices": 0,  # 0: as many, of all processes, as divide the batch
             "accumulate": 1,  # parts of a device's share of the batch, one at a time
             "num_threads": 2,  # that read ahead, of each process or worker
             "workers": 0,  # processes that read ahead

@@ -3,8 +3,8 @@
 `compared` turns `fastmri_x4` into the configuration of another system. Its presets:
 
 * `"common"`: the paper's protocol (section 4.2), the same for every system: batch 9, LR
-  crop 40, 200 epochs, Adam 2e-4 halved every 20 epochs, L1. Numbers of Table 1 compare
-  by it.
+  crop 40, 200 epochs, Adam 2e-4 halved every 20 epochs, L1 of the output (and of
+  the second picture of MINet and MCSR its own term). Numbers of Table 1 compare by it.
 * `"published"`: the loss, optimiser, schedule and crop that the system was published
   with.
 * `"small"`: few features, batch 8, crop 16, on 2 CPU cores in minutes: the protocol of

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib
 import io
+import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,11 +89,12 @@ def convert_system(system: str, source: Path, target: Path) -> str:
     Args:
         system: One of `SYSTEMS`.
         source: File of `torch.save`: a state dict, or a dict that holds one as
-            `params_ema` or `params`, of which the first is taken.
+            `params_ema`, `params` or `state_dict`, of which the first is taken. Names
+            may begin with `module.`, as those of `DataParallel` do.
         target: Folder of the run; it must hold no checkpoints yet.
 
     Returns:
-        The command that evaluates it.
+        What was assumed, where something was, and the command that evaluates it.
 
     Raises:
         ConfigError: If PyTorch is not installed (E234), or the file cannot be read, is
@@ -103,7 +105,7 @@ def convert_system(system: str, source: Path, target: Path) -> str:
     if has_checkpoints(target):
         raise ConfigError("E235", f"--out={target} holds a run; give another folder.")
     state, sha256 = read_torch(source)
-    for name in ("params_ema", "params"):
+    for name in ("params_ema", "params", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
             break
@@ -111,7 +113,7 @@ def convert_system(system: str, source: Path, target: Path) -> str:
         if not isinstance(state, Mapping) or not state:
             raise ValueError("it holds no state dict.")
         tensors = {
-            str(name): value.detach().float().numpy()
+            str(name).removeprefix("module."): _array(str(name), value)
             for name, value in state.items()
             if hasattr(value, "detach")
         }
@@ -147,12 +149,21 @@ def read_torch(source: Path) -> tuple[Any, str]:
         )
     try:
         import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    except (ImportError, OSError) as error:  # OSError: a library of it is missing
+        broken = not isinstance(error, ModuleNotFoundError)
+        reason = f" ({' '.join(str(error).split())[:200]})" if broken else ""
         raise ConfigError(
-            "E234", "PyTorch is needed to convert: pip install torch."
+            "E234", f"PyTorch is needed to convert: pip install torch{reason}."
         ) from None
     try:
         return torch.load(source, weights_only=True, map_location="cpu"), found
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            "E235",
+            f"--torch={source} is no file of PyTorch weights, or holds more than "
+            "tensors, which is not read because it could run code: save the state dict "
+            "alone.",
+        ) from None
     except Exception as error:  # a damaged file may raise any
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
@@ -169,10 +180,19 @@ def _tensor(state: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     found = tuple(value.shape)
     if found != shape:
         raise ValueError(f"{name} has the shape {found}, wanted {shape}.")
-    array = value.detach().float().numpy()
+    array = _array(name, value)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds values that are not finite.")
     return array
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """A dense tensor of PyTorch, float32."""
+    try:
+        return value.detach().float().numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, without storage
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} is no dense tensor: {reason}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.system == "vgg19":
             last = f"sha256 {convert_vgg19(options.torch, options.out)}"
         else:
-            command = convert_system(options.system, options.torch, options.out)
-            last = f"evaluate by: {command}"
+            last = convert_system(options.system, options.torch, options.out)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

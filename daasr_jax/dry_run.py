@@ -80,7 +80,8 @@ def show(plan: Any, measured: dict[str, float], device: str) -> None:
     rows = {
         "model": f"{plan.name} x{plan.scale}, {parameters:,} parameters",
         "data": f"{plan.prepared.dataset}: {slices}",
-        "devices": f"{devices} of {jax.process_count()} process(es), {device}",
+        "devices": f"{devices} of the {jax.device_count()} of {jax.process_count()} "
+        f"process(es), {device}",
         "batch": f"{settings.batch_size}, {settings.batch_size // devices} a device",
         "steps": f"{settings.steps:,} ({settings.steps_per_epoch:,} an epoch)",
         "memory": memory,

@@ -135,7 +135,7 @@ def record_config(
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
             raise ConfigError(
-                "E209", f"--workdir={folder} cannot be written: {error.strerror}."
+                "E209", f"{path} cannot be written: {error.strerror}."
             ) from None
 
 

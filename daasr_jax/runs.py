@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -35,6 +36,7 @@ from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.failures import explained, reading
 from daasr_jax.training.state import TrainState, generator_variables, start_from
 from daasr_jax.training.step import Step, make_train_step
+from daasr_jax.training.stopping import StopRequest
 from daasr_jax.training.writers import NullWriter, RunWriter
 
 log = logging.getLogger("daasr_jax")
@@ -134,8 +136,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         exclude=config.reference.exclude,
         aligned=config.reference.aligned,
         augment=train.augment,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=parallel.rows_of(mesh, train.batch_size),
         num_threads=train.num_threads,
         workers=train.workers,
     )
@@ -164,16 +165,16 @@ def train_run(config: Config, workdir: str) -> None:
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
-    build.setup(config)
-    folder = _make_folder(workdir)
-    checkpoints = Checkpoints(folder)
-    try:
-        _train(config, folder, checkpoints)
-    finally:
-        checkpoints.close()
+    with StopRequest() as stop:
+        build.setup(config)
+        folder = _make_folder(workdir)
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            _train(config, folder, checkpoints, stop)
 
 
-def _train(config: Config, folder: Path, checkpoints: Checkpoints) -> None:
+def _train(
+    config: Config, folder: Path, checkpoints: Checkpoints, stop: StopRequest
+) -> None:
     begun = checkpoints.latest() is not None
     plan = make_plan(config, begun=begun)
     record_config(config.to_dict(), folder, plan.inputs, begun=begun)
@@ -201,6 +202,7 @@ def _train(config: Config, folder: Path, checkpoints: Checkpoints) -> None:
             else NullWriter()
         ),
         validate=make_validation(config, plan.prepared.splits["val"]),
+        stop=stop,
     )
 
 

@@ -8,7 +8,9 @@
 # The names are those by which the machines reach one another. This folder, RUN and DIR
 # have the same paths on all of them; the others are reached by ssh without a password
 # (REMOTE_SHELL names another command). PORT, 29400 by default, is free on the first.
-# Ctrl-C, SIGTERM and SIGUSR1 stop all of them after the step, saved, with exit code 75.
+# Variables of the environment that begin with JAX_, XLA_ or NCCL_ are passed on. Ctrl-C,
+# SIGTERM, SIGUSR1 and a closed terminal stop all of them after the step, saved, with exit
+# code 75.
 set -u
 
 hosts=()
@@ -24,26 +26,33 @@ fi
 count=${#hosts[@]}
 meet="${hosts[0]}:${PORT:-29400}"
 
+passed=()
+for name in $(compgen -e | grep -E '^(JAX|XLA|NCCL)_'); do
+    passed+=("$name=${!name}")
+done
+
 pids=()
 for i in "${!hosts[@]}"; do
     flags=("--coordinator=$meet" "--processes=$count" "--process=$i")
     if [ "$i" -eq 0 ]; then
         "$@" "${flags[@]}" &
     else
-        there=$(printf '%q ' "$@" "${flags[@]}")
+        there=$(printf '%q ' env "${passed[@]}" "$@" "${flags[@]}")
         "${REMOTE_SHELL:-ssh}" "${hosts[$i]}" "cd $(printf '%q' "$PWD") && exec $there" &
     fi
     pids+=($!)
 done
 # The first tells the others to stop.
-trap 'kill -TERM "${pids[0]}" 2>/dev/null' INT TERM USR1
+trap 'told=yes; kill -TERM "${pids[0]}" 2>/dev/null' INT TERM USR1 HUP
 
 result=0
 for i in "${!pids[@]}"; do
-    while :; do
+    while :; do # a signal ends `wait` early; 127: it was waited for already
+        told=
         wait "${pids[$i]}"
-        code=$?
-        kill -0 "${pids[$i]}" 2>/dev/null || break # a signal ends `wait` early
+        now=$?
+        [ "$now" -eq 127 ] || code=$now
+        [ -n "$told" ] || break
     done
     if [ "$code" -ne 0 ]; then
         [ "$code" -eq 75 ] || echo "process $i on ${hosts[$i]} ended with $code" >&2

@@ -49,7 +49,12 @@ def convert(tensors: Tensors) -> Converted:
         "img_range": 255.0,
         "channels": channels,
     }
-    return Converted("edsr_l" if large else "edsr", fields, params)
+    assumed = (
+        f"assumed, because no tensor tells: res_scale {fields['res_scale']}, "
+        "img_range 255; change the flags below where yours differ"
+    )
+    name = "edsr_l" if large else "edsr"
+    return Converted(name, fields, params, assumed=assumed)
 
 
 def upsampler(

@@ -30,7 +30,8 @@ def write_run(
         source: What names the weights in reports: `converted`, `sha256`.
 
     Returns:
-        The command that evaluates the run, but for the place of the data.
+        What was assumed, if anything, and the command that evaluates the run, but for
+        the place of the data.
 
     Raises:
         ConfigError: If the configurations are not there, or the folder cannot be
@@ -80,7 +81,8 @@ def write_run(
     words = ["python", "eval.py", "--config", f"configs/{system}_x4.py"]
     words += [f"--config.{name}={_flag(value)}" for name, value in flags.items()]
     words += ["--workdir", str(folder), "--config.data.root=DIR"]
-    return shlex.join(words)
+    command = f"evaluate by: {shlex.join(words)}"
+    return f"{converted.assumed}\n{command}" if converted.assumed else command
 
 
 def _flag(value: Any) -> str:

@@ -18,12 +18,14 @@ class Converted:
         fields: Of the model, `scale` and `channels` included.
         params: Its parameters, nested, float32.
         batch_stats: Its running statistics, nested; empty without batch norm.
+        assumed: What is in no tensor and was taken as published, for the user.
     """
 
     name: str
     fields: dict[str, Any]
     params: dict[str, Any]
     batch_stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+    assumed: str = ""
 
 
 class Tensors:
@@ -44,17 +46,20 @@ class Tensors:
         """Shape of a tensor, which does not count as its use.
 
         Raises:
-            ValueError: If there is none of that name.
+            ValueError: If there is none of that name, or it holds no values in axes.
         """
         if name not in self._state:
             raise ValueError(f"it has no {name}.")
-        return self._state[name].shape
+        found = self._state[name].shape
+        if not found or 0 in found:
+            raise ValueError(f"{name} has the shape {found}.")
+        return found
 
     def take(self, name: str) -> np.ndarray:
         """One tensor as it is, float32.
 
         Raises:
-            ValueError: If there is none of that name, or it is not finite.
+            ValueError: If there is none of that name, or it is empty or not finite.
         """
         self.shape(name)
         value = np.asarray(self._state[name], np.float32)
@@ -72,12 +77,14 @@ class Tensors:
 
     def conv(self, name: str) -> dict[str, np.ndarray]:
         """Convolution: `weight` OIHW to `kernel` HWIO, `bias` where there is one."""
-        kernel = self.take(f"{name}.weight").transpose(2, 3, 1, 0)
+        kernel = self._take(f"{name}.weight", 4).transpose(2, 3, 1, 0)
         return {"kernel": np.ascontiguousarray(kernel), **self._bias(name)}
 
     def dense(self, name: str) -> dict[str, np.ndarray]:
         """Linear map: `weight` (out, in) to `kernel` (in, out); also of a 1x1 conv."""
         weight = self.take(f"{name}.weight")
+        if weight.ndim < 2 or weight.size != weight.shape[0] * weight.shape[1]:
+            raise ValueError(f"{name}.weight has the shape {weight.shape}.")
         weight = weight.reshape(weight.shape[:2])
         return {"kernel": np.ascontiguousarray(weight.T), **self._bias(name)}
 
@@ -102,6 +109,12 @@ class Tensors:
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ValueError(f"nothing here takes its {left[0]}{more}.")
+
+    def _take(self, name: str, axes: int) -> np.ndarray:
+        value = self.take(name)
+        if value.ndim != axes:
+            raise ValueError(f"{name} has the shape {value.shape}, wanted {axes} axes.")
+        return value
 
     def _bias(self, name: str) -> dict[str, np.ndarray]:
         bias = f"{name}.bias"

@@ -106,24 +106,17 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _Share:
-    """The samples of one process: its part of batch 0, then of batch 1, and so on.
+    """The samples of one process: its rows of batch 0, then of batch 1, and so on."""
 
-    The parts follow one another in a batch, as devices do in the mesh.
-    """
-
-    def __init__(
-        self, triples: TrainingTriples, batch_size: int, index: int, count: int
-    ) -> None:
-        self._triples, self._batch_size = triples, batch_size
-        self._part = batch_size // count
-        self._offset, self._count = index * self._part, count
+    def __init__(self, triples: TrainingTriples, batch_size: int, rows: range) -> None:
+        self._triples, self._batch_size, self._rows = triples, batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._triples) // self._count
+        return len(self._triples) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch, place = divmod(index, self._part)
-        return self._triples[batch * self._batch_size + self._offset + place]
+        batch, place = divmod(index, len(self._rows))
+        return self._triples[batch * self._batch_size + self._rows[place]]
 
 
 def steps_per_epoch(table: SliceTable, batch_size: int) -> int:
@@ -157,8 +150,7 @@ def training_batches(
     exclude: str = "subject",
     aligned: str = "neighbour",
     augment: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: range | None = None,
     num_threads: int = 2,
     workers: int = 0,
     start: int = 0,
@@ -176,28 +168,20 @@ def training_batches(
         exclude: What target and reference may not share, for `random`.
         aligned: `neighbour` or `contrast`, for `aligned`.
         augment: Flips and quarter turns, the same for target and reference.
-        process_index: This process, from 0.
-        process_count: Processes that share each batch.
+        rows: Those of each batch that this process makes; None for all of them.
         num_threads: Threads that make batches ahead; 0 makes them when asked.
         workers: Processes that make batches ahead, each with `num_threads`; 0 for none.
         start: Batches that a run has used before.
 
     Returns:
-        A data set of `steps - start` dicts with `hr` and `ref`, each (batch_size /
-        process_count, scale crop, scale crop, 1) float32 in [0, 1].
+        A data set of `steps - start` dicts with `hr` and `ref`, each (rows, scale
+        crop, scale crop, 1) float32 in [0, 1].
 
     Raises:
-        ConfigError: If the window is larger than a slice or the batch cannot be
-            shared evenly (E205).
+        ConfigError: If the window is larger than a slice (E205).
         DataError: If a batch is larger than the split (E314), or a slice has no
             possible reference (E312).
     """
-    if batch_size % process_count:
-        raise ConfigError(
-            "E205",
-            f"a batch of {batch_size} cannot be shared evenly by {process_count} "
-            f"processes: make it a multiple of {process_count}",
-        )
     triples = TrainingTriples(
         table,
         batch_size=batch_size,
@@ -210,10 +194,9 @@ def training_batches(
         aligned=aligned,
         augment=augment,
     )
-    share = _Share(triples, batch_size, process_index, process_count)
-    batches = grain.MapDataset.source(share).batch(
-        batch_size // process_count, drop_remainder=True
-    )
+    rows = range(batch_size) if rows is None else rows
+    share = _Share(triples, batch_size, rows)
+    batches = grain.MapDataset.source(share).batch(len(rows), drop_remainder=True)
     ahead = batches[start:].to_iter_dataset(
         grain.ReadOptions(
             num_threads=num_threads,

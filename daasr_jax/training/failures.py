@@ -21,8 +21,8 @@ def explain(error: RuntimeError) -> UserError | None:
         return ResourceError(
             "E605",
             f"a device has too little memory for the step ({text[:200]}); give a "
-            "larger --config.train.accumulate, --config.model.kwargs.remat=true or "
-            "--config.model.dtype=bfloat16; --dry_run tells what is needed.",
+            "larger --config.train.accumulate, --config.model.dtype=bfloat16 or, for "
+            "daasr, --config.model.kwargs.remat=true; --dry_run tells what is needed.",
         )
     if jax.process_count() > 1 and any(word in text.lower() for word in _LOST):
         return ResourceError(

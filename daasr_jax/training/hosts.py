@@ -9,7 +9,8 @@ from __future__ import annotations
 import collections
 import glob
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from daasr_jax.errors import ConfigError, ResourceError
+from daasr_jax.training import parallel
 
 # A process that is gone is noticed after this; the others then stop.
 HEARTBEAT_SECONDS = 30
@@ -40,35 +42,71 @@ def connect(
             asked.
 
     Raises:
-        ConfigError: If the three do not fit together (E240).
-        ResourceError: If the others do not come (E606).
+        ConfigError: If the three do not fit together (E240), or the processes have
+            unequal numbers of devices (E242).
+        ResourceError: If the others do not come (E606) or no device works (E610).
     """
     settings = settings_of(os.environ, coordinator, processes, process)
     if not settings:
         return
     # Its handler of SIGTERM would swallow the signal until the training loop asks.
     jax.config.update("jax_enable_preemption_service", False)
+    late = threading.Timer(CONNECT_SECONDS, _give_up, [settings])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             **settings,
-            initialization_timeout=CONNECT_SECONDS,
+            # JAX itself ends the process by an abort, with a stack.
+            initialization_timeout=2 * CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise ResourceError(
             "E606",
             f"the processes of the run did not find each other: "
-            f"{' '.join(str(error).split())[:300]}; see that all were started and "
-            "reach the coordinator.",
+            f"{' '.join(str(error).split())[:300]}; see that all were started, "
+            "reach the coordinator and that its port is free.",
         ) from error
+    finally:
+        late.cancel()
     try:
-        jax.local_devices()
+        devices = jax.devices()
     except RuntimeError as error:
         raise ResourceError(
             "E610",
             f"process {settings['process_id']} cannot use its devices: "
             f"{' '.join(str(error).split())[:300]}",
         ) from error
+    check_equal(devices)
+
+
+def _give_up(settings: dict[str, Any]) -> None:
+    """Ends a process that waits for others in a call that nothing interrupts."""
+    place = settings.get("coordinator_address", "the first process")
+    error = ResourceError(
+        "E606",
+        f"process {settings['process_id']} waited {CONNECT_SECONDS} s for the "
+        f"{settings['num_processes']} processes of the run; see that all were started "
+        f"and reach {place}.",
+    )
+    os.write(2, f"{error}\n".encode())
+    os._exit(error.exit_code)
+
+
+def check_equal(devices: Sequence[Any]) -> None:
+    """Checks that each process has as many devices, which JAX's own tools rely on.
+
+    Raises:
+        ConfigError: If one has fewer than another (E242).
+    """
+    counts = collections.Counter(d.process_index for d in devices)
+    if len(set(counts.values())) > 1:
+        raise ConfigError(
+            "E242",
+            f"the processes have {[counts[i] for i in sorted(counts)]} devices; start "
+            "them so that each has as many (CUDA_VISIBLE_DEVICES limits one).",
+        )
 
 
 def lost_notice() -> tuple[float, str]:
@@ -204,10 +242,8 @@ class Vote:
 
     def __init__(self, mesh: Mesh) -> None:
         self._alone = jax.process_count() == 1
-        self._sharding = NamedSharding(mesh, P(mesh.axis_names))
-        self._own = sum(
-            d.process_index == jax.process_index() for d in mesh.devices.flat
-        )
+        self._mesh = mesh
+        self._own = len(parallel.rows_of(mesh, mesh.size))
         self._any = jax.jit(jax.numpy.max, out_shardings=NamedSharding(mesh, P()))
         self._open: collections.deque[jax.Array] = collections.deque()
 
@@ -216,8 +252,8 @@ class Vote:
         if self._alone:
             return wish
         mine = np.full(self._own, wish, np.int32)
-        votes = jax.make_array_from_process_local_data(self._sharding, mine)
-        self._open.append(self._any(votes))
+        votes = parallel.shard_batch({"stop": mine}, self._mesh)
+        self._open.append(self._any(votes["stop"]))
         if jax.default_backend() == "cpu":
             jax.block_until_ready(self._open[-1])
         return len(self._open) > self.DELAY and bool(self._open.popleft())

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,12 +21,12 @@ from daasr_jax.training.progress import Progress
 from daasr_jax.training.settings import LoopSettings
 from daasr_jax.training.state import TrainState
 from daasr_jax.training.step import Step
+from daasr_jax.training.stopping import StopRequest
 from daasr_jax.training.watchdog import Watchdog
 from daasr_jax.training.writers import Writer
 
 log = logging.getLogger("daasr_jax")
 
-GRACE_SECONDS = 1.0
 MAX_SKIPPED = 20  # updates in a row without a finite loss and gradient
 
 Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
@@ -45,6 +42,7 @@ def train(
     checkpoints: Checkpoints,
     writer: Callable[[int], Writer],
     validate: Validate | None,
+    stop: StopRequest,
 ) -> TrainState:
     """Trains to `settings.steps`, resuming from the newest usable checkpoint.
 
@@ -58,6 +56,7 @@ def train(
         writer: Step to resume at -> where to report.
         validate: State -> metrics on the validation split, or None without one; it
             calls its second argument after every slice.
+        stop: What asks the run to stop.
 
     Returns:
         The final state.
@@ -85,9 +84,9 @@ def train(
     skipped = int(state.skipped)
     last_saved = start
     vote = hosts.Vote(mesh)
+    stop.begin()
     with (
         contextlib.closing(writer(start)) as out,
-        _StopRequest() as stop,
         Progress(start, settings) as progress,
         Watchdog(settings.watchdog, *hosts.lost_notice()) as watchdog,
         contextlib.closing(reading(batches(start))) as source,
@@ -181,33 +180,3 @@ def _go_back(
     raise DivergedError(
         "E502", f"{trouble} and there is no checkpoint to go back to; {remedy}"
     )
-
-
-class _StopRequest:
-    """Turns the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one acts.
-
-    A terminal and a launcher may both pass one Ctrl-C on: what follows within
-    `GRACE_SECONDS` is the same request.
-    """
-
-    def __init__(self) -> None:
-        self.requested, self._at = "", 0.0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if not self.requested:
-            self.requested = signal.Signals(number).name
-            self._at = time.monotonic()
-        elif time.monotonic() - self._at >= GRACE_SECONDS:
-            self.__exit__()
-            signal.raise_signal(number)
-
-    def __exit__(self, *_: Any) -> None:
-        for known, handler in self._previous.items():
-            signal.signal(known, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,50 +15,51 @@ from jax.sharding import PartitionSpec as P
 from daasr_jax.errors import ConfigError
 from daasr_jax.training.step import Step
 
+log = logging.getLogger("daasr_jax")
+
 AXIS = "data"
 
 
 def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
-    """One-dimensional mesh over the devices of all processes that share a batch.
+    """One-dimensional mesh over devices of all processes, which share a batch equally.
+
+    The devices of a process follow one another. Where not all are used, those that are
+    come from all processes alike.
 
     Args:
         batch_size: Global batch.
-        devices: Number of devices to use, 0 for all.
+        devices: Number of devices to use; 0 for as many as divide the batch.
         accumulate: Parts into which each device cuts its share.
 
     Raises:
-        ConfigError: If there are fewer devices, or they do not divide the batch.
+        ConfigError: If there are not as many devices (E221), they do not divide the
+            batch, a process would have none (E222), or the parts do not divide a share
+            (E226).
     """
     available = jax.devices()
-    n = devices or len(available)
-    alone = jax.process_count() == 1
-    if not alone and n != len(available):
+    processes = jax.process_count()
+    if devices and not processes <= devices <= len(available):
         raise ConfigError(
             "E221",
-            f"config.train.devices={n}, but {jax.process_count()} processes have "
-            f"{len(available)} devices, which all take part; leave it 0.",
+            f"config.train.devices={devices}, but {processes} process(es) have "
+            f"{len(available)} devices; give one of each at least, or 0.",
         )
-    counts = collections.Counter(d.process_index for d in available)
-    sizes = sorted(counts.values())
-    if sizes[0] != sizes[-1]:
-        raise ConfigError(
-            "E221",
-            f"the processes have unequal numbers of devices, {sizes}; "
-            "start them so that each has as many (CUDA_VISIBLE_DEVICES limits one).",
-        )
-    if n > len(available):
-        raise ConfigError(
-            "E221",
-            f"config.train.devices={n} but {len(available)} are here; lower it.",
-        )
-    if batch_size % n:
-        near = max(1, batch_size // n) * n
-        fits = [d for d in range(1, n) if batch_size % d == 0]
+    most = devices or len(available)
+    n = max(d for d in range(1, most + 1) if batch_size % d == 0)
+    near = max(1, batch_size // most) * most
+    fits = f"--config.train.batch_size={near} or {near + most}"
+    if devices and n < devices:
         raise ConfigError(
             "E222",
-            f"batch of {batch_size} does not divide over {n} devices; give "
-            f"--config.train.batch_size={near} or {near + n}"
-            + (f", or use --config.train.devices={fits[-1]}." if alone else "."),
+            f"a batch of {batch_size} does not divide over {devices} devices; give "
+            f"{fits}, or use --config.train.devices={n}.",
+        )
+    if n < processes:
+        raise ConfigError(
+            "E222",
+            f"a batch of {batch_size} divides over {n} of {most} devices and leaves "
+            f"some of the {processes} processes without; give {fits}, or start one "
+            "process on each machine, which takes all its devices.",
         )
     if batch_size // n % accumulate:
         raise ConfigError(
@@ -65,7 +67,40 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
             f"a share of {batch_size // n} images does not divide into "
             f"config.train.accumulate={accumulate} parts; give a divisor of it.",
         )
-    return _mesh(available[:n])
+    if n < most:
+        log.warning(
+            "%d OF %d DEVICES STAY IDLE: a batch of %d divides over %d; %s would use "
+            "all and is another experiment",
+            most - n,
+            most,
+            batch_size,
+            n,
+            fits,
+        )
+    return _mesh(_spread(available, n))
+
+
+def _spread(available: list[Any], n: int) -> list[Any]:
+    """n devices, from each process in turn, those of a process side by side."""
+    place: collections.Counter[int] = collections.Counter()
+    turns = []
+    for device in available:
+        turns.append((place[device.process_index], device.process_index, device))
+        place[device.process_index] += 1
+    chosen = sorted(turns, key=lambda x: x[:2])[:n]
+    return [device for _, _, device in sorted(chosen, key=lambda x: (x[1], x[0]))]
+
+
+def rows_of(mesh: Mesh, batch_size: int) -> range:
+    """The rows of a batch that lie on the devices of this process."""
+    share = batch_size // mesh.size
+    own = _own(mesh)
+    return range(own[0] * share, (own[-1] + 1) * share)
+
+
+def _own(mesh: Mesh) -> list[int]:
+    me = jax.process_index()
+    return [i for i, d in enumerate(mesh.devices.flat) if d.process_index == me]
 
 
 def local_mesh(devices: int = 0) -> Mesh:
@@ -74,9 +109,8 @@ def local_mesh(devices: int = 0) -> Mesh:
 
 
 def _mesh(devices: list[Any]) -> Mesh:
-    return jax.make_mesh(
-        (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    # Not `jax.make_mesh`, which refuses nodes that no fast link connects (slices).
+    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def compile_step(step: Step, mesh: Mesh) -> Any:
@@ -110,12 +144,15 @@ def to_local(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch, laid over the mesh along the first axis."""
+    """This process's rows of a batch, laid over the mesh along the first axis."""
     sharding = NamedSharding(mesh, P(AXIS))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    own = len(_own(mesh))
+
+    def lay(value: np.ndarray) -> jax.Array:
+        shape = (len(value) // own * mesh.size, *value.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, value, shape)
+
+    return {name: lay(value) for name, value in batch.items()}
 
 
 def ahead(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -96,6 +97,14 @@ def generator_variables(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _shapes(variables: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(variables)
+    return {
+        jax.tree_util.keystr(p, simple=True, separator="/"): jnp.shape(x)
+        for p, x in leaves
+    }
+
+
 def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
     """The state with another generator's parameters and batch statistics.
 
@@ -104,11 +113,18 @@ def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
     """
     own = {"params": state.gen, "batch_stats": state.batch_stats}
     given = {name: variables[name] for name in own}
-    if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, given):
-        raise ValueError("the generator to start from has other parameters.")
-    # Copies: the step donates its state, and no array may be donated twice.
+    wanted, found = _shapes(own), _shapes(given)
+    if wanted != found:
+        path = next(p for p in sorted(wanted | found) if wanted.get(p) != found.get(p))
+        raise ValueError(
+            "the generator to start from has other parameters: "
+            f"{path} is {found.get(path, 'absent')}, wanted "
+            f"{wanted.get(path, 'none of that name')}."
+        )
+    # Copies, since the step donates its state and no array may be donated twice; on the
+    # host, since the devices of the state may be those of other processes too.
     gen, stats, ema = jax.tree.map(
-        jnp.array,
+        np.array,
         (given["params"], given["batch_stats"], given["params"] if state.ema else {}),
     )
     return state.replace(  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,7 +20,8 @@ class Watchdog:
 
     Args:
         seconds: Longest time between two beats; 0 ends nothing.
-        notice: Time after which `hint` is printed, once for a beat that asks for it.
+        notice: Time after which `hint` is printed, once for a beat that asks for it;
+            doubled each time, since what goes on after all may be slow by nature.
         hint: What the reason may be.
     """
 
@@ -44,12 +45,12 @@ class Watchdog:
         self._state = time.monotonic(), doing, short
 
     def _watch(self) -> None:
-        noticed = -1.0
+        noticed, notice = -1.0, self._notice
         while not self._over.wait(min(x / 4 for x in self._limits())):
             last, doing, short = self._state
             silent = time.monotonic() - last
-            if short and 0 < self._notice < silent and noticed != last:
-                noticed = last
+            if short and 0 < notice < silent and noticed != last:
+                noticed, notice = last, 2 * notice
                 text = f"nothing happened for {silent:.0f} s in {doing}: {self._hint}\n"
                 os.write(2, text.encode())
             if not 0 < self._seconds < silent:

@@ -15,7 +15,12 @@ from tests.e2e.commands import ROOT, SMALL, environment
 from tests.multiprocess.test_two_processes import free_port
 
 pytestmark = pytest.mark.timeout(300)
-REMOTE = '#!/bin/sh\necho "to $1"\nshift\nexec bash -c "$*"\n'
+# A machine that has what is passed on, and nothing of these two besides.
+REMOTE = """#!/bin/sh
+echo "to $1"
+shift
+exec env -u NCCL_DEBUG -u OTHER bash -c "$*"
+"""
 CHILD = """#!/bin/bash
 for last; do :; done
 trap 'echo "$last is told"; touch stop; exit 75' TERM
@@ -98,3 +103,41 @@ def test_usage(arguments, tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said.splitlines()[-1].startswith("error E241: usage")
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, ""), (75, "requeue 7\n"), (6, "")])
+def test_slurm_queues_again_what_was_saved(code, requeued, tmp_path):
+    log = tmp_path / "log"
+    for name, body in (
+        ("srun", f'printf "%s|" "$@" > "{log}"; exit {code}'),
+        ("scontrol", f'echo "$@" > "{log}.requeued"'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [
+            "bash",
+            ROOT / "scripts/slurm.sbatch",
+            "--config",
+            "x",
+            "--config.data.root=a  b",
+        ],
+        env=os.environ
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert log.read_text().endswith("train.py|--config|x|--config.data.root=a  b|")
+    again = tmp_path / "log.requeued"
+    assert (again.read_text() if again.exists() else "") == requeued
+
+
+def test_settings_of_the_runtime_reach_the_others(tmp_path):
+    show = ["bash", "-c", 'echo "$NCCL_DEBUG $OTHER"', "x"]
+    process = launch(
+        ["one", "two", "--", *show], tmp_path, NCCL_DEBUG="INFO  x", OTHER="here"
+    )
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+    assert sorted(out.splitlines()) == ["INFO  x ", "INFO  x here", "to two"]

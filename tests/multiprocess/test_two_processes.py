@@ -14,10 +14,10 @@ from tests.data_fixtures import fastmri_root
 from tests.e2e.commands import SMALL, last_state, rows, start, until_saved
 
 pytestmark = pytest.mark.timeout(600)
-STEPS = 40
+STEPS = 60
 LENGTH = (
     f"--config.train.steps={STEPS}",
-    "--config.train.batch_size=4",
+    "--config.train.batch_size=3",  # two devices of one process, one of the other
     "--config.train.checkpoint_every=5",
     "--config.train.validate_every_epochs=5",
     "--config.optimiser.warmup_steps=0",
@@ -53,6 +53,21 @@ def ended(process, seconds=200):
     return process.returncode, said
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_the_others_do_not_come(process, tmp_path):
+    place = f"localhost:{free_port()}"
+    code = (
+        "from daasr_jax.training import hosts\nhosts.CONNECT_SECONDS = 2\n"
+        f"hosts.connect({place!r}, 2, {process})"
+    )
+    waiting = start(["-c", code], tmp_path)
+    assert ended(waiting, seconds=60) == (
+        6,
+        f"error E606: process {process} waited 2 s for the 2 processes of the run; see "
+        f"that all were started and reach {place}.\n",
+    )
+
+
 def test_stopped_killed_and_resumed_by_one_process(tmp_path):
     cache = tmp_path / "cache"
     root = fastmri_root(tmp_path / "data", train=4, val=2)
@@ -65,22 +80,32 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
     code, said = ended(start(train(whole), cache))
     assert code == 0, said
 
-    # One is asked to stop: both save the same step and leave.
-    pair = start_two(train(parts), cache)
-    until_saved(pair[0], parts, 5)
-    pair[1].send_signal(signal.SIGTERM)
-    results = [ended(process) for process in pair]
-    assert [code for code, _ in results] == [75, 75], results
-    lines = [said.strip().splitlines()[-1] for _, said in results]
-    stopped = [int(x.split("at step ")[1].split(",")[0]) for x in lines]
-    assert "stopped by another process" in lines[0]
-    assert "stopped by SIGTERM" in lines[1]
-    assert stopped[0] == stopped[1] < STEPS
+    # One is asked to stop, or all are: they save the same step and leave.
+    at = 0
+    for number, asked in (
+        (signal.SIGTERM, (1,)),
+        (signal.SIGUSR1, (0,)),
+        (signal.SIGINT, (0, 1)),
+    ):
+        pair = start_two(train(parts), cache)
+        until_saved(pair[0], parts, at // 5 * 5 + 5)
+        for i in asked:
+            pair[i].send_signal(number)
+        results = [ended(process) for process in pair]
+        assert [code for code, _ in results] == [75, 75], results
+        assert "1 OF 4 DEVICES STAY IDLE" in results[0][1]
+        lines = [said.strip().splitlines()[-1] for _, said in results]
+        for i, line in enumerate(lines):
+            by = number.name if i in asked else "another process"
+            assert f"stopped by {by}" in line
+        stopped = [int(x.split("at step ")[1].split(",")[0]) for x in lines]
+        assert at < stopped[0] == stopped[1] < STEPS
+        at = stopped[0]
 
     # One is killed: the other says so and does not wait for ever.
     for victim, other, more in ((1, 0, 5), (0, 1, 10)):
         pair = start_two(train(parts), cache)
-        until_saved(pair[0], parts, stopped[0] // 5 * 5 + more)
+        until_saved(pair[0], parts, at // 5 * 5 + more)
         pair[victim].kill()
         begin = time.monotonic()
         code, said = ended(pair[other], seconds=60)
@@ -107,6 +132,21 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
         )
         assert list(got) == list(want)
         np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
+
+    # All four devices, from a trained generator.
+    short = ["train.py", *common, f"--config.train.start_from={whole}"]
+    short += ["--config.train.steps=3", "--config.train.batch_size=4"]
+    apart, joint = tmp_path / "apart", tmp_path / "joint"
+    code, said = ended(start([*short, f"--workdir={apart}"], cache))
+    assert code == 0, said
+    for process in start_two([*short, f"--workdir={joint}"], cache):
+        code, said = ended(process)
+        assert (code, "IDLE" in said) == (0, False), said
+    got, want = (
+        [r["g/total"] for r in rows(x) if "g/total" in r] for x in (joint, apart)
+    )
+    assert len(want) == 3
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
     # Both evaluate: each slice once, in the order of the split.
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from daasr_jax.errors import ConfigError
 from daasr_jax.models.__main__ import parameters
 from daasr_jax.pretrained import lpips_vgg16
 from daasr_jax.registry import MODELS
+from tests.data_fixtures import fastmri_root
 from tests.parity import public
 
 ROOT = Path(__file__).parents[2]
@@ -117,17 +120,71 @@ def test_common_is_the_papers_protocol(system):
     assert all(v is None for v in config.model.kwargs.values())
 
 
-def test_published_recipes_differ_where_they_should():
-    o = {s: load(s, "published").optimiser for s in SYSTEMS}
-    assert (o["srcnn"].name, o["minet"].name, o["hat"].name) == (
-        "sgd",
-        "rmsprop",
-        "adam",
+# What a publication, or its public code, differs in from the common protocol.
+_SWIN = {
+    "train.batch_size": 32,
+    "train.steps": 500_000,
+    "train.ema_decay": 0.999,
+    "optimiser.b2": 0.99,
+    "optimiser.schedule": "milestones",
+    "optimiser.milestones": [250_000, 400_000, 450_000, 475_000],
+}
+RECIPES = {
+    "srcnn": {
+        "losses.rec.name": "pixel.mse",
+        "model.kwargs.start": "published",
+        "optimiser.name": "sgd",
+        "optimiser.learning_rate": 1e-4,
+        "optimiser.schedule": "constant",
+        "optimiser.slow": "^reconstruct/",
+        "optimiser.slow_factor": 0.1,
+    },
+    "edsr": {
+        "train.batch_size": 16,
+        "train.crop": 48,
+        "train.steps": 300_000,
+        "train.ema_decay": 0.999,
+        "optimiser.learning_rate": 1e-4,
+        "optimiser.b2": 0.99,
+        "optimiser.schedule": "milestones",
+        "optimiser.milestones": [200_000],
+    },
+    "swinir": _SWIN | {"train.crop": 48},
+    "hat": _SWIN | {"train.crop": 64},
+    "mcsr": {
+        "losses.rec.name": "pixel.mse",
+        "perceptual.network": "vgg19",
+        "perceptual.texture": 0.1,
+        "adversarial.objective": "wgan-gp",
+    },
+    "minet": {
+        "train.batch_size": 4,
+        "train.crop": 0,
+        "train.epochs": 35,
+        "optimiser.name": "rmsprop",
+        "optimiser.b2": 0.99,
+        "optimiser.learning_rate": 1e-5,
+        "optimiser.schedule": "constant",
+    },
+    "mcmrsr": {
+        "train.batch_size": 2,
+        "train.crop": 0,
+        "optimiser.learning_rate": 1e-4,
+        "optimiser.b1": 0.5,
+        "optimiser.schedule": "constant",
+    },
+    "ttsr": {"optimiser.learning_rate": 1e-4, "optimiser.schedule": "constant"},
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_published_is_the_recipe_of_the_publication(system):
+    common, published = (
+        provenance.flatten(load(system, preset).to_dict())
+        for preset in ("common", "published")
     )
-    assert o["swinir"].milestones == (250_000, 400_000, 450_000, 475_000)
-    assert o["ttsr"].slow_factor == 0.1
-    for system in SYSTEMS:
-        assert load(system, "published").train != load(system, "small").train
+    changed = {k: v for k, v in published.items() if v != common[k]}
+    assert changed == RECIPES[system] | {"preset": "published"}
 
 
 def test_a_variant_by_its_name_alone():
@@ -208,18 +265,30 @@ class TestConverter:
         ],
     )
     def test_run(self, system, golden, wrap, tmp_path, capsys):
-        state, _, _ = public.load(golden)
+        state, arrays, about = public.load(golden)
         file = file_of(self.torch, state, tmp_path / "net.pth", wrap)
         arguments = ["--system", system, "--torch", str(file)]
         assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 0
         said = capsys.readouterr().out
         assert f"eval.py --config configs/{system}_x4.py" in said
+        assert ("assumed" in said) == (system == "edsr")
         run = trained.load_run(tmp_path / "run")
         assert run.step == 0
         assert run.config.model.name.startswith(system)
-        want = sum(v.size for k, v in state.items() if not k.endswith("_index"))
-        have = sum(x.size for x in jax.tree.leaves(run.variables["params"]))
-        assert abs(have - want) <= 24  # the public TTSR holds its means as parameters
+        lr, ref = (
+            jnp.asarray(public.image((2, *size, 1), name))
+            for size, name in (
+                (about["size"], golden if system != "ttsr" else f"{golden}_lr"),
+                (about.get("reference", (8, 8)), f"{golden}_ref"),
+            )
+        )
+        index = {"indices": jnp.asarray(arrays["index"])} if system == "ttsr" else {}
+        model = build.make_model(run.config)
+        sr = jax.jit(lambda v: model.apply(v, lr, ref, train=False, **index).sr)(
+            run.variables
+        )
+        expected = arrays["sr"]
+        assert np.abs(sr - expected).max() <= 1e-5 * np.abs(expected).max()
         assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
         assert "E235" in capsys.readouterr().err
 
@@ -232,6 +301,68 @@ class TestConverter:
         assert "is not a supported hat" in error
         assert error.count("\n") == 1
         assert not (tmp_path / "run").exists()
+
+    def test_the_printed_command_evaluates(self, tmp_path, capsys):
+        """Names of `DataParallel` too; fields that are tuples and fractions."""
+        state, _, _ = public.load("edsr_x2")
+        state = {f"module.{name}": value for name, value in state.items()}
+        file = file_of(self.torch, state, tmp_path / "net.pth", "state_dict")
+        out = tmp_path / "a run"
+        arguments = ["--system", "edsr", "--torch", str(file), "--out", str(out)]
+        assert convert.main(arguments) == 0
+        line = capsys.readouterr().out.strip().splitlines()[-1]
+        root = fastmri_root(tmp_path / "data", train=2, val=2)
+        command = line.removeprefix("evaluate by: ").replace("=DIR", f"={root}")
+        command = [sys.executable, *shlex.split(command)[1:], "--config.data.size=64"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads((out / "eval_test.json").read_text())
+        assert np.isfinite(report["methods"]["edsr"]["psnr"]["mean"])
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (
+                {"conv_first.weight": np.float32(1)},
+                "conv_first.weight has the shape ()",
+            ),
+            (
+                {"conv_first.weight": np.ones((0, 1, 3, 3))},
+                "has the shape (0, 1, 3, 3)",
+            ),
+            ({"conv_last.weight": np.ones((1, 16, 3))}, "wanted 4 axes"),
+            (
+                {"conv_last.weight": np.ones((1, 16, 5, 5))},
+                "last/kernel is (5, 5, 16, 1)",
+            ),
+            ({"conv_last.weight": "sparse"}, "conv_last.weight is no dense tensor"),
+            ({"conv_last.weight": "meta"}, "conv_last.weight is no dense tensor"),
+        ],
+    )
+    def test_tensors_that_do_not_fit(self, change, says, tmp_path, capsys):
+        torch = self.torch
+        odd = {
+            "sparse": torch.ones(1, 16, 3, 3).to_sparse(),
+            "meta": torch.ones(1, 16, 3, 3, device="meta"),
+        }
+        tensors = {
+            name: odd[value] if isinstance(value, str) else torch.as_tensor(value)
+            for name, value in (public.load("edsr_x2")[0] | change).items()
+        }
+        torch.save(tensors, tmp_path / "net.pth")
+        arguments = ["--system", "edsr", "--torch", str(tmp_path / "net.pth")]
+        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert "E235" in error
+        assert error.count("\n") == 1
 
     def test_no_state_dict(self, tmp_path, capsys):
         self.torch.save([1, 2], tmp_path / "net.pth")

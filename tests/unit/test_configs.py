@@ -246,6 +246,7 @@ SHARED = {
     "E301": "the data root cannot be read",
     "E302": "a file of the data cannot be used",
     "E311": "the prepared set is damaged",
+    "E701": "asked to stop; the same command goes on",
 }
 
 

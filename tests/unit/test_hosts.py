@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.training.hosts import settings_of
+from daasr_jax.training.hosts import check_equal, settings_of
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -116,3 +118,10 @@ def test_refusals(environment, given, said):
         settings_of(environment, *given)
     assert error.value.code == "E240"
     assert "\n" not in str(error.value)
+
+
+def test_processes_have_as_many_devices():
+    devices = [SimpleNamespace(process_index=i) for i in (0, 0, 1, 1)]
+    check_equal(devices)
+    with pytest.raises(ConfigError, match=r"E242: the processes have \[2, 1\]"):
+        check_equal(devices[:3])

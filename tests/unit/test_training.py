@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.resampling import downsample
-from daasr_jax.training import loop, parallel
+from daasr_jax.training import loop, parallel, stopping
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress, clock
@@ -31,6 +32,7 @@ from daasr_jax.training.state import (
     start_from,
 )
 from daasr_jax.training.step import confidence_statistics, make_train_step
+from daasr_jax.training.stopping import StopRequest
 from daasr_jax.training.writers import RunWriter
 
 SCALE, CROP = 2, 8
@@ -430,16 +432,18 @@ def run_loop(
     )
     checkpoints = Checkpoints(folder)
     try:
-        return loop.train(
-            step,
-            small_state(),
-            numbers(values),
-            mesh=parallel.make_mesh(1, 1),
-            settings=settings,
-            checkpoints=checkpoints,
-            writer=lambda start: RunWriter(folder, start_step=start),
-            validate=validate,
-        )
+        with StopRequest() as stop:
+            return loop.train(
+                step,
+                small_state(),
+                numbers(values),
+                mesh=parallel.make_mesh(1, 1),
+                settings=settings,
+                checkpoints=checkpoints,
+                writer=lambda start: RunWriter(folder, start_step=start),
+                validate=validate,
+                stop=stop,
+            )
     finally:
         checkpoints.close()
 
@@ -522,7 +526,7 @@ class TestLoop:
             signal.raise_signal(signal.SIGINT)
             return {}
 
-        monkeypatch.setattr(loop, "GRACE_SECONDS", 0.0)
+        monkeypatch.setattr(stopping, "GRACE_SECONDS", 0.0)
         # Workers of pytest-xdist ignore SIGINT; a person's shell does not.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -677,6 +681,59 @@ class TestMesh:
         with pytest.raises(ConfigError, match=r"E226.*2 images.*accumulate=3"):
             parallel.make_mesh(8, 4, accumulate=3)
         assert parallel.make_mesh(8, accumulate=2).size == 4
+
+    @pytest.mark.parametrize(
+        ("batch", "size", "told"), [(9, 3, "1 OF 4"), (7, 1, "3 OF 4"), (4, 4, "")]
+    )
+    def test_devices_that_do_not_divide_the_batch_stay_idle(
+        self, batch, size, told, caplog
+    ):
+        mesh = parallel.make_mesh(batch)
+        assert mesh.size == size
+        assert told in caplog.text
+        assert bool(caplog.records) == bool(told)
+        assert ("batch_size=8 or 12" in caplog.text) == (batch == 9)
+        assert parallel.rows_of(mesh, batch) == range(batch)
+
+    def test_processes_take_part_alike(self, monkeypatch):
+        """Two nodes of eight and the paper's batch of 9: five devices and four."""
+        devices = [SimpleNamespace(process_index=i // 8, id=i) for i in range(16)]
+        monkeypatch.setattr(parallel.jax, "devices", lambda: devices)
+        monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+        monkeypatch.setattr(
+            parallel,
+            "_mesh",
+            lambda x: SimpleNamespace(
+                devices=SimpleNamespace(flat=x), size=len(x), ids=[d.id for d in x]
+            ),
+        )
+        mesh = parallel.make_mesh(9)
+        assert mesh.ids == [0, 1, 2, 3, 4, 8, 9, 10, 11]
+        rows = []
+        for process in range(2):
+            monkeypatch.setattr(parallel.jax, "process_index", lambda i=process: i)
+            rows.append(parallel.rows_of(mesh, 9))
+        assert rows == [range(5), range(5, 9)]
+        assert parallel.make_mesh(6, 3).ids == [0, 1, 8]
+        monkeypatch.setattr(parallel.jax, "process_count", lambda: 16)
+        with pytest.raises(ConfigError, match=r"E222.*9 of 16.*16 processes.*=16 or"):
+            parallel.make_mesh(9)
+        with pytest.raises(ConfigError, match=r"E221.*devices=8.*16 process"):
+            parallel.make_mesh(16, 8)
+
+    def test_nodes_that_no_fast_link_connects(self, monkeypatch):
+        """XLA gives the GPUs of each such node a slice of its own."""
+
+        class Device:
+            platform, device_kind, process_index = "gpu", "a GPU", 0
+
+            def __init__(self, i):
+                self.id, self.slice_index = i, i // 2
+
+        monkeypatch.setattr(
+            parallel.jax, "devices", lambda: [Device(i) for i in range(4)]
+        )
+        assert [d.id for d in parallel.make_mesh(8).devices.flat] == [0, 1, 2, 3]
 
 
 class TestOptimisers:

@@ -1,0 +1,62 @@
+"""What `train.py` builds from a configuration: data, losses, optimiser and step."""
+
+from __future__ import annotations
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from daasr_jax import build, runs
+from daasr_jax.training import parallel
+from tests.data_fixtures import fastmri_root
+
+# Systems with parts of their own in data, losses or optimiser, and ablations by kind.
+PLANS = (
+    *(f"{system}_x4:small" for system in ("srcnn", "mcsr", "minet", "mcmrsr", "ttsr")),
+    *(f"ablation_x4_small:{row}" for row in ("without_sat", "lambda_0.3_0.09")),
+    "ablation_x4:crop_10",
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+    return fastmri_root(folder / "data", train=4, val=2), folder / "cache"
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_step_of_the_run(plan, folders):
+    """The total is the weighted sum of the terms, and every part moves that should."""
+    file, _, argument = plan.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(argument)
+    root, cache = folders
+    assert config.train.crop == (10 if argument == "crop_10" else 16)
+    config.data.root, config.data.cache_dir, config.data.size = (
+        str(root),
+        str(cache),
+        64,
+    )
+    config.train.batch_size, config.train.devices = 2, 1
+    config.train.crop = 10
+    config.optimiser.warmup_steps = 0
+    config.perceptual.network = "none"
+    if file == "ablation_x4":
+        config.model.kwargs.features, config.model.kwargs.groups = 8, 1
+    build.check_ranges(config)
+    made = runs.make_plan(config)
+    before = jax.device_get(made.state)
+    batch = parallel.shard_batch(next(iter(made.batches(0))), made.mesh)
+    step = parallel.compile_step(made.step_fn, made.mesh)
+    state, metrics = step(parallel.replicate(made.state, made.mesh), batch)
+    metrics = {k: float(v) for k, v in metrics.items()}
+    terms = sum(t.weight * metrics[f"g/{name}"] for name, t in config.losses.items())
+    np.testing.assert_allclose(metrics["g/total"], terms, rtol=1e-5)
+    assert metrics["skipped"] == 0
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before.gen, state.gen)
+    assert max(jax.tree.leaves(moved)) > 0
+    if config.optimiser.slow:
+        slow, rest = moved.pop("texture"), moved
+        ratio = max(jax.tree.leaves(slow)) / max(jax.tree.leaves(rest))
+        assert 0.05 < ratio < 0.2
