@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import importlib
 import io
-import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -157,15 +156,13 @@ def read_torch(source: Path) -> tuple[Any, str]:
         ) from None
     try:
         return torch.load(source, weights_only=True, map_location="cpu"), found
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            "E235",
-            f"--torch={source} is no file of PyTorch weights, or holds more than "
-            "tensors, which is not read because it could run code: save the state dict "
-            "alone.",
-        ) from None
     except Exception as error:  # a damaged file may raise any
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if type(error).__name__ == "UnpicklingError":  # torch advises to run the code
+            reason = (
+                "it is damaged or holds more than tensors, which could run code and is "
+                "not read; save the state dict alone."
+            )
         raise ConfigError(
             "E235", f"--torch={source} is no file of PyTorch weights: {reason}"
         ) from None
