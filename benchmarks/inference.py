@@ -169,8 +169,10 @@ def main() -> None:
         rest = spent / (i + 1) * (len(jobs) - i - 1)
         print(f"{job}: {spent:.0f} s spent, about {rest:.0f} s left", flush=True)
     about = machine()
-    command = "python -m benchmarks.inference " + " ".join(sys.argv[1:])
-    text = markdown(rows, about, command.strip())
+    command = f"python -m benchmarks.inference --sizes {args.sizes} "
+    command += f"--scale {args.scale} --repeats {args.repeats}"
+    command += f" --models {args.models}" if args.models else ""
+    text = markdown(rows, about, command)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "inference.md").write_text(text, encoding="utf-8")

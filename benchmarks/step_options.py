@@ -86,14 +86,14 @@ def run(preset: str, case: str, compiled: str) -> dict[str, Any] | None:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+def markdown(rows: list[dict[str, Any]], about: dict[str, Any], presets: str) -> str:
     text = [
         "# Options of the training step",
         "",
         *(x for x in __doc__.splitlines()[4:11] if x),
         "",
-        "`python -m benchmarks.step_options`: mean of 3 steps after the first. "
-        + where(about),
+        f"`python -m benchmarks.step_options --presets {presets}`: mean of 3 steps "
+        f"after the first. {where(about)}",
         "",
         "| preset | options | s a step | images/s | state and batch, MiB | work, MiB | "
         "of float32 | peak, MiB | first step cold, s | warm, s |",
@@ -144,7 +144,7 @@ def main() -> None:
         rest = spent / (i + 1) * (len(jobs) - i - 1)
         print(f"{preset}, {case}: done; about {rest / 60:.0f} min left", flush=True)
     about = machine()
-    text = markdown(rows, about)
+    text = markdown(rows, about, args.presets)
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

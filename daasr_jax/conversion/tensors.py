@@ -77,7 +77,12 @@ class Tensors:
 
     def conv(self, name: str) -> dict[str, np.ndarray]:
         """Convolution: `weight` OIHW to `kernel` HWIO, `bias` where there is one."""
-        kernel = self._take(f"{name}.weight", 4).transpose(2, 3, 1, 0)
+        weight = self.take(f"{name}.weight")
+        if weight.ndim != 4:
+            raise ValueError(
+                f"{name}.weight has the shape {weight.shape}, wanted 4 axes."
+            )
+        kernel = weight.transpose(2, 3, 1, 0)
         return {"kernel": np.ascontiguousarray(kernel), **self._bias(name)}
 
     def dense(self, name: str) -> dict[str, np.ndarray]:
@@ -109,12 +114,6 @@ class Tensors:
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ValueError(f"nothing here takes its {left[0]}{more}.")
-
-    def _take(self, name: str, axes: int) -> np.ndarray:
-        value = self.take(name)
-        if value.ndim != axes:
-            raise ValueError(f"{name} has the shape {value.shape}, wanted {axes} axes.")
-        return value
 
     def _bias(self, name: str) -> dict[str, np.ndarray]:
         bias = f"{name}.bias"

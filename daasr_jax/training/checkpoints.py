@@ -225,16 +225,12 @@ def _agreed(step: int | None) -> int | None:
 def _leaves(tree: Any) -> dict[str, str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        _name(path): f"{jax.numpy.dtype(x.dtype).name}{tuple(x.shape)}"
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{jax.numpy.dtype(x.dtype).name}{tuple(x.shape)}"
         for path, x in leaves
         if hasattr(x, "dtype")
     }
-
-
-def _name(path: Any) -> str:
-    return "/".join(
-        str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path
-    )
 
 
 def _is_disk(error: Exception) -> bool:

@@ -42,7 +42,8 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
         raise ConfigError(
             "E221",
             f"config.train.devices={devices}, but {processes} process(es) have "
-            f"{len(available)} devices; give one of each at least, or 0.",
+            f"{len(available)} devices; give {processes} to {len(available)}, or 0 for "
+            "as many as divide the batch.",
         )
     most = devices or len(available)
     n = max(d for d in range(1, most + 1) if batch_size % d == 0)
@@ -81,14 +82,12 @@ def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:
 
 
 def _spread(available: list[Any], n: int) -> list[Any]:
-    """n devices, from each process in turn, those of a process side by side."""
-    place: collections.Counter[int] = collections.Counter()
-    turns = []
+    """n devices, from each process alike, those of a process side by side."""
+    own: dict[int, list[Any]] = collections.defaultdict(list)
     for device in available:
-        turns.append((place[device.process_index], device.process_index, device))
-        place[device.process_index] += 1
-    chosen = sorted(turns, key=lambda x: x[:2])[:n]
-    return [device for _, _, device in sorted(chosen, key=lambda x: (x[1], x[0]))]
+        own[device.process_index].append(device)
+    each, more = divmod(n, len(own))
+    return [d for i, p in enumerate(sorted(own)) for d in own[p][: each + (i < more)]]
 
 
 def rows_of(mesh: Mesh, batch_size: int) -> range:
