@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from daasr_jax import cli
+from daasr_jax.experiment import cli
 
 SPLIT = flags.DEFINE_string("split", "test", "Split: train, val or test.")
 OUT = flags.DEFINE_string("out", None, "Result file (.json); the picture goes beside.")
@@ -15,8 +15,8 @@ LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16
 def main(config: Any, workdir: str) -> None:
     """Measures the best checkpoint, prints the table and the paths of the results."""
     from daasr_jax.evaluation.report import describe_training, make_table
-    from daasr_jax.runs import evaluate_run
-    from daasr_jax.training import hosts
+    from daasr_jax.experiment.evaluate import evaluate_run
+    from daasr_jax.runtime import hosts
 
     report, result, picture = evaluate_run(
         config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from daasr_jax import cli
+from daasr_jax.experiment import cli
 
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the data, print memory, steps and speed; train nothing."
@@ -13,7 +13,8 @@ DRY_RUN = flags.DEFINE_bool(
 
 def main(config: Any, workdir: str) -> None:
     """Runs the training that the configuration describes."""
-    from daasr_jax.runs import dry_run, train_run
+    from daasr_jax.experiment.dry_run import dry_run
+    from daasr_jax.experiment.train import train_run
 
     if DRY_RUN.value:
         dry_run(config)

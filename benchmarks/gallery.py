@@ -22,8 +22,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from daasr_jax import build, data, trained
-from daasr_jax.evaluation import run as evaluation
+from daasr_jax import data
+from daasr_jax.evaluation import predict as evaluation
+from daasr_jax.experiment import checks, parts, saved_run
 from daasr_jax.metrics.lpips import load_lpips
 
 
@@ -39,14 +40,14 @@ def middle_slices(table: data.SliceTable) -> list[int]:
 def predictions(
     folder: Path, root: str, split: str, lpips: dict[str, Any]
 ) -> tuple[data.SliceTable, list[evaluation.Prediction]]:
-    run = trained.load_run(folder)
+    run = saved_run.load_run(folder)
     config = run.config
     config.data.root = root
-    table = data.prepare(build.data_settings(config)).splits[split]
+    table = data.prepare(parts.data_settings(config)).splits[split]
     predict = evaluation.make_predict(
-        build.make_model(config),
+        parts.make_model(config),
         scale=config.scale,
-        border=build.metric_border(config),
+        border=checks.metric_border(config),
         method="run",
         lpips=lpips,
     )
@@ -54,7 +55,7 @@ def predictions(
         predict,
         run.variables,
         table,
-        build.make_pairing(config, table),
+        parts.make_pairing(config, table),
         scale=config.scale,
         positions=middle_slices(table),
     )

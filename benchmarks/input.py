@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     absl.flags.FLAGS(sys.argv[:1])  # Grain's worker processes read them
 
-    from daasr_jax.dry_run import measure
+    from daasr_jax.experiment.dry_run import measure
 
     plans = {preset: paper_plan(preset, {}, args.data) for preset in ("fast", "paper")}
     table = plans["fast"].prepared.splits["train"]

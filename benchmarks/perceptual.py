@@ -25,13 +25,14 @@ from scipy import ndimage
 
 from benchmarks.train_step import machine
 from configs import fastmri_x4, quickstart_x4
-from daasr_jax import build, data
+from daasr_jax import data
+from daasr_jax.experiment import parts
 from daasr_jax.losses import perceptual
 from daasr_jax.models import vgg as vgg_module
 from daasr_jax.models.outputs import Outputs
 from daasr_jax.models.vgg import FrozenVGG
-from daasr_jax.pretrained import lpips_vgg16, read_vgg19
 from daasr_jax.resampling import downsample, upsample
+from daasr_jax.weights.vgg import lpips_vgg16, read_vgg19
 
 BICUBIC = tuple(f"bicubic x{scale}" for scale in (2, 3, 4))
 SIDE = 252  # a multiple of 2, 3 and 4
@@ -40,11 +41,11 @@ SIZES = ((8, 64), (9, 160))
 
 def data_sets(root: str, name: str) -> Iterator[tuple[str, data.PreparedSet]]:
     config: Any = quickstart_x4.get_config()
-    yield "template:mni152", data.prepare(build.data_settings(config))
+    yield "template:mni152", data.prepare(parts.data_settings(config))
     if root:
         config = fastmri_x4.get_config()
         config.data.root = root
-        yield name, data.prepare(build.data_settings(config))
+        yield name, data.prepare(parts.data_settings(config))
 
 
 def images(prepared: data.PreparedSet, every: int) -> list[np.ndarray]:

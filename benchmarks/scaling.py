@@ -41,7 +41,7 @@ def child(preset: str, share: int, devices: int) -> None:
     """Seconds of a step on some devices, printed as JSON."""
     import jax
 
-    from daasr_jax.dry_run import measure
+    from daasr_jax.experiment.dry_run import measure
 
     edits = {"train.devices": devices, "train.batch_size": share * devices}
     plan = paper_plan(preset, edits)

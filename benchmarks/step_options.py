@@ -40,8 +40,8 @@ CASES: dict[str, dict[str, Any]] = {
 def paper_plan(preset: str, edits: dict[str, Any], root: str = "") -> Any:
     """The plan of `fastmri_x4` with edits, on a data root or the embedded template."""
     from configs import fastmri_x4, quickstart_x4
-    from daasr_jax import build
-    from daasr_jax.runs import make_plan
+    from daasr_jax.experiment import checks
+    from daasr_jax.experiment.plan import make_plan
 
     config: Any = fastmri_x4.get_config(preset).unlock()
     if root:
@@ -51,7 +51,7 @@ def paper_plan(preset: str, edits: dict[str, Any], root: str = "") -> Any:
         config.data, config.reference = template.data, template.reference
     config.perceptual.network = "none"
     config.update_from_flattened_dict(edits)
-    build.setup(config)
+    checks.setup(config)
     return make_plan(config)
 
 
@@ -59,7 +59,7 @@ def child(preset: str, case: str, started: float) -> None:
     """One process: compiles or loads the step, makes some, prints JSON."""
     import jax
 
-    from daasr_jax.dry_run import TIMED, measure
+    from daasr_jax.experiment.dry_run import TIMED, measure
 
     plan = paper_plan(preset, CASES[case])
     row = measure(plan.step_fn, plan.state, plan.batches(0), plan.mesh)

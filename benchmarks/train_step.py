@@ -81,7 +81,7 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> Timi
     import optax
 
     from configs import fastmri_x4
-    from daasr_jax import build
+    from daasr_jax.experiment import parts
     from daasr_jax.models import conv
     from daasr_jax.training.state import create_state
     from daasr_jax.training.step import make_train_step
@@ -89,7 +89,7 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> Timi
     if xla_gradient:
         conv._kernel_gradient_product = conv._kernel_gradient_xla
     config = fastmri_x4.get_config(preset)
-    model = build.make_model(config)
+    model = parts.make_model(config)
     optimiser = optax.adam(2e-4)
     state = create_state(model, optimiser, scale=SCALE, crop=CROP, seed=0, ema=False)
     if mode == "inference 256x256":
@@ -100,7 +100,7 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> Timi
     step = make_train_step(
         model,
         optimiser,
-        build.make_losses(config),
+        parts.make_losses(config),
         scale=SCALE,
     )
     compiled = jax.jit(step, donate_argnums=0)
@@ -281,7 +281,7 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     from daasr_jax.evaluation.report import device_description
-    from daasr_jax.provenance import commit_id
+    from daasr_jax.experiment.record import commit_id
 
     versions = {}
     for name in ("jax", "flax", "numpy", "torch"):

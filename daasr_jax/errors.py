@@ -1,5 +1,12 @@
 """Errors a user can act on: one line of cause, place and remedy, and an exit code."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
 
 class UserError(Exception):
     """An error whose message is the whole report: what, where, what to do.
@@ -55,3 +62,14 @@ class Preempted(UserError):
     """Asked to stop; the state was saved and the same command resumes (code 75)."""
 
     exit_code = 75
+
+
+def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a library function whose complaint is about the configuration."""
+    try:
+        return function(*args, **kwargs)
+    except jax.errors.JaxRuntimeError:
+        raise  # of a device, not of the configuration
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError("E210", f"the configuration does not fit: {text}") from error

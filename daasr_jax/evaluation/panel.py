@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from daasr_jax.evaluation.run import BASELINE, Prediction
+from daasr_jax.evaluation.predict import BASELINE, Prediction
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure

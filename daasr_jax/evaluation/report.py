@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from rich.table import Table
 
 from daasr_jax.data import Pairing, SliceTable
-from daasr_jax.evaluation.run import BASELINE, Prediction
+from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
 from daasr_jax.resampling import DEGRADATION
 
@@ -144,12 +143,6 @@ def describe_training(report: dict[str, Any]) -> str:
     if adversarial["objective"] == "none":
         return f"{text}; adversarial term off"
     return f"{text}; adversarial term {adversarial['objective']}"
-
-
-def device_description() -> str:
-    """Platform and kind of the device that computes."""
-    device = jax.devices()[0]
-    return f"{device.platform}: {device.device_kind} x{jax.device_count()}"
 
 
 def make_table(report: dict[str, Any]) -> Table:

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from daasr_jax.models.vgg import VGG, VGG16
-from daasr_jax.pretrained import lpips_arrays
+from daasr_jax.weights.lpips import lpips_arrays
 
 SMALLEST = {"alex": 31, "vgg": 16}  # side in pixels that leaves the last layer one
 SHIFT = (-0.030, -0.088, -0.188)  # mean and standard deviation of ImageNet's channels

@@ -13,16 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from daasr_jax.errors import DivergedError, Preempted
-from daasr_jax.training import hosts
+from daasr_jax.runtime import hosts
+from daasr_jax.runtime.devices import ahead, compile_step, replicate
+from daasr_jax.runtime.failures import reading
+from daasr_jax.runtime.stopping import StopRequest
+from daasr_jax.runtime.watchdog import Watchdog
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.failures import reading
-from daasr_jax.training.parallel import ahead, compile_step, replicate
 from daasr_jax.training.progress import Progress
 from daasr_jax.training.settings import LoopSettings
 from daasr_jax.training.state import TrainState
 from daasr_jax.training.step import Step
-from daasr_jax.training.stopping import StopRequest
-from daasr_jax.training.watchdog import Watchdog
 from daasr_jax.training.writers import Writer
 
 log = logging.getLogger("daasr_jax")

@@ -14,7 +14,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import daasr_jax.runs  # noqa: F401  the slow import, shared by all children
+import daasr_jax.experiment.evaluate
+import daasr_jax.experiment.train  # noqa: F401  the slow import, shared by all children
 
 
 def run(argv: list[str]) -> dict[str, object]:

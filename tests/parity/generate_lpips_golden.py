@@ -39,7 +39,7 @@ def torch_lpips(net: str, pred: np.ndarray, target: np.ndarray) -> list[float]:
     import torch
     from torch.nn import functional as F
 
-    from daasr_jax.pretrained import lpips_arrays
+    from daasr_jax.weights.lpips import lpips_arrays
 
     arrays = [torch.tensor(a, dtype=torch.float64) for a in lpips_arrays(net)]
     heads = arrays[-5:]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from daasr_jax.conversion.swinir import layout, mlp_ratio, swin_layer
-from daasr_jax.conversion.tensors import Tensors
+from daasr_jax.weights.swinir import layout, mlp_ratio, swin_layer
+from daasr_jax.weights.tensors import Tensors
 
 STEPS = {2: 1, 4: 2}
 

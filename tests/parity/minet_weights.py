@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from daasr_jax.conversion.edsr import upsampler
-from daasr_jax.conversion.tensors import Tensors
+from daasr_jax.weights.edsr import upsampler
+from daasr_jax.weights.tensors import Tensors
 
 
 def convert(tensors: Tensors) -> tuple[dict[str, int], dict[str, Any]]:

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from daasr_jax.conversion.edsr import convert
-from daasr_jax.conversion.tensors import Tensors
 from daasr_jax.registry import MODELS
+from daasr_jax.weights.edsr import convert
+from daasr_jax.weights.tensors import Tensors
 from tests.parity import public
 
 CASES = ["edsr_x2", "edsr_x3", "edsr_x4", "edsr_rgb_x4", "edsr_l_rgb_x2"]

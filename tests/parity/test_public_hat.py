@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from daasr_jax.conversion.hat import convert
-from daasr_jax.conversion.tensors import Tensors
 from daasr_jax.registry import MODELS
+from daasr_jax.weights.hat import convert
+from daasr_jax.weights.tensors import Tensors
 from tests.parity import public
 
 CASES = ["hat_x2", "hat_x3", "hat_x4", "hat_rgb_x4"]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax.conversion.tensors import Tensors
 from daasr_jax.models.mcmrsr import McMRSR
+from daasr_jax.weights.tensors import Tensors
 from tests.parity import mcmrsr_weights, public
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from daasr_jax.conversion.tensors import Tensors
 from daasr_jax.models.minet import MINet
+from daasr_jax.weights.tensors import Tensors
 from tests.parity import minet_weights, public
 
 

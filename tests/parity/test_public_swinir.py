@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from daasr_jax.conversion.swinir import convert
-from daasr_jax.conversion.tensors import Tensors, shuffled
 from daasr_jax.registry import MODELS
+from daasr_jax.weights.swinir import convert
+from daasr_jax.weights.tensors import Tensors, shuffled
 from tests.parity import public
 
 CASES = [

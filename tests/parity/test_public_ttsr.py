@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax.conversion.tensors import Tensors
-from daasr_jax.conversion.ttsr import convert
 from daasr_jax.registry import MODELS
+from daasr_jax.weights.tensors import Tensors
+from daasr_jax.weights.ttsr import convert
 from tests.parity import public
 
 FILE = "ttsr_x4"

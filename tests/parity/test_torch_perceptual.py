@@ -19,7 +19,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: parity)")
 import torch.nn.functional as F  # noqa: E402
 
-from daasr_jax import convert  # noqa: E402
+from daasr_jax.experiment import import_weights  # noqa: E402
 from daasr_jax.losses.perceptual import (  # noqa: E402
     VGG16_FACTORS,
     calibration_image,
@@ -27,7 +27,8 @@ from daasr_jax.losses.perceptual import (  # noqa: E402
     unit,
 )
 from daasr_jax.models.vgg import FrozenVGG  # noqa: E402
-from daasr_jax.pretrained import lpips_vgg16, read_vgg19  # noqa: E402
+from daasr_jax.weights import torch as converter  # noqa: E402
+from daasr_jax.weights.vgg import lpips_vgg16, read_vgg19  # noqa: E402
 from tests.parity.weights import fingerprint  # noqa: E402
 from tests.unit.test_perceptual import (  # noqa: E402
     CONVENTIONS,
@@ -141,8 +142,8 @@ def test_converted_file_gives_the_features_of_the_state_dict(tmp_path, capsys):
     state = fake_state()
     source, target = tmp_path / "vgg19.pth", tmp_path / "made" / "vgg19.npz"
     torch.save(state, source)
-    arguments = ["--system", "vgg19", "--torch", str(source), "--out", str(target)]
-    assert convert.main(arguments) == 0
+    arguments = ["--vgg19", "--torch", str(source), "--out", str(target)]
+    assert import_weights.main(arguments) == 0
     vgg = read_vgg19(target)
     assert capsys.readouterr().out.splitlines()[-1] == f"sha256 {vgg.sha256}"
     assert (vgg.preprocessing, vgg.network) == ("torchvision", "vgg19")
@@ -160,7 +161,8 @@ def test_converted_file_gives_the_features_of_the_state_dict(tmp_path, capsys):
 def test_conversion_is_deterministic(tmp_path):
     torch.save(fake_state(), tmp_path / "a.pth")
     sums = [
-        convert.convert_vgg19(tmp_path / "a.pth", tmp_path / f"{i}.npz") for i in (1, 2)
+        converter.convert_vgg19(tmp_path / "a.pth", tmp_path / f"{i}.npz")
+        for i in (1, 2)
     ]
     assert sums[0] == sums[1]
 

@@ -14,7 +14,7 @@ import pytest
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.registry import LOSSES
-from daasr_jax.training import parallel
+from daasr_jax.runtime import devices
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.state import create_state
 from daasr_jax.training.step import make_train_step
@@ -45,7 +45,7 @@ def build(accumulate=1, **fields):
         adversarial=adversarial,
     )
     step = make_train_step(
-        model(parallel.AXIS, **fields),
+        model(devices.AXIS, **fields),
         optimiser,
         {
             n: (w, LOSSES.get(f"pixel.{n}"))
@@ -53,7 +53,7 @@ def build(accumulate=1, **fields):
         },
         scale=SCALE,
         ema_decay=0.9,
-        axis=parallel.AXIS,
+        axis=devices.AXIS,
         adversarial=adversarial,
         accumulate=accumulate,
     )
@@ -71,11 +71,11 @@ def batches():
 
 def on_mesh(devices, steps=STEPS, **changes):
     state, step = build(**changes)
-    mesh = parallel.make_mesh(BATCH, devices, changes.get("accumulate", 1))
-    state = parallel.replicate(state, mesh)
-    run, rows = parallel.compile_step(step, mesh), []
+    mesh = devices.make_mesh(BATCH, devices, changes.get("accumulate", 1))
+    state = devices.replicate(state, mesh)
+    run, rows = devices.compile_step(step, mesh), []
     for batch in batches()[:steps]:
-        state, metrics = run(state, parallel.shard_batch(batch, mesh))
+        state, metrics = run(state, devices.shard_batch(batch, mesh))
         jax.block_until_ready((state, metrics))
         rows.append(jax.device_get(metrics))
     return jax.device_get(state), rows
@@ -83,7 +83,7 @@ def on_mesh(devices, steps=STEPS, **changes):
 
 def under_pmap(devices):
     state, step = build()
-    run = jax.pmap(step, axis_name=parallel.AXIS, devices=jax.devices()[:devices])
+    run = jax.pmap(step, axis_name=devices.AXIS, devices=jax.devices()[:devices])
     state = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
     rows = []
     for batch in batches():
@@ -173,9 +173,9 @@ def test_rematerialisation_changes_nothing_but_memory():
 
     def counted(remat):
         state, step = build(remat=remat)
-        mesh = parallel.make_mesh(BATCH, 1)
+        mesh = devices.make_mesh(BATCH, 1)
         batch = {k: jnp.asarray(v) for k, v in batches()[0].items()}
-        text = str(jax.make_jaxpr(parallel.compile_step(step, mesh))(state, batch))
+        text = str(jax.make_jaxpr(devices.compile_step(step, mesh))(state, batch))
         return text.count("conv_general_dilated["), text.count("prevent_cse=True")
 
     (plain, no_barriers), (again, barriers) = counted(False), counted(True)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from configs import ablation_x4, ablation_x4_small
-from daasr_jax import build
+from daasr_jax.experiment import checks, parts
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.sat import SAT, cross_attention
@@ -335,9 +335,9 @@ def test_every_row_builds(module, row):
     assert config.is_locked
     assert config.preset == row
     assert f"{row}" in ablation_x4.__doc__
-    build.check_ranges(config)
-    build.make_losses(config)
-    model, side = build.make_model(config), config.train.crop
+    checks.check_ranges(config)
+    parts.make_losses(config)
+    model, side = parts.make_model(config), config.train.crop
     lr = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
     hr = jax.ShapeDtypeStruct((1, 4 * side, 4 * side, 1), jnp.float32)
     shapes = jax.eval_shape(

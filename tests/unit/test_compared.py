@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax import build, convert, provenance, trained
 from daasr_jax.errors import ConfigError
+from daasr_jax.experiment import checks, import_weights, parts, record, saved_run
 from daasr_jax.models.__main__ import parameters
-from daasr_jax.pretrained import lpips_vgg16
 from daasr_jax.registry import MODELS
+from daasr_jax.weights.vgg import lpips_vgg16
 from tests.data_fixtures import fastmri_root
 from tests.parity import public
 
@@ -34,7 +34,7 @@ def load(system, preset="common"):
 
 def settings(config):
     """All keys but those of the model and the losses, which differ by system."""
-    flat = provenance.flatten(config.to_dict())
+    flat = record.flatten(config.to_dict())
     return {k for k in flat if not k.startswith(("model.kwargs.", "losses."))}
 
 
@@ -87,15 +87,15 @@ def test_configuration_builds(system, preset):
     assert (config.name, config.preset) == (f"{system}_x4", preset)
     assert (config.model.name, config.scale) == (system, 4)
     assert settings(config) == settings(load("srcnn"))
-    build.check_ranges(config)
-    build.data_settings(config)
-    assert build.make_losses(config)
+    checks.check_ranges(config)
+    parts.data_settings(config)
+    assert parts.make_losses(config)
     for scale in (2, 3, 4):
         config.scale = scale
         crop = config.train.crop or config.data.size // scale
         lr = jax.ShapeDtypeStruct((1, crop, crop, 1), jnp.float32)
         hr = jax.ShapeDtypeStruct((1, crop * scale, crop * scale, 1), jnp.float32)
-        model = build.make_model(config)
+        model = parts.make_model(config)
         out, _ = jax.eval_shape(
             lambda k, x, r, m=model: m.init_with_output(k, x, r, train=False),
             jax.random.key(0),
@@ -103,7 +103,7 @@ def test_configuration_builds(system, preset):
             hr,
         )
         assert out.sr.shape == hr.shape
-    build.make_training(config, steps=9, steps_per_epoch=3)
+    parts.make_training(config, steps=9, steps_per_epoch=3)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -180,7 +180,7 @@ RECIPES = {
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_published_is_the_recipe_of_the_publication(system):
     common, published = (
-        provenance.flatten(load(system, preset).to_dict())
+        record.flatten(load(system, preset).to_dict())
         for preset in ("common", "published")
     )
     changed = {k: v for k, v in published.items() if v != common[k]}
@@ -190,12 +190,12 @@ def test_published_is_the_recipe_of_the_publication(system):
 def test_a_variant_by_its_name_alone():
     config = load("hat")
     config.model.name = "hat_s"
-    assert build.make_model(config).features == 144
+    assert parts.make_model(config).features == 144
     config.model.kwargs.features = 60
-    assert build.make_model(config).features == 60
+    assert parts.make_model(config).features == 60
     config.model.name = "hat_m"
     with pytest.raises(ConfigError, match="nearest: hat"):
-        build.make_model(config)
+        parts.make_model(config)
 
 
 def test_unknown_preset():
@@ -207,12 +207,12 @@ def test_perceptual_term_needs_a_term_to_weigh_it_by():
     config = load("edsr")
     config.perceptual.picture = "sat"
     with pytest.raises(ConfigError, match=r"E210.*picture is 'sat'.*\(rec\)"):
-        build.make_losses(config, lpips_vgg16())
+        parts.make_losses(config, lpips_vgg16())
 
 
 def test_mcsr_has_the_textural_term():
     config = load("mcsr", "published")
-    losses = build.make_losses(config, lpips_vgg16())
+    losses = parts.make_losses(config, lpips_vgg16())
     assert set(losses) == {"rec", "level1", "perceptual", "texture"}
     assert losses["texture"][0] == 0.1
 
@@ -221,10 +221,10 @@ class TestPretrained:
     def test_put_in(self):
         config = load("ttsr", "small")
         assert config.model.pretrained
-        state = build.make_state(
-            config, *build.make_training(config, steps=1, steps_per_epoch=1)
+        state = parts.make_state(
+            config, *parts.make_training(config, steps=1, steps_per_epoch=1)
         )
-        params, source = build.pretrained_params(config, state.gen)
+        params, source = parts.pretrained_params(config, state.gen)
         assert source["source"].startswith("vgg16")
         want = lpips_vgg16().params
         for name, layer in params["texture"].items():
@@ -235,11 +235,11 @@ class TestPretrained:
         config = load("ttsr", "small")
         config.model.kwargs.preprocessing = "caffe"
         with pytest.raises(ConfigError, match=r"E210.*preprocessing is 'caffe'"):
-            build.pretrained_params(config, {})
+            parts.pretrained_params(config, {})
 
     def test_a_model_without_such_a_part(self):
         with pytest.raises(ConfigError, match=r"E210.*edsr has no part"):
-            build.pretrained_params(load("edsr"), {})
+            parts.pretrained_params(load("edsr"), {})
 
 
 def file_of(torch, state, path, wrap=None):
@@ -267,12 +267,12 @@ class TestConverter:
     def test_run(self, system, golden, wrap, tmp_path, capsys):
         state, arrays, about = public.load(golden)
         file = file_of(self.torch, state, tmp_path / "net.pth", wrap)
-        arguments = ["--system", system, "--torch", str(file)]
-        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+        arguments = ["--config", f"configs/{system}_x4.py", "--torch", str(file)]
+        assert import_weights.main([*arguments, "--out", str(tmp_path / "run")]) == 0
         said = capsys.readouterr().out
         assert f"eval.py --config configs/{system}_x4.py" in said
         assert ("assumed" in said) == (system == "edsr")
-        run = trained.load_run(tmp_path / "run")
+        run = saved_run.load_run(tmp_path / "run")
         assert run.step == 0
         assert run.config.model.name.startswith(system)
         lr, ref = (
@@ -283,20 +283,20 @@ class TestConverter:
             )
         )
         index = {"indices": jnp.asarray(arrays["index"])} if system == "ttsr" else {}
-        model = build.make_model(run.config)
+        model = parts.make_model(run.config)
         sr = jax.jit(lambda v: model.apply(v, lr, ref, train=False, **index).sr)(
             run.variables
         )
         expected = arrays["sr"]
         assert np.abs(sr - expected).max() <= 1e-5 * np.abs(expected).max()
-        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        assert import_weights.main([*arguments, "--out", str(tmp_path / "run")]) == 2
         assert "E235" in capsys.readouterr().err
 
     def test_another_network(self, tmp_path, capsys):
         state, _, _ = public.load("edsr_x2")
         file = file_of(self.torch, state, tmp_path / "net.pth")
-        arguments = ["--system", "hat", "--torch", str(file)]
-        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        arguments = ["--config", "configs/hat_x4.py", "--torch", str(file)]
+        assert import_weights.main([*arguments, "--out", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert "is not a supported hat" in error
         assert error.count("\n") == 1
@@ -308,8 +308,15 @@ class TestConverter:
         state = {f"module.{name}": value for name, value in state.items()}
         file = file_of(self.torch, state, tmp_path / "net.pth", "state_dict")
         out = tmp_path / "a run"
-        arguments = ["--system", "edsr", "--torch", str(file), "--out", str(out)]
-        assert convert.main(arguments) == 0
+        arguments = [
+            "--config",
+            "configs/edsr_x4.py",
+            "--torch",
+            str(file),
+            "--out",
+            str(out),
+        ]
+        assert import_weights.main(arguments) == 0
         line = capsys.readouterr().out.strip().splitlines()[-1]
         root = fastmri_root(tmp_path / "data", train=2, val=2)
         command = line.removeprefix("evaluate by: ").replace("=DIR", f"={root}")
@@ -357,17 +364,33 @@ class TestConverter:
             for name, value in (public.load("edsr_x2")[0] | change).items()
         }
         torch.save(tensors, tmp_path / "net.pth")
-        arguments = ["--system", "edsr", "--torch", str(tmp_path / "net.pth")]
-        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        arguments = [
+            "--config",
+            "configs/edsr_x4.py",
+            "--torch",
+            str(tmp_path / "net.pth"),
+        ]
+        assert import_weights.main([*arguments, "--out", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert says in error
         assert "E235" in error
         assert error.count("\n") == 1
 
+    def test_a_system_whose_weights_are_not_imported(self, tmp_path, capsys):
+        arguments = ["--config", "configs/srcnn_x4.py", "--torch", "net.pth"]
+        assert import_weights.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        assert "E235" in (error := capsys.readouterr().err)
+        assert "edsr, hat, swinir, ttsr" in error
+
     def test_no_state_dict(self, tmp_path, capsys):
         self.torch.save([1, 2], tmp_path / "net.pth")
-        arguments = ["--system", "edsr", "--torch", str(tmp_path / "net.pth")]
-        assert convert.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        arguments = [
+            "--config",
+            "configs/edsr_x4.py",
+            "--torch",
+            str(tmp_path / "net.pth"),
+        ]
+        assert import_weights.main([*arguments, "--out", str(tmp_path / "run")]) == 2
         assert "holds no state dict" in capsys.readouterr().err
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from daasr_jax import build, provenance
 from daasr_jax.errors import ConfigError
+from daasr_jax.experiment import checks, parts, record
 from daasr_jax.models.daasr import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def load(name, *preset):
 
 
 def keys(config):
-    return set(provenance.flatten(config.to_dict()))
+    return set(record.flatten(config.to_dict()))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -48,15 +48,15 @@ def test_builds(name, preset):
     assert keys(config) == keys(load("fastmri_x4", "paper"))
     assert f"_x{config.scale}" in name
     assert {k: config.model.kwargs[k] for k in PRESETS[preset]} == PRESETS[preset]
-    build.check_ranges(config)
-    build.data_settings(config)
-    terms = build.make_losses(config)
+    checks.check_ranges(config)
+    parts.data_settings(config)
+    terms = parts.make_losses(config)
     assert {n: w for n, (w, _) in terms.items()} == {
         "rec": 1.0,
         "cwt": 0.1,
         "sat": 0.01,
     }
-    model, crop, scale = build.make_model(config), config.train.crop, config.scale
+    model, crop, scale = parts.make_model(config), config.train.crop, config.scale
     lr = jax.ShapeDtypeStruct((1, crop, crop, 1), jnp.float32)
     hr = jax.ShapeDtypeStruct((1, crop * scale, crop * scale, 1), jnp.float32)
     out, _ = jax.eval_shape(
@@ -145,7 +145,7 @@ def test_values_that_would_fail_late(key, value, says):
     config = load("fastmri_x4")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=f"E210.*{says}") as caught:
-        build.check_ranges(config)
+        checks.check_ranges(config)
     assert "\n" not in str(caught.value)
 
 
@@ -160,7 +160,7 @@ def test_values_that_would_fail_late(key, value, says):
 def test_names_that_nothing_has(change, says):
     config = load("fastmri_x4")
     config.update_from_flattened_dict(change)
-    make = build.make_losses if "losses" in next(iter(change)) else build.make_model
+    make = parts.make_losses if "losses" in next(iter(change)) else parts.make_model
     with pytest.raises(ConfigError, match=says):
         make(config)
 
@@ -170,71 +170,67 @@ def test_keyword_that_the_model_lacks():
     with config.unlocked():
         config.model.kwargs.colour = "red"
     with pytest.raises(ConfigError, match=r"E210.*colour"):
-        build.make_model(config)
+        parts.make_model(config)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_adversarial_part(preset):
     assert (
-        build.make_training(load("fastmri_x4"), steps=9, steps_per_epoch=3)[1] is None
+        parts.make_training(load("fastmri_x4"), steps=9, steps_per_epoch=3)[1] is None
     )
     config = load(GAN, preset)
-    _, setting = build.make_training(config, steps=9, steps_per_epoch=3)
+    _, setting = parts.make_training(config, steps=9, steps_per_epoch=3)
     assert setting is not None
     assert (setting.objective, setting.weight, setting.updates) == ("bce", 1e-3, 1)
     state = jax.eval_shape(
-        lambda: build.make_state(
-            config, *build.make_training(config, steps=9, steps_per_epoch=3)
+        lambda: parts.make_state(
+            config, *parts.make_training(config, steps=9, steps_per_epoch=3)
         )
     )
     assert jax.tree.leaves(state.disc)
     config.adversarial.objective = "hinge"
     with pytest.raises(ConfigError, match=r"E210.*'hinge'.*none, bce, wgan-gp"):
-        build.make_training(config, steps=9, steps_per_epoch=3)
+        parts.make_training(config, steps=9, steps_per_epoch=3)
 
 
 def test_perceptual_networks(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
     config = load("fastmri_x4")
-    vgg = build.read_vgg(config)
+    vgg = parts.read_vgg(config)
     assert "STANDS IN" in caplog.text
-    said = build.describe_perceptual(config, vgg)
+    said = parts.describe_perceptual(config, vgg)
     assert (said["network"], said["stands_in_for"]) == ("vgg16", "vgg19")
-    losses = build.make_losses(config, vgg)
+    losses = parts.make_losses(config, vgg)
     assert losses["perceptual"][0] == config.perceptual.weight * losses["sat"][0]
     config.perceptual.picture = "rec"
-    losses = build.make_losses(config, vgg)
+    losses = parts.make_losses(config, vgg)
     assert losses["perceptual"][0] == config.perceptual.weight * losses["rec"][0]
     config.perceptual.picture = "lr"
     with pytest.raises(ConfigError, match=r"E210.*picture.*'lr'"):
-        build.make_losses(config, vgg)
+        parts.make_losses(config, vgg)
     config.perceptual.network = "vgg16"
     caplog.clear()
-    said = build.describe_perceptual(config, build.read_vgg(config))
+    said = parts.describe_perceptual(config, parts.read_vgg(config))
     assert "STANDS IN" not in caplog.text
     assert "stands_in_for" not in said
     config.perceptual.network = "none"
-    assert build.read_vgg(config) is None
+    assert parts.read_vgg(config) is None
     assert "off" in caplog.text
-    assert build.describe_perceptual(config, None) == {"network": "none"}
+    assert parts.describe_perceptual(config, None) == {"network": "none"}
     config.perceptual.network = "vgg18"
     with pytest.raises(ConfigError, match=r"E210.*'vgg18'"):
-        build.read_vgg(config)
+        parts.read_vgg(config)
     config.perceptual.network, config.perceptual.weights = "vgg19", "/none/vgg.h5"
     with pytest.raises(ConfigError, match=r"E232.*/none/vgg.h5"):
-        build.read_vgg(config)
+        parts.read_vgg(config)
 
 
 def test_hash_leaves_places_out():
     a, b = load("fastmri_x4"), load("fastmri_x4")
     b.data.root, b.data.cache_dir = "/elsewhere", "/tmp"
-    assert provenance.config_sha256(a.to_dict()) == provenance.config_sha256(
-        b.to_dict()
-    )
+    assert record.config_sha256(a.to_dict()) == record.config_sha256(b.to_dict())
     b.seed = 1
-    assert provenance.config_sha256(a.to_dict()) != provenance.config_sha256(
-        b.to_dict()
-    )
+    assert record.config_sha256(a.to_dict()) != record.config_sha256(b.to_dict())
 
 
 # One code, one meaning. Codes that several modules raise, with that meaning:

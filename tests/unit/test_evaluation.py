@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from daasr_jax import runs
 from daasr_jax.data import draw_pairing
 from daasr_jax.data.table import SliceRecord, SliceTable
 from daasr_jax.errors import ConfigError
-from daasr_jax.evaluation import run as evaluation
+from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import describe_training, make_report, make_table
 from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
+from daasr_jax.experiment import evaluate
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.resampling import downsample, upsample
-from daasr_jax.training import parallel
 
 
 class TestStatistics:
@@ -114,7 +113,7 @@ def test_every_slice_once_on_several_devices(full):
     table, pairing, _, variables, rows = full
     devices = 4
     assert len(rows) % devices  # the end is uneven
-    mesh = parallel.make_mesh(devices, devices)
+    mesh = devices.make_mesh(devices, devices)
     model = DAASR(scale=2, features=8, groups=1, **PRESETS["fast"])
     predict = evaluation.make_predict(
         model, scale=2, border=2, method="daasr", mesh=mesh
@@ -324,7 +323,7 @@ class TestLpips:
         )
         (tmp_path / "checkpoints").mkdir()
         with pytest.raises(ConfigError, match=f"{side} pixels a side") as caught:
-            runs.evaluate_run(config, str(tmp_path), "test", None, lpips=True)
+            evaluate.evaluate_run(config, str(tmp_path), "test", None, lpips=True)
         assert caught.value.code == "E231"
         assert "\n" not in str(caught.value)
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from daasr_jax.errors import DataError, ResourceError
-from daasr_jax.training import failures
+from daasr_jax.runtime import failures
 
 OOM = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes."
 GLOO = "Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4321"

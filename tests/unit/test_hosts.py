@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.training.hosts import check_equal, settings_of
+from daasr_jax.runtime.hosts import check_equal, settings_of
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -28,7 +28,7 @@ MEETING = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
-    monkeypatch.setattr("daasr_jax.training.hosts.glob.glob", lambda pattern: [])
+    monkeypatch.setattr("daasr_jax.runtime.hosts.glob.glob", lambda pattern: [])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_two_processes_of_a_node_take_half_each():
 
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(
-        "daasr_jax.training.hosts.glob.glob", lambda pattern: ["/dev/nvidia0"] * 2
+        "daasr_jax.runtime.hosts.glob.glob", lambda pattern: ["/dev/nvidia0"] * 2
     )
     environment = OMPI | MEETING | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
     with pytest.raises(ConfigError, match=r"E240: 4 processes .* 2 GPUs"):
@@ -84,7 +84,7 @@ def test_more_processes_than_gpus(monkeypatch):
 
 def test_gpus_are_counted_where_none_are_listed(monkeypatch):
     found = ["/dev/nvidia0", "/dev/nvidia1"]
-    monkeypatch.setattr("daasr_jax.training.hosts.glob.glob", lambda pattern: found)
+    monkeypatch.setattr("daasr_jax.runtime.hosts.glob.glob", lambda pattern: found)
     got = settings_of(OMPI | MEETING, None, None, None)
     assert got == {"num_processes": 4, "process_id": 3, "local_device_ids": [1]}
 

@@ -23,7 +23,7 @@ from daasr_jax.losses.perceptual import (
 from daasr_jax.models import vgg as vgg_module
 from daasr_jax.models.outputs import Outputs
 from daasr_jax.models.vgg import CONVENTIONS, FrozenVGG, max_pool, preprocess
-from daasr_jax.pretrained import LAYERS
+from daasr_jax.weights.vgg import LAYERS
 from tests.parity.weights import fingerprint, uniform
 
 GOLDEN = Path(__file__).parent / "golden"

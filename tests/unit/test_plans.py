@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from daasr_jax import build, runs
-from daasr_jax.training import parallel
+from daasr_jax.experiment import checks
+from daasr_jax.runtime import devices
 from tests.data_fixtures import fastmri_root
 
 # Systems with parts of their own in data, losses or optimiser, and ablations by kind.
@@ -44,12 +44,12 @@ def test_a_step_of_the_run(plan, folders):
     config.perceptual.network = "none"
     if file == "ablation_x4":
         config.model.kwargs.features, config.model.kwargs.groups = 8, 1
-    build.check_ranges(config)
-    made = runs.make_plan(config)
+    checks.check_ranges(config)
+    made = plan.make_plan(config)
     before = jax.device_get(made.state)
-    batch = parallel.shard_batch(next(iter(made.batches(0))), made.mesh)
-    step = parallel.compile_step(made.step_fn, made.mesh)
-    state, metrics = step(parallel.replicate(made.state, made.mesh), batch)
+    batch = devices.shard_batch(next(iter(made.batches(0))), made.mesh)
+    step = devices.compile_step(made.step_fn, made.mesh)
+    state, metrics = step(devices.replicate(made.state, made.mesh), batch)
     metrics = {k: float(v) for k, v in metrics.items()}
     terms = sum(t.weight * metrics[f"g/{name}"] for name, t in config.losses.items())
     np.testing.assert_allclose(metrics["g/total"], terms, rtol=1e-5)

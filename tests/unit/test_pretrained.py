@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 
 import daasr_jax
-from daasr_jax import convert, pretrained
 from daasr_jax.errors import ConfigError
+from daasr_jax.experiment import import_weights
 from daasr_jax.files import write_atomically
-from daasr_jax.pretrained import LAYERS, lpips_arrays, lpips_vgg16, read_vgg19
+from daasr_jax.weights import torch as converter
+from daasr_jax.weights import vgg
+from daasr_jax.weights.lpips import lpips_arrays
+from daasr_jax.weights.vgg import LAYERS, lpips_vgg16, read_vgg19
 from tests.unit.test_perceptual import random_vgg
 
 KERAS_NAME = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -144,7 +147,7 @@ class TestSums:
         path = write_h5(tmp_path / KERAS_NAME, params)
         refused("E233", "253f8cb515780f3b799900260a226db6", path)
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(pretrained, "_KERAS_MD5", md5)
+        monkeypatch.setattr(vgg, "_KERAS_MD5", md5)
         assert_same(read_vgg19(path), params)
 
 
@@ -176,8 +179,8 @@ class TestRefusedFiles:
         with zipfile.ZipFile(new, "w") as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02")
         for path in (old, new):
-            says = f"python -m daasr_jax.convert --system vgg19 --torch {path} --out "
-            refused("E232", "convert it first: " + says, path)
+            says = f"import_weights --vgg19 --torch {path} --out "
+            refused("E232", says, path)
 
     @pytest.mark.parametrize("write", [write_npz, write_h5])
     def test_truncated(self, tmp_path, params, write):
@@ -347,8 +350,8 @@ class TestLpipsVGG16:
 
 
 def command(source: Path, target: Path, capsys) -> tuple[int, str]:
-    arguments = ["--system", "vgg19", "--torch", str(source), "--out", str(target)]
-    code = convert.main(arguments)
+    arguments = ["--vgg19", "--torch", str(source), "--out", str(target)]
+    code = import_weights.main(arguments)
     return code, capsys.readouterr().err
 
 
@@ -380,7 +383,7 @@ class TestConverter:
     @pytest.mark.parametrize("option", [[], ["--system", "vgg11"]])
     def test_usage(self, option):
         with pytest.raises(SystemExit) as caught:
-            convert.main([*option, "--torch", "a", "--out", "b"])
+            import_weights.main([*option, "--torch", "a", "--out", "b"])
         assert caught.value.code == 2
 
 
@@ -391,7 +394,9 @@ class TestConverterWithTorch:
 
     def state(self) -> dict:
         state = {}
-        for index, (*_, c, d) in zip(convert._INDICES, convert._SHAPES, strict=True):
+        for index, (*_, c, d) in zip(
+            converter._INDICES, converter._SHAPES, strict=True
+        ):
             state[f"features.{index}.weight"] = self.torch.ones(d, c, 3, 3)
             state[f"features.{index}.bias"] = self.torch.ones(d)
         return state
@@ -499,11 +504,11 @@ def imports(node: ast.AST) -> set[str]:
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_nothing_is_unpickled(path):
-    """No module imports pickle; torch only inside a function of `convert.py`."""
+    """No module imports pickle; torch only inside a function of `weights/torch.py`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set().union(*(imports(node) for node in ast.walk(tree))) & FORBIDDEN
     at_top = set().union(*(imports(node) for node in tree.body)) & FORBIDDEN
-    assert found == ({"torch"} if path.name == "convert.py" else set())
+    assert found == ({"torch"} if path.name == "torch.py" else set())
     assert not at_top
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":

@@ -10,11 +10,11 @@ import time
 import pytest
 
 from daasr_jax.errors import Preempted
-from daasr_jax.training.stopping import SIGNALS, StopRequest
+from daasr_jax.runtime.stopping import SIGNALS, StopRequest
 
 HANGS = """
 import ctypes
-from daasr_jax.training.stopping import StopRequest
+from daasr_jax.runtime.stopping import StopRequest
 
 library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with StopRequest() as stop:

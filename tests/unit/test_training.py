@@ -20,7 +20,9 @@ from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.resampling import downsample
-from daasr_jax.training import loop, parallel, stopping
+from daasr_jax.runtime import devices, stopping
+from daasr_jax.runtime.stopping import StopRequest
+from daasr_jax.training import loop
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress, clock
@@ -32,7 +34,6 @@ from daasr_jax.training.state import (
     start_from,
 )
 from daasr_jax.training.step import confidence_statistics, make_train_step
-from daasr_jax.training.stopping import StopRequest
 from daasr_jax.training.writers import RunWriter
 
 SCALE, CROP = 2, 8
@@ -400,7 +401,7 @@ def small_state():
 
 
 def counting_step(state, batch):
-    x = jax.lax.pmean(jnp.mean(batch["hr"]), parallel.AXIS)
+    x = jax.lax.pmean(jnp.mean(batch["hr"]), devices.AXIS)
     bad = jnp.isnan(x).astype(jnp.int32)
     new = state.replace(
         step=state.step + 1,
@@ -437,7 +438,7 @@ def run_loop(
                 step,
                 small_state(),
                 numbers(values),
-                mesh=parallel.make_mesh(1, 1),
+                mesh=devices.make_mesh(1, 1),
                 settings=settings,
                 checkpoints=checkpoints,
                 writer=lambda start: RunWriter(folder, start_step=start),
@@ -675,12 +676,12 @@ class TestProgress:
 class TestMesh:
     def test_refusals_name_what_fits(self):
         with pytest.raises(ConfigError, match=r"E222.*batch_size=4 or 8.*devices=3"):
-            parallel.make_mesh(6, 4)
+            devices.make_mesh(6, 4)
         with pytest.raises(ConfigError, match=r"E221.*devices=64"):
-            parallel.make_mesh(64, 64)
+            devices.make_mesh(64, 64)
         with pytest.raises(ConfigError, match=r"E226.*2 images.*accumulate=3"):
-            parallel.make_mesh(8, 4, accumulate=3)
-        assert parallel.make_mesh(8, accumulate=2).size == 4
+            devices.make_mesh(8, 4, accumulate=3)
+        assert devices.make_mesh(8, accumulate=2).size == 4
 
     @pytest.mark.parametrize(
         ("batch", "size", "told"), [(9, 3, "1 OF 4"), (7, 1, "3 OF 4"), (4, 4, "")]
@@ -688,38 +689,38 @@ class TestMesh:
     def test_devices_that_do_not_divide_the_batch_stay_idle(
         self, batch, size, told, caplog
     ):
-        mesh = parallel.make_mesh(batch)
+        mesh = devices.make_mesh(batch)
         assert mesh.size == size
         assert told in caplog.text
         assert bool(caplog.records) == bool(told)
         assert ("batch_size=8 or 12" in caplog.text) == (batch == 9)
-        assert parallel.rows_of(mesh, batch) == range(batch)
+        assert devices.rows_of(mesh, batch) == range(batch)
 
     def test_processes_take_part_alike(self, monkeypatch):
         """Two nodes of eight and the paper's batch of 9: five devices and four."""
         devices = [SimpleNamespace(process_index=i // 8, id=i) for i in range(16)]
-        monkeypatch.setattr(parallel.jax, "devices", lambda: devices)
-        monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+        monkeypatch.setattr(devices.jax, "devices", lambda: devices)
+        monkeypatch.setattr(devices.jax, "process_count", lambda: 2)
         monkeypatch.setattr(
-            parallel,
+            devices,
             "_mesh",
             lambda x: SimpleNamespace(
                 devices=SimpleNamespace(flat=x), size=len(x), ids=[d.id for d in x]
             ),
         )
-        mesh = parallel.make_mesh(9)
+        mesh = devices.make_mesh(9)
         assert mesh.ids == [0, 1, 2, 3, 4, 8, 9, 10, 11]
         rows = []
         for process in range(2):
-            monkeypatch.setattr(parallel.jax, "process_index", lambda i=process: i)
-            rows.append(parallel.rows_of(mesh, 9))
+            monkeypatch.setattr(devices.jax, "process_index", lambda i=process: i)
+            rows.append(devices.rows_of(mesh, 9))
         assert rows == [range(5), range(5, 9)]
-        assert parallel.make_mesh(6, 3).ids == [0, 1, 8]
-        monkeypatch.setattr(parallel.jax, "process_count", lambda: 16)
+        assert devices.make_mesh(6, 3).ids == [0, 1, 8]
+        monkeypatch.setattr(devices.jax, "process_count", lambda: 16)
         with pytest.raises(ConfigError, match=r"E222.*9 of 16.*16 processes.*=16 or"):
-            parallel.make_mesh(9)
+            devices.make_mesh(9)
         with pytest.raises(ConfigError, match=r"E221.*devices=8.*16 process"):
-            parallel.make_mesh(16, 8)
+            devices.make_mesh(16, 8)
 
     def test_nodes_that_no_fast_link_connects(self, monkeypatch):
         """XLA gives the GPUs of each such node a slice of its own."""
@@ -731,9 +732,9 @@ class TestMesh:
                 self.id, self.slice_index = i, i // 2
 
         monkeypatch.setattr(
-            parallel.jax, "devices", lambda: [Device(i) for i in range(4)]
+            devices.jax, "devices", lambda: [Device(i) for i in range(4)]
         )
-        assert [d.id for d in parallel.make_mesh(8).devices.flat] == [0, 1, 2, 3]
+        assert [d.id for d in devices.make_mesh(8).devices.flat] == [0, 1, 2, 3]
 
 
 class TestOptimisers:

@@ -10,8 +10,8 @@ import pytest
 from daasr_jax.models.ttsr import TTSR, texture_params
 from daasr_jax.models.ttsr_parts import TextureExtractor, enlarge, transfer_texture
 from daasr_jax.models.vgg import VGG, FrozenVGG, preprocess
-from daasr_jax.pretrained import LAYERS
 from daasr_jax.resampling import downsample
+from daasr_jax.weights.vgg import LAYERS
 from tests.parity.weights import random_variables, uniform
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}

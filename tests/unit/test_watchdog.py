@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from daasr_jax.training.watchdog import Watchdog
+from daasr_jax.runtime.watchdog import Watchdog
 
 HANGS = """
 import threading, time
-from daasr_jax.training.watchdog import Watchdog
+from daasr_jax.runtime.watchdog import Watchdog
 
 def a_call_that_never_returns():
     threading.Event().wait()

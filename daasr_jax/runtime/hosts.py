@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from daasr_jax.errors import ConfigError, ResourceError
-from daasr_jax.training import parallel
+from daasr_jax.runtime import devices
 
 # A process that is gone is noticed after this; the others then stop.
 HEARTBEAT_SECONDS = 30
@@ -71,14 +71,14 @@ def connect(
     finally:
         late.cancel()
     try:
-        devices = jax.devices()
+        found = jax.devices()
     except RuntimeError as error:
         raise ResourceError(
             "E610",
             f"process {settings['process_id']} cannot use its devices: "
             f"{' '.join(str(error).split())[:300]}",
         ) from error
-    check_equal(devices)
+    check_equal(found)
 
 
 def _give_up(settings: dict[str, Any]) -> None:
@@ -243,7 +243,7 @@ class Vote:
     def __init__(self, mesh: Mesh) -> None:
         self._alone = jax.process_count() == 1
         self._mesh = mesh
-        self._own = len(parallel.rows_of(mesh, mesh.size))
+        self._own = len(devices.rows_of(mesh, mesh.size))
         self._any = jax.jit(jax.numpy.max, out_shardings=NamedSharding(mesh, P()))
         self._open: collections.deque[jax.Array] = collections.deque()
 
@@ -252,7 +252,7 @@ class Vote:
         if self._alone:
             return wish
         mine = np.full(self._own, wish, np.int32)
-        votes = parallel.shard_batch({"stop": mine}, self._mesh)
+        votes = devices.shard_batch({"stop": mine}, self._mesh)
         self._open.append(self._any(votes["stop"]))
         if jax.default_backend() == "cpu":
             jax.block_until_ready(self._open[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daasr_jax.conversion.tensors import Converted, Tensors, shuffled
+from daasr_jax.weights.tensors import Converted, Tensors, shuffled
 
 TABLE = "relative_position_bias_table"
 _TAIL = 64  # width of the classical tail

@@ -11,9 +11,14 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from daasr_jax.training import parallel
+from daasr_jax.experiment import checks
+from daasr_jax.experiment.plan import Plan, make_plan
+from daasr_jax.runtime import devices
+from daasr_jax.runtime.failures import explained, reading
 from daasr_jax.training.progress import clock
 from daasr_jax.training.step import Step
+
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 TIMED = 3  # steps, after one that is not
 
@@ -32,11 +37,11 @@ def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float
         goes into the step), `work_bytes` (what it needs besides) and `limit_bytes`
         (what there is, 0 where the device does not tell).
     """
-    state = parallel.replicate(state, mesh)
-    following = list(itertools.islice(parallel.ahead(batches, mesh), TIMED + 1))
+    state = devices.replicate(state, mesh)
+    following = list(itertools.islice(devices.ahead(batches, mesh), TIMED + 1))
     following += following[-1:] * (TIMED + 1 - len(following))
     begin = time.monotonic()
-    compiled = parallel.compile_step(step, mesh).lower(state, following[0]).compile()
+    compiled = devices.compile_step(step, mesh).lower(state, following[0]).compile()
     compile_seconds = time.monotonic() - begin
     memory = compiled.memory_analysis()
     begin = 0.0
@@ -60,15 +65,15 @@ def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float
     }
 
 
-def show(plan: Any, measured: dict[str, float], device: str) -> None:
+def show(plan: Plan, measured: dict[str, float], device: str) -> None:
     """Prints the table.
 
     Args:
-        plan: A `daasr_jax.runs.Plan`.
+        plan: The run.
         measured: From `measure`.
         device: Description of the devices.
     """
-    settings, devices = plan.settings, plan.mesh.size
+    settings, used = plan.settings, plan.mesh.size
     seconds = measured["step_seconds"]
     need = measured["state_bytes"] + measured["work_bytes"]
     memory = f"{_mib(need)} of a device: {_mib(measured['state_bytes'])} state and "
@@ -80,9 +85,9 @@ def show(plan: Any, measured: dict[str, float], device: str) -> None:
     rows = {
         "model": f"{plan.name} x{plan.scale}, {parameters:,} parameters",
         "data": f"{plan.prepared.dataset}: {slices}",
-        "devices": f"{devices} of the {jax.device_count()} of {jax.process_count()} "
+        "devices": f"{used} of the {jax.device_count()} of {jax.process_count()} "
         f"process(es), {device}",
-        "batch": f"{settings.batch_size}, {settings.batch_size // devices} a device",
+        "batch": f"{settings.batch_size}, {settings.batch_size // used} a device",
         "steps": f"{settings.steps:,} ({settings.steps_per_epoch:,} an epoch)",
         "memory": memory,
         "compilation": f"{measured['compile_seconds']:.0f} s",
@@ -97,3 +102,18 @@ def show(plan: Any, measured: dict[str, float], device: str) -> None:
 
 def _mib(number: float) -> str:
     return f"{number / 2**20:,.0f} MiB"
+
+
+@explained()
+def dry_run(config: Config) -> None:
+    """Reads and checks the data, compiles the step, times it and prints what it needs.
+
+    Raises:
+        UserError: For anything a user can mend, see `daasr_jax.errors`.
+    """
+    checks.setup(config)
+    plan = make_plan(config)
+    batches = reading(plan.batches(0))
+    measured = measure(plan.step_fn, plan.state, batches, plan.mesh)
+    if jax.process_index() == 0:
+        show(plan, measured, devices.description())

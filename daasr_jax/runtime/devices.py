@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.training.step import Step
 
 log = logging.getLogger("daasr_jax")
 
@@ -112,7 +111,7 @@ def _mesh(devices: list[Any]) -> Mesh:
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compile_step(step: Step, mesh: Mesh) -> Any:
+def compile_step(step: Callable[..., Any], mesh: Mesh) -> Any:
     """The per-device step over the mesh, jitted, its state donated."""
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
@@ -164,3 +163,9 @@ def ahead(
         if len(queue) > depth:
             yield queue.popleft()
     yield from queue
+
+
+def description() -> str:
+    """Platform and kind of the device that computes."""
+    device = jax.devices()[0]
+    return f"{device.platform}: {device.device_kind} x{jax.device_count()}"

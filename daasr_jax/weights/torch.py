@@ -1,36 +1,23 @@
-"""Converts the files of other frameworks, offline:
+"""Files of PyTorch: state dicts to arrays, torchvision's VGG-19 to an .npz.
 
-    python -m daasr_jax.convert --system vgg19 --torch FILE.pth --out FILE.npz
-    python -m daasr_jax.convert --system swinir --torch FILE.pth --out DIR
-
-`vgg19` is torchvision's VGG-19 (https://pytorch.org/vision), of which the convolutions
-up to conv3_3 are kept. `edsr`, `hat`, `swinir` and `ttsr` are the official weights of
-the compared systems, of 1 or 3 channels; DIR becomes a run that `eval.py` evaluates and
-`train.start_from` continues from. PyTorch is needed for this command and for nothing
-else.
+PyTorch is needed here and nowhere else in the package.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import importlib
 import io
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from daasr_jax.conversion.tensors import Tensors
-from daasr_jax.errors import ConfigError, UserError
+from daasr_jax.errors import ConfigError
 from daasr_jax.files import file_hash, write_atomically
-from daasr_jax.pretrained import LAYERS
-from daasr_jax.provenance import has_checkpoints
-
-SYSTEMS = ("edsr", "hat", "swinir", "ttsr")
+from daasr_jax.weights.tensors import Tensors
+from daasr_jax.weights.vgg import LAYERS
 
 # Places of the convolutions in torchvision's `features`; conv3_4, which VGG-16 lacks,
 # is asked for and not kept.
@@ -39,7 +26,7 @@ _SHAPES = (*LAYERS.values(), (3, 3, 256, 256))
 
 
 def vgg19(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """torchvision's state dict to the arrays that `pretrained.read_vgg19` reads.
+    """torchvision's state dict to the arrays that `vgg.read_vgg19` reads.
 
     Raises:
         ValueError: If a tensor is absent, of another shape or not finite.
@@ -82,49 +69,31 @@ def convert_vgg19(source: Path, target: Path) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def convert_system(system: str, source: Path, target: Path) -> str:
-    """Converts official weights of a compared system into a run at step 0.
+def read_tensors(source: Path) -> tuple[Tensors, str]:
+    """The tensors of a state dict, and the SHA-256 of its file.
 
     Args:
-        system: One of `SYSTEMS`.
         source: File of `torch.save`: a state dict, or a dict that holds one as
             `params_ema`, `params` or `state_dict`, of which the first is taken. Names
             may begin with `module.`, as those of `DataParallel` do.
-        target: Folder of the run; it must hold no checkpoints yet.
-
-    Returns:
-        What was assumed, where something was, and the command that evaluates it.
 
     Raises:
-        ConfigError: If PyTorch is not installed (E234), or the file cannot be read, is
-            of another network, or the folder cannot be used (E235).
+        ConfigError: See `read_torch`.
+        ValueError: If there is no state dict, or a tensor of it is not dense.
     """
-    from daasr_jax.conversion.run import write_run
-
-    if has_checkpoints(target):
-        raise ConfigError("E235", f"--out={target} holds a run; give another folder.")
     state, sha256 = read_torch(source)
     for name in ("params_ema", "params", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
             break
-    try:
-        if not isinstance(state, Mapping) or not state:
-            raise ValueError("it holds no state dict.")
-        tensors = {
-            str(name).removeprefix("module."): _array(str(name), value)
-            for name, value in state.items()
-            if hasattr(value, "detach")
-        }
-        module = importlib.import_module(f"daasr_jax.conversion.{system}")
-        converted = module.convert(Tensors(tensors))
-        return write_run(
-            converted, target, system, {"converted": source.name, "sha256": sha256}
-        )
-    except ValueError as error:
-        raise ConfigError(
-            "E235", f"--torch={source} is not a supported {system}: {error}"
-        ) from None
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError("it holds no state dict.")
+    tensors = {
+        str(name).removeprefix("module."): _array(str(name), value)
+        for name, value in state.items()
+        if hasattr(value, "detach")
+    }
+    return Tensors(tensors), sha256
 
 
 def read_torch(source: Path) -> tuple[Any, str]:
@@ -147,7 +116,7 @@ def read_torch(source: Path) -> tuple[Any, str]:
             f"{named[1]} as its name says: fetch it again.",
         )
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        import torch
     except (ImportError, OSError) as error:  # OSError: a library of it is missing
         broken = not isinstance(error, ModuleNotFoundError)
         reason = f" ({' '.join(str(error).split())[:200]})" if broken else ""
@@ -155,7 +124,8 @@ def read_torch(source: Path) -> tuple[Any, str]:
             "E234", f"PyTorch is needed to convert: pip install torch{reason}."
         ) from None
     try:
-        return torch.load(source, weights_only=True, map_location="cpu"), found
+        load = torch.load  # pyright: ignore[reportAttributeAccessIssue]
+        return load(source, weights_only=True, map_location="cpu"), found
     except Exception as error:  # a damaged file may raise any
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if type(error).__name__ == "UnpicklingError":  # torch advises to run the code
@@ -190,30 +160,3 @@ def _array(name: str, value: Any) -> np.ndarray:
     except (RuntimeError, TypeError) as error:  # sparse, quantised, without storage
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} is no dense tensor: {reason}") from None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m daasr_jax.convert", description="Converts weights, offline."
-    )
-    parser.add_argument("--system", required=True, choices=("vgg19", *SYSTEMS))
-    parser.add_argument("--torch", required=True, type=Path, help="the file to convert")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="vgg19: .npz to write; others: a folder"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        if options.system == "vgg19":
-            last = f"sha256 {convert_vgg19(options.torch, options.out)}"
-        else:
-            last = convert_system(options.system, options.torch, options.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"wrote {options.out}\n{last}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

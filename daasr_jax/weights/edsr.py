@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from daasr_jax.conversion.tensors import Converted, Tensors, shuffled
 from daasr_jax.models.edsr import UPSAMPLING
+from daasr_jax.weights.tensors import Converted, Tensors, shuffled
 
 _LARGE = 256  # channels of the large network
 

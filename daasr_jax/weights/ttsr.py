@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daasr_jax.conversion.tensors import Converted, Tensors, shuffled
+from daasr_jax.weights.tensors import Converted, Tensors, shuffled
 
 _TEXTURE = {
     "block1_conv1": "slice1.0",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from daasr_jax.conversion.swinir import (
+from daasr_jax.weights.swinir import (
     TABLE,
     ends,
     layout,
@@ -16,7 +16,7 @@ from daasr_jax.conversion.swinir import (
     side,
     swin_layer,
 )
-from daasr_jax.conversion.tensors import Converted, Tensors
+from daasr_jax.weights.tensors import Converted, Tensors
 
 
 def convert(tensors: Tensors) -> Converted:

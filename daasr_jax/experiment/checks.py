@@ -1,0 +1,76 @@
+"""What a configuration is checked for, and what it sets of the process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from daasr_jax.data import DataSettings
+from daasr_jax.errors import ConfigError, checked
+from daasr_jax.metrics.ssim import WINDOW
+from daasr_jax.runtime.compiled import keep_compiled
+
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
+
+
+def setup(config: Config) -> None:
+    """Settings of the process: checked ranges, compiled programs, precision.
+
+    Raises:
+        ConfigError: If a value cannot be used.
+    """
+    check_ranges(config)
+    keep_compiled(DataSettings(cache_dir=config.data.cache_dir).cache_path)
+    checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
+
+
+def check_ranges(config: Config) -> None:
+    """Numbers that would fail late or not at all, before the data are touched."""
+    train, evaluate = config.train, config.evaluate
+    least = {
+        "train.log_every": (train.log_every, 1),
+        "train.validate_every_epochs": (train.validate_every_epochs, 1),
+        "train.checkpoint_every": (train.checkpoint_every, 0),
+        "train.steps": (train.steps, 0),
+        "train.epochs": (train.epochs, 0 if train.steps else 1),
+        "train.crop": (train.crop, 0),
+        "adversarial.start_step": (config.adversarial.start_step, 0),
+        "adversarial.updates": (config.adversarial.updates, 1),
+        "train.devices": (train.devices, 0),
+        "train.accumulate": (train.accumulate, 1),
+        "train.num_threads": (train.num_threads, 0),
+        "train.workers": (train.workers, 0),
+        "train.watchdog": (train.watchdog, 0),
+        "reference.seed": (config.reference.seed, 0),
+        "evaluate.seed": (evaluate.seed, 0),
+        "evaluate.resamples": (evaluate.resamples, 1),
+    }
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ConfigError(
+                "E210", f"config.{name} is {value}; it must be {bound} or more."
+            )
+    if config.scale not in (2, 3, 4):
+        raise ConfigError(
+            "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."
+        )
+    if not 0 <= train.ema_decay < 1:
+        raise ConfigError(
+            "E210",
+            f"config.train.ema_decay is {train.ema_decay}; it must be in [0, 1).",
+        )
+    side = config.data.size // config.scale * config.scale
+    if side - 2 * metric_border(config) < WINDOW:
+        raise ConfigError(
+            "E210",
+            f"slices of {side} pixels less a border of {metric_border(config)} are "
+            f"smaller than the {WINDOW}x{WINDOW} window of SSIM; raise "
+            "--config.data.size.",
+        )
+
+
+def metric_border(config: Config) -> int:
+    """Pixels cut off every side before the metrics: the scale unless one is given."""
+    border = config.evaluate.border
+    return config.scale if border < 0 else border

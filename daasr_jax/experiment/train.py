@@ -1,0 +1,123 @@
+"""Training runs: the plan through the loop, validated, recorded and saved."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from daasr_jax import data
+from daasr_jax.errors import ConfigError
+from daasr_jax.evaluation import predict as evaluation
+from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.plan import make_plan
+from daasr_jax.experiment.record import record_config
+from daasr_jax.runtime import devices
+from daasr_jax.runtime.failures import explained
+from daasr_jax.runtime.stopping import StopRequest
+from daasr_jax.training import loop
+from daasr_jax.training.checkpoints import Checkpoints
+from daasr_jax.training.state import TrainState, generator_variables
+from daasr_jax.training.writers import NullWriter, RunWriter
+
+log = logging.getLogger("daasr_jax")
+
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
+
+
+@explained()
+def train_run(config: Config, workdir: str) -> None:
+    """Trains what the configuration says into `workdir`, resuming where it left off.
+
+    Raises:
+        UserError: For anything a user can mend, see `daasr_jax.errors`.
+    """
+    with StopRequest() as stop:
+        checks.setup(config)
+        folder = _make_folder(workdir)
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            _train(config, folder, checkpoints, stop)
+
+
+def _train(
+    config: Config, folder: Path, checkpoints: Checkpoints, stop: StopRequest
+) -> None:
+    begun = checkpoints.latest() is not None
+    plan = make_plan(config, begun=begun)
+    record_config(config.to_dict(), folder, plan.inputs, begun=begun)
+    settings = plan.settings
+    log.info(
+        "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
+        plan.name,
+        plan.scale,
+        f"{sum(x.size for x in jax.tree.leaves(plan.state.gen)):,}",
+        settings.steps,
+        settings.batch_size,
+        settings.steps_per_epoch,
+        devices.description(),
+    )
+    loop.train(
+        plan.step_fn,
+        plan.state,
+        plan.batches,
+        mesh=plan.mesh,
+        settings=settings,
+        checkpoints=checkpoints,
+        writer=lambda start: (
+            RunWriter(folder, start_step=start)
+            if jax.process_index() == 0
+            else NullWriter()
+        ),
+        validate=make_validation(config, plan.prepared.splits["val"]),
+        stop=stop,
+    )
+
+
+def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | None:
+    """Scores of a state on full validation slices, None where there are none."""
+    if not len(table):
+        log.warning(
+            "no validation split: no best checkpoint is chosen, the last one counts."
+        )
+        return None
+    model, scale, method = parts.make_model(config), config.scale, config.model.name
+    mesh = devices.local_mesh(config.train.devices)
+    predict = evaluation.make_predict(
+        model,
+        scale=scale,
+        border=checks.metric_border(config),
+        method=method,
+        mesh=mesh,
+    )
+    pairing = parts.make_pairing(config, table)
+
+    def validate(state: TrainState, beat: Callable[[], None]) -> dict[str, float]:
+        variables = devices.to_local(generator_variables(state), mesh)
+
+        def rows() -> Iterator[evaluation.Prediction]:
+            for row in evaluation.run_split(
+                predict, variables, table, pairing, scale=scale
+            ):
+                beat()
+                yield row
+
+        return evaluation.mean_scores(
+            evaluation.of_all_processes(rows(), len(table)), method
+        )
+
+    return validate
+
+
+def _make_folder(workdir: str) -> Path:
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "E209", f"--workdir={workdir} cannot be made: {error.strerror}."
+        ) from None
+    return folder

@@ -1,0 +1,1 @@
+"""Weights from elsewhere to arrays: ImageNet networks, official weights of systems."""
