@@ -61,6 +61,9 @@ bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 	@$(BIN)/python -m benchmarks.step_options --out docs/results
 	@$(BIN)/python -m benchmarks.scaling --out docs/results
 
+docs: $(VENV)/installed-dev  ## Pages and API reference into site/, offline
+	@$(BIN)/mkdocs build --strict --quiet
+
 lock:  ## Renew the locks (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.txt
@@ -71,4 +74,4 @@ lock:  ## Renew the locks (needs uv)
 		--custom-compile-command "make lock" -c requirements.txt \
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
-.PHONY: help install cuda quickstart lint test parity bench lock
+.PHONY: help install cuda quickstart lint test parity bench docs lock
