@@ -39,7 +39,7 @@ _HEAD = f"""# Errors
 
 A command that fails prints one line on standard error. The line has a code, the cause
 and the remedy. Here a name in braces stands for what the program fills in. The option
-`--debug` prints the traceback too.
+`--debug` prints the traceback too. Files are those of `daasr_jax/`.
 
 ## Exit codes
 
@@ -56,7 +56,7 @@ class Report:
         code: Such as `"E203"`.
         kind: Name of the exception class, or `"shell"`.
         message: With the filled-in parts as `{name}`.
-        place: File, from the root of the repository.
+        place: File, from `daasr_jax/`, or from the root of the repository (shell).
         line: In that file.
     """
 
@@ -77,7 +77,7 @@ def python_reports() -> list[Report]:
             )
             if code:
                 message = " ".join(_words(node.args[1]).split())
-                place = path.relative_to(ROOT).as_posix()
+                place = path.relative_to(ROOT / "daasr_jax").as_posix()
                 kind = ast.unparse(node.func).rpartition(".")[2]
                 found.append(Report(code, kind, message, place, node.lineno))
     return found
