@@ -62,7 +62,7 @@ bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 	@$(BIN)/python -m benchmarks.scaling --out docs/results
 
 docs: $(VENV)/installed-dev  ## Pages and API reference into site/, offline
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock:  ## Renew the locks (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes \

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
-from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -231,33 +229,3 @@ def test_hash_leaves_places_out():
     assert record.config_sha256(a.to_dict()) == record.config_sha256(b.to_dict())
     b.seed = 1
     assert record.config_sha256(a.to_dict()) != record.config_sha256(b.to_dict())
-
-
-# One code, one meaning. Codes that several modules raise, with that meaning:
-SHARED = {
-    "E209": "the folder of the run cannot be written",
-    "E211": "a setting is outside its range",
-    "E235": "weights cannot be converted",
-    "E403": "the run has no finished checkpoint",
-    "E301": "the data root cannot be read",
-    "E302": "a file of the data cannot be used",
-    "E311": "the prepared set is damaged",
-    "E701": "asked to stop; the same command goes on",
-}
-
-
-def test_an_error_code_has_one_meaning():
-    where, types = defaultdict(set), defaultdict(set)
-    for path in sorted((ROOT / "daasr_jax").rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        for match in re.finditer(r'(\w+Error|Preempted)\(\s*"(E\d{3})"', text):
-            where[match[2]].add(path.relative_to(ROOT).as_posix())
-            types[match[2]].add(match[1])
-        loose = set(re.findall(r'"(E\d{3})"', text))
-        assert loose <= set(where), (path, loose - set(where))
-    assert len(where) > 30
-    assert {c: p for c, p in where.items() if len(p) > 1 and c not in SHARED} == {}
-    assert {c: t for c, t in types.items() if len(t) > 1} == {}
-    kinds = {"2": "ConfigError", "3": "DataError", "4": "CheckpointError"}
-    kinds |= {"5": "DivergedError", "6": "ResourceError", "7": "Preempted"}
-    assert {c: t for c, t in types.items() if t != {kinds[c[1]]}} == {}

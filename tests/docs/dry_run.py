@@ -1,0 +1,61 @@
+"""Reads many Python commands of the pages from one start of the interpreter.
+
+`python -m tests.docs.dry_run CASES.json`: as `tests.e2e.launcher`, but each command
+stops where its work would begin. Until then all is real: the script or module, its
+flags, the configuration with every override.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from daasr_jax.experiment import checks, dry_run, evaluate, parts, train
+from daasr_jax.runtime import hosts
+from tests.e2e.launcher import run
+
+READ = "the command was read"
+
+_parse_args = argparse.ArgumentParser.parse_args
+
+
+def read_config(config, *_, **__) -> NoReturn:
+    """Stands for `train_run`, `dry_run` and `evaluate_run`."""
+    checks.check_ranges(config)
+    parts.data_settings(config)
+    parts.make_model(config)
+    parts.make_losses(config)
+    parts.make_training(config, steps=2, steps_per_epoch=1)
+    print(READ)
+    raise SystemExit(0)
+
+
+def read_arguments(self, *args, **kwargs) -> NoReturn:
+    """Stands for `ArgumentParser.parse_args`."""
+    _parse_args(self, *args, **kwargs)
+    print(READ)
+    raise SystemExit(0)
+
+
+def script(argv: list[str]) -> list[str]:
+    """`-m MODULE ...` as the file of the module."""
+    if argv[0] != "-m":
+        return argv
+    name = argv[1]
+    if importlib.util.find_spec(name) is None:
+        return [f"no module {name}"]
+    package = Path(*name.split("."))
+    path = package / "__main__.py" if package.is_dir() else package.with_suffix(".py")
+    return [str(path), *argv[2:]]
+
+
+if __name__ == "__main__":
+    train.train_run = dry_run.dry_run = evaluate.evaluate_run = read_config
+    hosts.connect = lambda *_: None
+    argparse.ArgumentParser.parse_args = read_arguments
+    cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    print(json.dumps([run(script(argv)) for argv in cases]))

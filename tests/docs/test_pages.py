@@ -1,0 +1,118 @@
+"""README is short, pages are fresh, links lead somewhere, the site builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from tests.docs.blocks import PAGES, ROOT
+
+
+def load(name: str):
+    """A script of `docs/generate`, which is no package."""
+    spec = importlib.util.spec_from_file_location(
+        f"generate_{name}", ROOT / f"docs/generate/{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+errors, house = load("errors"), load("house")
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 8000
+
+
+def test_readme_maps_every_room():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text[text.index("## Map") :]
+    rooms = {p.parent.name for p in (ROOT / "daasr_jax").glob("*/__init__.py")}
+    assert {room for room in rooms if f"{room}/`" not in text} == set()
+
+
+def test_errors_page_is_fresh():
+    written = errors.PAGE.read_text(encoding="utf-8")
+    assert written == errors.page(), f"docs/errors.md is old: {errors.COMMAND}"
+
+
+def test_errors_page_has_every_code():
+    page = errors.PAGE.read_text(encoding="utf-8")
+    on_page = set(re.findall(r'<span id="(E\d{3})">', page))
+    shell = set()
+    for path in (ROOT / "Makefile", *(ROOT / "scripts").iterdir()):
+        shell |= set(re.findall(r"error (E\d{3})", path.read_text(encoding="utf-8")))
+    assert shell >= {"E101", "E102"}
+    assert shell <= on_page
+    for path in (ROOT / "daasr_jax").rglob("*.py"):
+        codes = set(re.findall(r'"(E\d{3})"', path.read_text(encoding="utf-8")))
+        assert codes <= on_page, path
+    for number, name, _ in errors.exit_codes():
+        assert f"| {number} | `{name}` |" in page
+
+
+def test_an_error_code_has_one_meaning():
+    where, types = defaultdict(set), defaultdict(set)
+    for report in errors.python_reports():
+        where[report.code].add(report.place)
+        types[report.code].add(report.kind)
+    assert len(where) > 30
+    several = {code for code, places in where.items() if len(places) > 1}
+    assert several == set(errors.SHARED), "SHARED in docs/generate/errors.py"
+    assert {c: t for c, t in types.items() if len(t) > 1} == {}
+    kinds = {"2": "ConfigError", "3": "DataError", "4": "CheckpointError"}
+    kinds |= {"5": "DivergedError", "6": "ResourceError", "7": "Preempted"}
+    assert {c: t for c, t in types.items() if t != {kinds[c[1]]}} == {}
+    shell = {report.code for report in errors.shell_reports()}
+    assert shell.isdisjoint(where)
+
+
+def test_house_is_fresh():
+    written = house.PICTURE.read_text(encoding="utf-8")
+    assert written == house.picture(), f"docs/images/house.svg is old: {house.COMMAND}"
+
+
+def test_an_import_that_goes_up_is_noticed():
+    graph = {"models": {"training", "matching"}, "losses": {"metrics"}}
+    graph |= {"registry": {"errors"}, "data": {"files"}}
+    assert house.upward(graph) == ["losses -> metrics", "models -> training"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")):
+            place = (path.parent / target.partition("#")[0]).resolve()
+            assert place.exists(), target
+            inside = place.is_relative_to(ROOT / "docs")
+            assert inside or path.parent == ROOT, f"{target} is not on the site"
+
+
+def test_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(site)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 25
+    loaded = re.compile(
+        r'<(?:script|link|img|iframe)[^>]+(?:src|href)="?(https?://[^">]+)'
+    )
+    for page in pages:
+        found = loaded.findall(page.read_text(encoding="utf-8"))
+        assert not found, (page.name, found)
