@@ -63,6 +63,7 @@ bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 
 docs: $(VENV)/installed-dev  ## Pages and API reference into site/, offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 lock:  ## Renew the locks (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes \
