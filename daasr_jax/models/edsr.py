@@ -16,10 +16,7 @@ from daasr_jax.models.colour import from_grey, to_grey
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.registry import MODELS
-from daasr_jax.resampling import depth_to_space
-
-# Factors of the pixel shuffles, one convolution each.
-UPSAMPLING = {2: (2,), 3: (3,), 4: (2, 2)}
+from daasr_jax.resampling import PIXEL_SHUFFLES, depth_to_space
 
 
 class ResidualBlock(nn.Module):
@@ -54,7 +51,7 @@ class Upsampler(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """A map of `scale` times the size."""
         c = x.shape[-1]
-        for i, factor in enumerate(UPSAMPLING[self.scale]):
+        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
             x = Conv3(c * factor**2, dtype=self.dtype, name=f"up{i}")(x)
             x = depth_to_space(x, factor)
         return x

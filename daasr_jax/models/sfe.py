@@ -43,7 +43,7 @@ class SFE(nn.Module):
             ValueError: If `grid` or `norm` is unknown.
         """
         if self.grid not in ("hr", "lr"):
-            raise ValueError(f"grid must be 'hr' or 'lr', got {self.grid!r}.")
+            raise ValueError(f"sfe_grid must be 'hr' or 'lr', got {self.grid!r}.")
         if self.grid == "lr":
             x = space_to_depth(x, self.scale)
         x = nn.relu(Conv3(self.features, dtype=self.dtype, name="conv_in")(x))
@@ -79,4 +79,6 @@ class SFE(nn.Module):
             return nn.GroupNorm(num_groups=8, dtype=self.dtype, name=name)(x)
         if self.norm == "none":
             return x
-        raise ValueError(f"norm must be 'batch', 'group' or 'none', got {self.norm!r}.")
+        raise ValueError(
+            f"sfe_norm must be 'batch', 'group' or 'none', got {self.norm!r}."
+        )

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from daasr_jax.models.conv import Conv3
-from daasr_jax.resampling import depth_to_space
+from daasr_jax.resampling import PIXEL_SHUFFLES, depth_to_space
 
 _MASKED = -100.0  # added to the logits of a masked pair, as published
 _TAIL = 64  # channels of `ShuffleTail`, the same in every published configuration
@@ -334,7 +334,7 @@ class ShuffleTail(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Features to a picture of `scale` times the size."""
         y = nn.leaky_relu(Conv3(_TAIL, dtype=self.dtype, name="before")(x), 0.01)
-        for i, factor in enumerate({2: (2,), 3: (3,), 4: (2, 2)}[self.scale]):
+        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
             y = Conv3(_TAIL * factor**2, dtype=self.dtype, name=f"up{i}")(y)
             y = depth_to_space(y, factor)
         return Conv3(self.channels, dtype=self.dtype, name="last")(y)

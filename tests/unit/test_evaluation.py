@@ -342,7 +342,7 @@ class TestPanel:
         assert path.stat().st_size > 20_000
 
     def test_without_reference(self, tmp_path):
-        table, pairing, predict, variables = prepared(2, sat="none")
+        table, pairing, predict, variables = prepared(2, align=None)
         shown = next(evaluation.run_split(predict, variables, table, pairing, scale=2))
         assert "index" not in shown.images
         path = tmp_path / "panel.png"
