@@ -17,7 +17,7 @@ import pytest
 from flax import traverse_util
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.experiment import checks, import_weights, parts, record, saved_run
+from daasr_jax.experiment import checks, import_weights, parts, saved_run
 from daasr_jax.models.__main__ import parameters
 from daasr_jax.registry import MODELS
 from daasr_jax.weights.vgg import lpips_vgg16
