@@ -210,11 +210,10 @@ class DAASR(nn.Module):
         aux = {"cwt": jnp.stack(pictures)}
         if aligned:
             aux["sat"] = self._picture(aligned[-1][0], bicubic, "head_sat")[None]
-        searched = [(p, c) for _, p, c in aligned if p is not None]
-        if searched:
-            aux["index"], aux["confidence"] = map(
-                jnp.stack, zip(*searched, strict=True)
-            )
+        for i, name in ((1, "index"), (2, "confidence")):
+            of_groups = [x[i] for x in aligned if x[i] is not None]
+            if of_groups:
+                aux[name] = jnp.stack(of_groups)
         return Outputs(sr=sr, aux=aux)
 
     def _groups(
