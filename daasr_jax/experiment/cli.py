@@ -82,6 +82,9 @@ def run(main: Callable[[Any, str], None]) -> None:
             traceback.print_exc()
             _leave(1)
 
+    for module in (main.__module__, __name__):  # `--help` lists their flags
+        for flag in flags.FLAGS.get_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
 
 

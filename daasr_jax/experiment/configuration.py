@@ -13,14 +13,17 @@ import sys
 import types
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.installation import shipped_folder
 
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
-def load(name: str) -> ConfigDict:
+
+def load(name: str) -> Config:
     """The configuration of a file, locked.
 
     Args:

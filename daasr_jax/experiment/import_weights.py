@@ -139,8 +139,8 @@ def write_run(
     words = [*command("eval"), "--config", config_file]
     words += [f"--config.{name}={_flag(value)}" for name, value in flags.items()]
     words += ["--workdir", str(folder), "--config.data.root=DIR"]
-    command = f"evaluate by: {shlex.join(words)}"
-    return f"{converted.assumed}\n{command}" if converted.assumed else command
+    last = f"evaluate by: {shlex.join(words)}"
+    return f"{converted.assumed}\n{last}" if converted.assumed else last
 
 
 def _flag(value: Any) -> str:
