@@ -68,9 +68,9 @@ def locate(file: str) -> Path:
     Example:
         >>> locate("hat_x4").name, locate("configs/hat_x4.py").name
         ('hat_x4.py', 'hat_x4.py')
-        >>> locate("hat_x5")
+        >>> locate("hat_x5")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        FileNotFoundError: there is no 'hat_x5'; nearest: hat_x4, ttsr_x4, swinir_x4
+        FileNotFoundError: there is no 'hat_x5'; nearest: hat_x4, ...
     """
     path = Path(file)
     places = [path]
