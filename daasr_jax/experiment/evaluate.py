@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ def evaluate_run(
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(
             "E403",
-            f"{folder} holds no checkpoints; train into it first: "
-            f"{shlex.join(command('train'))}",
+            f"{folder} holds no checkpoints; train into it first: {command('train')}",
         )
     if split not in ("train", "val", "test"):
         raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")

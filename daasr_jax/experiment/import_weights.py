@@ -136,10 +136,10 @@ def write_run(
         checkpoints.save(0, state, {})
     finally:
         checkpoints.close()
-    words = [*command("eval"), "--config", config_file]
+    words = ["--config", config_file]
     words += [f"--config.{name}={_flag(value)}" for name, value in flags.items()]
     words += ["--workdir", str(folder), "--config.data.root=DIR"]
-    last = f"evaluate by: {shlex.join(words)}"
+    last = f"evaluate by: {command('eval')} {shlex.join(words)}"
     return f"{converted.assumed}\n{last}" if converted.assumed else last
 
 

@@ -27,8 +27,8 @@ def shipped_folder() -> Path:
     return inside if is_wheel() else package_folder().parent / "configs"
 
 
-def command(door: str) -> list[str]:
-    """The words that start a door from the current folder.
+def command(door: str) -> str:
+    """What starts a door from the current folder.
 
     Args:
         door: `"train"` or `"eval"`.
@@ -37,8 +37,8 @@ def command(door: str) -> list[str]:
         `python train.py` in the checkout, `python -m daasr_jax.train` elsewhere.
     """
     if not is_wheel() and Path.cwd() == package_folder().parent:
-        return ["python", f"{door}.py"]
-    return ["python", "-m", f"daasr_jax.{door}"]
+        return f"python {door}.py"
+    return f"python -m daasr_jax.{door}"
 
 
 def commit_id() -> str:

@@ -35,7 +35,7 @@ SMALL = (
     "--config.data.size=48",
     "--config.evaluate.resamples=200",
 )
-NO_SOURCE = (".*", "__pycache__", "build", "dist", "docs", "runs", "*.egg-info")
+NO_SOURCE = (".*", "__pycache__", "build", "dist", "docs", "runs", "site", "*.egg-info")
 
 
 @dataclass

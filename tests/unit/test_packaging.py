@@ -178,9 +178,9 @@ def test_commit_is_of_this_code_alone(tmp_path):
 
 def test_commands_fit_the_place(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert installation.command("eval") == ["python", "eval.py"]
+    assert installation.command("eval") == "python eval.py"
     monkeypatch.chdir(tmp_path)
-    assert installation.command("eval") == ["python", "-m", "daasr_jax.eval"]
+    assert installation.command("eval") == "python -m daasr_jax.eval"
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(installation, "is_wheel", lambda: True)
-    assert installation.command("train") == ["python", "-m", "daasr_jax.train"]
+    assert installation.command("train") == "python -m daasr_jax.train"
