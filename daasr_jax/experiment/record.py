@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 from flax import traverse_util
 
 from daasr_jax.errors import ConfigError
+from daasr_jax.experiment.installation import commit_id
 from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
@@ -49,17 +49,6 @@ def config_sha256(config: dict[str, Any]) -> str:
     flat = _flat(config)
     kept = {k: v for k, v in flat.items() if k not in _PLACES}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def commit_id() -> str:
-    """Commit of the code, marked when it has uncommitted changes."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe"]
-    command += ["--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 # What a run is made from beside its configuration, by the name in `config.json`.
