@@ -1,7 +1,9 @@
 """`pair_score` and `transfer`: what is differentiated once P is known.
 
-On a CPU both have gradients of their own, in reverse only, which take one entry of all
-patches after the other; elsewhere JAX differentiates them, in both modes.
+On a CPU (`cpu_forms`) both have gradients of their own, in reverse only, which take one
+entry of all patches after the other. Elsewhere JAX differentiates them, in both modes:
+the gradient gathers the patch^2 entries again, where it is free to hold several at
+once.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from daasr_jax.forms import cpu_forms
 from daasr_jax.matching.window import (
     Window,
     add,
@@ -33,8 +36,8 @@ def pair_score(
 ) -> Float[Array, "b hq wq 1"]:
     """Cosine of each query patch and its chosen key patch: the map C of Eq. 9.
 
-    Differentiable in `query` and `key` (in reverse). Time O(n patch^2 C), memory
-    O(n C), for n queries.
+    Differentiable in `query` and `key`; in reverse only where `cpu_forms`. Time
+    O(n patch^2 C), memory O(n C), for n queries.
 
     Args:
         query: Query map.
@@ -55,7 +58,8 @@ def pair_score(
         raise ValueError(
             f"index must have the shape {query.shape[:3]}, got {index.shape}."
         )
-    return jnp.asarray(_cosine(query, key, index, Window(patch)))[..., None]
+    form = _cosine if cpu_forms() else _cosine_plain
+    return jnp.asarray(form(query, key, index, Window(patch)))[..., None]
 
 
 def transfer(
@@ -68,10 +72,10 @@ def transfer(
 
     Every pixel receives the mean over the patches that cover it, counting only entries
     that lie inside both maps, so borders are not darkened and a constant `value` comes
-    back exactly. Differentiable in `value` (in reverse). Time O(n patch^2 C), memory
-    O(n C). To transfer patches of a map `s` times finer than the search grid (patch 3s,
-    stride s), move its s x s cells to channels first (space-to-depth): the two are the
-    same.
+    back exactly. Differentiable in `value`; in reverse only where `cpu_forms`. Time
+    O(n patch^2 C), memory O(n C). To transfer patches of a map `s` times finer than the
+    search grid (patch 3s, stride s), move its s x s cells to channels first
+    (space-to-depth): the two are the same.
 
     Args:
         value: Value map or maps, of the size of the keys.
@@ -85,38 +89,41 @@ def transfer(
         ValueError: If `patch` is out of range.
     """
     value = value if value.ndim == 5 else value[:, None]
-    return _mean_of_patches(value, jnp.asarray(index), Window(patch))
+    form = _mean_of_patches if cpu_forms() else _mean_plain
+    return form(value, jnp.asarray(index), Window(patch))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _cosine(query: Array, key: Array, index: Array, window: Window) -> Array:
+def _cosine_plain(query: Array, key: Array, index: Array, window: Window) -> Array:
     return _cosine_forward(query, key, index, window)[0]
+
+
+_cosine = jax.custom_vjp(_cosine_plain, nondiff_argnums=(3,))
 
 
 def _cosine_forward(
     query: Array, key: Array, index: Array, window: Window
 ) -> tuple[Array, tuple]:
+    product = _product(query, key, index, window)
+    mine = window.inverse_norm(query)
+    theirs = window.inverse_norm(key).reshape(len(index), -1, 1)
+    theirs = gather(theirs, index)[..., 0]
+    score = product * (mine * theirs)
+    return score, (query, key, index, score, mine, theirs)
+
+
+# Where JAX differentiates, the entries are gathered again: nothing is kept of them.
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _product(query: Array, key: Array, index: Array, window: Window) -> Array:
+    """Inner product of each query patch and its chosen key patch."""
     b, _, hk, wk, c = key.shape
     padded = window.pad(key)
     rows, width = padded.shape[2:4]
     flat = padded.reshape(b, -1, c)
     row, column = index // (hk * wk) * rows + index % (hk * wk) // wk, index % wk
     first = row * width + column  # entry of each chosen patch
-    product = over_channels(
-        add(
-            entry * gather(flat, first + i * width + j)
-            for (i, j), entry in zip(
-                np.ndindex(window.patch, window.patch),
-                window.entries(query),
-                strict=True,
-            )
-        )
-    )
-    mine = window.inverse_norm(query)
-    theirs = window.inverse_norm(key)
-    theirs = gather(theirs.reshape(b, -1, 1), index)[..., 0]
-    score = product * (mine * theirs)
-    return score, (query, key, index, score, mine, theirs)
+    places = (first + i * width + j for i, j in np.ndindex(window.patch, window.patch))
+    pairs = zip(window.entries(query), places, strict=True)
+    return over_channels(add(entry * gather(flat, place) for entry, place in pairs))
 
 
 def _cosine_backward(
@@ -148,14 +155,17 @@ def _cosine_backward(
 _cosine.defvjp(_cosine_forward, _cosine_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mean_of_patches(value: Array, index: Array, window: Window) -> Array:
+def _mean_plain(value: Array, index: Array, window: Window) -> Array:
     return _mean_forward(value, index, window)[0]
+
+
+_mean_of_patches = jax.custom_vjp(_mean_plain, nondiff_argnums=(2,))
 
 
 def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tuple]:
     b, r, hk, wk, c = value.shape
-    flat = value.reshape(b, r * hk * wk, c)
+    # In float32, so that where JAX differentiates gradients add up in float32.
+    flat = value.reshape(b, r * hk * wk, c).astype(jnp.float32)
     mean = jnp.zeros((*index.shape, c), value.dtype)
     count = jnp.zeros(index.shape, jnp.float32)
     for offset in _offsets(window):
@@ -163,7 +173,8 @@ def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tu
         # A running mean: that of equals is exactly theirs.
         count += inside
         weight = jnp.where(inside, 1.0 / jnp.maximum(count, 1.0), 0.0)
-        mean += weight[..., None].astype(value.dtype) * (gather(flat, source) - mean)
+        entry = gather(flat, source).astype(value.dtype)
+        mean += weight[..., None].astype(value.dtype) * (entry - mean)
     # No map is saved, only its shape and dtype.
     empty = jnp.empty((0, *value.shape[1:]), value.dtype)
     return mean, (empty, index, count)
