@@ -1,14 +1,15 @@
 """`pair_score` and `transfer`: what is differentiated once P is known.
 
 On a CPU (`cpu_forms`) both have gradients of their own, in reverse only, which take one
-entry of all patches after the other. Elsewhere JAX differentiates them, in both modes:
-the gradient gathers the patch^2 entries again, where it is free to hold several at
-once.
+entry of all patches after the other. Elsewhere JAX differentiates them, in both modes
+and as sparingly: a scan over the entries, which gathers again what it gathered.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from jaxtyping import Array, Float, Int
 from daasr_jax.forms import cpu_forms
 from daasr_jax.matching.window import (
     Window,
-    add,
     check,
     gather,
     over_channels,
@@ -111,19 +111,22 @@ def _cosine_forward(
     return score, (query, key, index, score, mine, theirs)
 
 
-# Where JAX differentiates, the entries are gathered again: nothing is kept of them.
-@functools.partial(jax.checkpoint, static_argnums=3)
 def _product(query: Array, key: Array, index: Array, window: Window) -> Array:
     """Inner product of each query patch and its chosen key patch."""
     b, _, hk, wk, c = key.shape
-    padded = window.pad(key)
-    rows, width = padded.shape[2:4]
-    flat = padded.reshape(b, -1, c)
+    mine, theirs = window.pad(query), window.pad(key)
+    rows, width = theirs.shape[2:4]
+    theirs = theirs.reshape(b, -1, c)
     row, column = index // (hk * wk) * rows + index % (hk * wk) // wk, index % wk
     first = row * width + column  # entry of each chosen patch
-    places = (first + i * width + j for i, j in np.ndindex(window.patch, window.patch))
-    pairs = zip(window.entries(query), places, strict=True)
-    return over_channels(add(entry * gather(flat, place) for entry, place in pairs))
+
+    def entry(total: Array, offset: Array) -> Array:
+        i, j = offset
+        part = lax.dynamic_slice(mine, (0, i, j, 0), query.shape)
+        return total + part * gather(theirs, first + i * width + j)
+
+    corner_first = np.argwhere(np.ones((window.patch,) * 2)).astype(np.int32)
+    return over_channels(_over(corner_first, entry, jnp.zeros_like(query)))
 
 
 def _cosine_backward(
@@ -166,15 +169,18 @@ def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tu
     b, r, hk, wk, c = value.shape
     # In float32, so that where JAX differentiates gradients add up in float32.
     flat = value.reshape(b, r * hk * wk, c).astype(jnp.float32)
-    mean = jnp.zeros((*index.shape, c), value.dtype)
-    count = jnp.zeros(index.shape, jnp.float32)
-    for offset in _offsets(window):
+
+    def entry(carry: tuple[Array, Array], offset: Array) -> tuple[Array, Array]:
+        mean, count = carry
         source, inside = _source(index, offset, window, (hk, wk))
         # A running mean: that of equals is exactly theirs.
         count += inside
         weight = jnp.where(inside, 1.0 / jnp.maximum(count, 1.0), 0.0)
-        entry = gather(flat, source).astype(value.dtype)
-        mean += weight[..., None].astype(value.dtype) * (entry - mean)
+        weight = weight[..., None].astype(value.dtype)
+        return mean + weight * (gather(flat, source).astype(value.dtype) - mean), count
+
+    start = (jnp.zeros((*index.shape, c), value.dtype), jnp.zeros(index.shape))
+    mean, count = _over(_offsets(window), entry, start)
     # No map is saved, only its shape and dtype.
     empty = jnp.empty((0, *value.shape[1:]), value.dtype)
     return mean, (empty, index, count)
@@ -195,6 +201,17 @@ def _mean_backward(window: Window, saved: tuple, g: Array) -> tuple[Array, None]
 
 
 _mean_of_patches.defvjp(_mean_forward, _mean_backward)
+
+
+def _over(offsets: np.ndarray, entry: Callable[..., Any], carry: Any) -> Any:
+    """`entry(carry, offset)` of one offset after the other; unrolled where `cpu_forms`.
+
+    Where JAX differentiates, what an entry gathers is not kept but gathered again.
+    """
+    if cpu_forms():
+        return functools.reduce(entry, offsets, carry)
+    again = jax.checkpoint(entry)
+    return lax.scan(lambda c, n: (again(c, n), None), carry, jnp.asarray(offsets))[0]
 
 
 def _offsets(window: Window) -> np.ndarray:

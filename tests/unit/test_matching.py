@@ -320,8 +320,9 @@ def test_transfer_by_loops():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("patch", [1, 3, 5])
-@pytest.mark.parametrize("budget", [None, 3_000])
+@pytest.mark.parametrize(
+    ("patch", "budget"), [(1, None), (3, None), (3, 3_000), (5, None)]
+)
 def test_several_references(method, patch, budget, hold):
     hold(method, budget)
     query, keys = normal(38, 2, 6, 7, 4), normal(39, 2, 3, 5, 8, 4)
