@@ -25,20 +25,12 @@ Traps, which a caller may meet:
   with a zero gradient. `x / norm` would give NaN.
 * Overlapping patches are averaged by the number that reach a pixel, so borders keep
   their brightness.
-* Positions are row-major in the grid of key patches, `ceil(size / stride)` on a side.
+* Positions are row-major in the key map.
 * The argmax has no gradient. Query and key learn through `pair_score` only.
 """
 
-from daasr_jax.matching.searching import METHODS, default_budget, match, search
+from daasr_jax.matching.searching import match, search
 from daasr_jax.matching.transferring import pair_score, transfer
 from daasr_jax.matching.window import Window
 
-__all__ = [
-    "METHODS",
-    "Window",
-    "default_budget",
-    "match",
-    "pair_score",
-    "search",
-    "transfer",
-]
+__all__ = ["Window", "match", "pair_score", "search", "transfer"]

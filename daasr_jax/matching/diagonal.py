@@ -25,92 +25,82 @@ LAST = 2**BITS - 1
 TERMS = 72
 
 
-def search_image(
-    query: Array,
-    key: Array,
-    scale: Array,
-    lost: Array,
-    *,
-    window: Window,
-    top: int,
-    budget: int,
-) -> tuple[Array, Array]:
-    """Best keys of every query of one image.
+def search_batch(
+    query: Array, key: Array, scale: Array, *, window: Window, budget: int
+) -> Array:
+    """Best key of every query, image by image.
 
     Args:
-        query: `(h, w, c)`, padded by `window`.
-        key: `(h', w', c)`, padded likewise, in the dtype of `query`.
-        scale: `(gk, wk)`, factor of each key: its reciprocal norm.
-        lost: `(gk, wk)`, added to each key's score: 0, or -inf where it may not be
-            chosen.
+        query: `(b, h, w, c)`, float32.
+        key: `(b, r, h', w', c)`, r maps.
+        scale: `(b, r, h', w')`, factor of each key: its reciprocal norm.
         window: The patches.
-        top: Keys to find for each query.
         budget: Bytes of scores held at once.
 
     Returns:
-        Scores `(gq, wq, top)` float32, falling, and positions in the key grid, int32;
-        the lowest of equals. With `top = 1`, scores that agree in all but the last
-        three bits of their mantissa (to 4.8e-7 of the score, which is within the
-        rounding error of their sums) count as equal.
+        Positions `(b, h, w)` in the r key maps one after the other, int32; the lowest
+        of equals. Scores that agree in all but the last three bits of their mantissa
+        (to 4.8e-7 of the score, which is within the rounding error of their sums) count
+        as equal.
     """
-    (hk, wk), s = scale.shape, window.stride
-    phases = window.phases()
-    halo = max(max(shifts) for shifts in phases.values())
-    hq, wq = (1 + (n - 2 * window.reach - 1) // s for n in query.shape[:2])
-    members = max(1, min(2**BITS, TERMS // window.patch**2)) if top == 1 else 1
+
+    def search(image: tuple[Array, Array, Array]) -> Array:
+        return _search_image(*image, window.patch, budget)
+
+    return lax.map(search, (window.pad(query), window.pad(key), scale))
+
+
+def _search_image(
+    query: Array, key: Array, scale: Array, patch: int, budget: int
+) -> Array:
+    """Of one image: padded maps `(h, w, c)` and `(r, h', w', c)`, `scale` not."""
+    r, hk, wk = scale.shape
+    halo = patch - 1
+    hq, wq = (n - halo for n in query.shape[:2])
+    members = max(1, min(2**BITS, TERMS // patch**2))
     groups = -(-wk // members)
     members = -(-wk // groups)
     width = groups * members
-    lines = halo + 1  # rows of keys whose products are held
-    steps = -(-hk // lines)
-    row = 4 * len(phases) ** 2 * lines * (width + halo) * (wq + halo)
+    lines = patch  # rows of keys whose products are held
+    tall = hk + halo  # of a key map; they lie one under the other
+    steps = -(-(r * tall - halo) // lines)
+    row = 4 * lines * (width + halo) * (wq + halo)
     rows = max(1, min(hq, budget // row - halo))
     tiles = -(-hq // rows)
     rows = -(-hq // tiles)
-    queries = _phase_maps(query, phases, s, (tiles * rows + halo, wq + halo))
-    keys = _phase_maps(key, phases, s, (steps * lines + halo, width + halo))
-    filling = ((0, steps * lines - hk), (0, width - wk))
-    scale = jnp.pad(scale, filling)
-    lost = jnp.pad(lost, filling, constant_values=-jnp.inf)
+    query = jnp.pad(query, ((0, tiles * rows - hq), (0, 0), (0, 0)))
+    below = steps * lines + halo - r * tall
+    key = key.reshape(r * tall, wk + halo, -1)
+    key = jnp.pad(key, ((0, below), (0, width - wk), (0, 0)))
+    filling = ((0, 0), (0, halo), (0, width - wk))
+    factor, lost = (
+        jnp.pad(x, filling, constant_values=fill).reshape(r * tall, width)
+        for x, fill in ((scale, 0.0), (jnp.zeros_like(scale), -jnp.inf))
+    )
 
-    def best_of_tile(i: Array) -> tuple[Array, Array]:
-        tile = {
-            name: lax.dynamic_slice_in_dim(x, i * rows, rows + halo)
-            for name, x in queries.items()
-        }
+    def best_of_tile(i: Array) -> Array:
+        tile = lax.dynamic_slice_in_dim(query, i * rows, rows + halo)
 
-        def products(j: Array) -> dict[tuple[int, int], Array]:
-            return {name: _product(x[j], tile[name]) for name, x in keys.items()}
-
-        def scores(held: list, j: Array, member: int) -> Array:
+        def scores(held: list[Array], j: Array, member: int) -> Array:
             """Of every `members`-th key of row j: `(groups, rows, wq)`."""
             total = add(
-                held[y][p, q][
+                held[y][
                     member + x : member + x + members * (groups - 1) + 1 : members,
                     y : y + rows,
                     x : x + wq,
                 ]
-                for p in phases
-                for q in phases
-                for y in phases[p]
-                for x in phases[q]
+                for y in range(patch)
+                for x in range(patch)
             )
-            factor, out = (
+            times, plus = (
                 lax.dynamic_index_in_dim(z, j, keepdims=False)[member::members]
-                for z in (scale, lost)
+                for z in (factor, lost)
             )
-            return total * factor[:, None, None] + out[:, None, None]
+            return total * times[:, None, None] + plus[:, None, None]
 
-        def some_rows(carry: tuple, step: Array) -> tuple[tuple, None]:
-            best, held = carry
-            for n in range(lines):
-                j = step * lines + n
-                held = [*held, products(_after(best[1], j + halo))]
-                best = update(best, held, j)
-                held = held[1:]
-            return (best, held), None
-
-        def one(best: tuple[Array, Array], held: list, j: Array):
+        def update(
+            best: tuple[Array, Array], held: list[Array], j: Array
+        ) -> tuple[Array, Array]:
             """The best of every group, and the row and member that it is."""
             rank, place = best
             highest = functools.reduce(
@@ -120,24 +110,27 @@ def search_image(
             better = highest >> BITS > rank >> BITS  # not an equal in a later row
             return highest, jnp.where(better, j << BITS | highest & LAST, place)
 
-        def several(best: tuple[Array, Array], held: list, j: Array):
-            found = _top(scores(held, j, 0), top)
-            return merge(best, (found[0], found[1] + j * wk), top)
+        def some_rows(carry: tuple, step: Array) -> tuple[tuple, None]:
+            best, held = carry
+            for n in range(lines):
+                j = step * lines + n
+                held = [*held, _product(key[_after(best[1], j + halo)], tile)]
+                best = update(best, held, j)
+                held = held[1:]
+            return (best, held), None
 
-        if top == 1:
-            update, size = one, (groups, rows, wq)
-            least = jnp.full(size, jnp.iinfo(jnp.int32).min, jnp.int32)
-        else:
-            update, size = several, (top, rows, wq)
-            least = jnp.full(size, -jnp.inf, jnp.float32)
-        start = (least, jnp.zeros(size, jnp.int32))
-        held = [products(jnp.int32(j)) for j in range(halo)]
-        best, _ = lax.scan(some_rows, (start, held), jnp.arange(steps))[0]
-        return best if top > 1 else _of_groups(*best, members, wk)
+        least = jnp.full((groups, rows, wq), jnp.iinfo(jnp.int32).min, jnp.int32)
+        held = [_product(key[j], tile) for j in range(halo)]
+        start = ((least, jnp.zeros_like(least)), held)
+        (rank, place), _ = lax.scan(some_rows, start, jnp.arange(steps))[0]
+        j, member = place >> BITS, LAST - (place & LAST)
+        group = jnp.arange(groups, dtype=jnp.int32)[:, None, None]
+        index = (j // tall * hk + j % tall) * wk + group * members + member
+        rank |= LAST
+        highest = rank == jnp.max(rank, axis=0)[None]
+        return jnp.min(jnp.where(highest, index, jnp.iinfo(jnp.int32).max), axis=0)
 
-    found = lax.map(best_of_tile, jnp.arange(tiles))
-    score, index = (jnp.moveaxis(x, 1, -1).reshape(-1, wq, top)[:hq] for x in found)
-    return score, index
+    return lax.map(best_of_tile, jnp.arange(tiles)).reshape(-1, wq)[:hq]
 
 
 def _after(place: Array, j: Array) -> Array:
@@ -147,19 +140,6 @@ def _after(place: Array, j: Array) -> Array:
     them all first and hold and copy them.
     """
     return j + (place[0, 0, 0] < 0)
-
-
-def _phase_maps(
-    padded: Array, phases: dict, stride: int, size: tuple[int, int]
-) -> dict[tuple[int, int], Array]:
-    """`padded[y::stride, x::stride]` for every pair of residues, filled to `size`."""
-    maps = {}
-    for y in phases:
-        for x in phases:
-            part = padded[y::stride, x::stride][: size[0], : size[1]]
-            lacking = [(0, n - m) for n, m in zip(size, part.shape, strict=False)]
-            maps[y, x] = jnp.pad(part, (*lacking, (0, 0)))
-    return maps
 
 
 def _product(key: Array, query: Array) -> Array:
@@ -177,55 +157,9 @@ def _product(key: Array, query: Array) -> Array:
 def _rank(score: Array, member: int) -> Array:
     """int32 in the order of the scores; of equals the lower member is the higher.
 
-    The bits of a float32 are in its order once those of a negative one are turned; the
-    last three make room for the member.
+    The bits of a float32 are in its order once those of a negative one, but the sign,
+    are turned; the last three make room for the member.
     """
-    bits = _turn(lax.bitcast_convert_type(score, jnp.int32))
+    bits = lax.bitcast_convert_type(score, jnp.int32)
+    bits ^= (bits >> 31) & 0x7FFFFFFF
     return bits & ~LAST | LAST - member
-
-
-def _turn(bits: Array) -> Array:
-    """All bits but the sign of the negative ones inverted; twice is nothing."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _of_groups(
-    rank: Array, place: Array, members: int, width: int
-) -> tuple[Array, Array]:
-    """Score and position `(1, ...)` of the best of the groups along the first axis."""
-    group = jnp.arange(rank.shape[0], dtype=jnp.int32)[:, None, None]
-    index = (place >> BITS) * width + group * members + LAST - (place & LAST)
-    rank |= LAST
-    best = jnp.max(rank, axis=0)
-    index = jnp.min(jnp.where(rank == best[None], index, jnp.iinfo(jnp.int32).max), 0)
-    return lax.bitcast_convert_type(_turn(best), jnp.float32)[None], index[None]
-
-
-def _top(score: Array, top: int) -> tuple[Array, Array]:
-    """The `top` best along the first axis, `(top, ...)`, and their positions."""
-    position = jnp.arange(score.shape[0], dtype=jnp.int32)[:, None, None]
-    scores, indices = [], []
-    for i in range(top):
-        best = jnp.max(score, axis=0)
-        index = jnp.min(
-            jnp.where(score == best[None], position, score.shape[0] - 1), axis=0
-        )
-        scores.append(best)
-        indices.append(index)
-        if i + 1 < top:
-            score = jnp.where(position == index[None], -jnp.inf, score)
-    return jnp.stack(scores), jnp.stack(indices)
-
-
-def merge(
-    a: tuple[Array, Array], b: tuple[Array, Array], top: int
-) -> tuple[Array, Array]:
-    """The `top` best of two falling lists along the first axis; `a` wins ties."""
-    if top == 1:
-        better = b[0] > a[0]
-        return jnp.where(better, b[0], a[0]), jnp.where(better, b[1], a[1])
-    scores = jnp.moveaxis(jnp.concatenate([a[0], b[0]]), 0, -1)
-    indices = jnp.moveaxis(jnp.concatenate([a[1], b[1]]), 0, -1)
-    scores, order = lax.top_k(scores, top)
-    indices = jnp.take_along_axis(indices, order, axis=-1)
-    return jnp.moveaxis(scores, -1, 0), jnp.moveaxis(indices, -1, 0)

@@ -13,8 +13,8 @@ costs `1 + (patch - 1) / T` products of inner size `patch C` where plain product
 one of `patch^2 C`.
 
 float32 maps are split into three bfloat16 parts, and the six products of 2^-16 and more
-are added: float32 accuracy on tensor cores. bfloat16 maps take one product. The kernel
-is Pallas for Triton; elsewhere it runs interpreted, to test it, very slowly.
+are added: float32 accuracy on tensor cores. The kernel is Pallas for Triton; elsewhere
+it runs interpreted, to test it, very slowly. On a GPU it is not measured.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class Plan:
         patch: Taps along the line.
         side_q, side_k: Queries and keys of a tile.
         chunk, chunks: Inner size of a product, and products that make a tile.
-        parts: bfloat16 parts of a value.
         splits: Programs that share the keys.
         stride_q, stride_k: From one query (key) of a tile to the next; T and T'.
     """
@@ -59,15 +58,12 @@ class Plan:
     side_k: int
     chunk: int
     chunks: int
-    parts: int
     splits: int
     stride_q: int
     stride_k: int
 
     @classmethod
-    def of(
-        cls, patch: int, channels: int, parts: int, b: int, n: int, m: int
-    ) -> tuple[Plan, int]:
+    def of(cls, patch: int, channels: int, b: int, n: int, m: int) -> tuple[Plan, int]:
         """For lines of n queries and m keys; also the number of query tiles."""
         inner = patch * channels
         chunk = min(CHUNK, _power(inner))
@@ -86,7 +82,6 @@ class Plan:
             side_k=side_k,
             chunk=chunk,
             chunks=-(-inner // chunk),
-            parts=parts,
             splits=splits,
             stride_q=WALK,
             stride_k=-(-steps // splits) * splits,
@@ -114,58 +109,35 @@ class Plan:
 
     @property
     def _chunk_bytes(self) -> int:
-        return 2 * (self.side_q + self.side_k) * self.parts * self.chunk
+        return 2 * (self.side_q + self.side_k) * PARTS * self.chunk
 
 
 def search_batch(
-    query: Array,
-    key: Array,
-    scale: Array,
-    lost: Array,
-    *,
-    window: Window,
-    top: int,
-    budget: int,
-    interpret: bool = False,
-) -> tuple[Array, Array]:
+    query: Array, key: Array, scale: Array, *, window: Window, interpret: bool = False
+) -> Array:
     """Best key of every query.
 
     Args:
-        query: `(b, h, w, c)`, float32 or bfloat16.
-        key: `(b, r, h', w', c)`, r maps, in the dtype of `query`.
-        scale: `(b, r, gk, wk)`, factor of each key: its reciprocal norm.
-        lost: `(b, r, gk, wk)`, added to each key's score: 0 or -inf.
-        window: The patches, of stride 1.
-        top: 1.
-        budget: Not used: no scores are held.
+        query: `(b, h, w, c)`, float32.
+        key: `(b, r, h', w', c)`, r maps.
+        scale: `(b, r, h', w')`, factor of each key: its reciprocal norm.
+        window: The patches.
         interpret: Emulate the kernel, on any platform.
 
     Returns:
-        Scores `(b, h, w, 1)` float32 and positions in the r key grids one after the
-        other, int32; the lowest of equals.
-
-    Raises:
-        ValueError: If `top` or the stride is not 1.
+        Positions `(b, h, w)` in the r key maps one after the other, int32; the lowest
+        of equals.
     """
-    del budget
-    if top != 1:
-        raise ValueError(
-            "the kernel finds one key: top (and candidates, below float32) must be 1, "
-            f"got {top}."
-        )
-    if window.stride != 1:
-        raise ValueError(f"the kernel needs patches of stride 1, got {window.stride}.")
-    b, hq, wq, c = query.shape
+    b, h, w, c = query.shape
     query = _line(_tall(query[:, None], window), window)
     taps = _line(_tall(key, window), window)
     index = jnp.arange(scale[0].size, dtype=jnp.int32).reshape(1, *scale.shape[1:])
-    scale, lost, index = (
+    scale, index = (
         _line(x[..., None], window, fill)[..., 0]
-        for x, fill in ((scale, 0.0), (lost, -jnp.inf), (index, 0))
+        for x, fill in ((scale, 0), (index, LAST))
     )
-    parts = 1 if query.dtype == jnp.bfloat16 else PARTS
     n, m = query.shape[1], taps.shape[1]
-    plan, tiles = Plan.of(window.patch, c, parts, b, n, m)
+    plan, tiles = Plan.of(window.patch, c, b, n, m)
 
     query = _tiles(_split(query, plan), plan.length, tiles * plan.side_q, WALK)
     tile_keys = functools.partial(
@@ -179,28 +151,20 @@ def search_batch(
         query,
         tile_keys(_split(taps, plan)),
         tile_keys(scale),
-        tile_keys(lost, fill=-jnp.inf),
-        tile_keys(index)[0],
+        tile_keys(index, fill=LAST)[0],
         plan,
         interpret,
     )
     best = jnp.max(score, axis=1)
     index = jnp.min(jnp.where(score == best[:, None], index, LAST), axis=1)
-
-    def in_grid(found: Array) -> Array:
-        d = window.dilation
-        line = jnp.swapaxes(found, 1, 2).reshape(b, -1)[:, :n]
-        rows = line.reshape(b, hq, d, -1)[..., : -(-wq // d)].swapaxes(2, 3)
-        return rows.reshape(b, hq, -1, 1)[:, :, :wq]
-
-    return in_grid(best), in_grid(index)
+    line = jnp.swapaxes(index, 1, 2).reshape(b, -1)[:, :n]
+    return line.reshape(b, h, -1)[:, :, :w]
 
 
 def _call(
     query: Array,
     key: Array,
     scale: Array,
-    lost: Array,
     index: Array,
     plan: Plan,
     interpret: bool,
@@ -216,7 +180,6 @@ def _call(
     one_out = pl.BlockSpec(
         (None, None, WALK, plan.side_q), lambda i, j, k: (k, j, 0, i)
     )
-    keys = pl.BlockSpec((None, count, plan.side_k), lambda i, j, k: (k, 0, 0))
     return pl.pallas_call(
         functools.partial(_kernel, plan=plan),
         out_shape=(
@@ -231,22 +194,20 @@ def _call(
             pl.BlockSpec(
                 (None, count, plan.side_k, inner), lambda i, j, k: (k, 0, 0, 0)
             ),
-            keys,
-            keys,
+            pl.BlockSpec((None, count, plan.side_k), lambda i, j, k: (k, 0, 0)),
             pl.BlockSpec((count, plan.side_k), lambda i, j, k: (0, 0)),
         ],
         out_specs=(one_out, one_out),
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=plan.stages),
         name="patch_search",
-    )(query, key, scale, lost, index)
+    )(query, key, scale, index)
 
 
 def _kernel(
     query: Any,
     key: Any,
     scale: Any,
-    lost: Any,
     index: Any,
     score_out: Any,
     index_out: Any,
@@ -269,13 +230,10 @@ def _kernel(
 
         def chunk(i: Array | int, total: Array) -> Array:
             qs, ks = (
-                [
-                    part(ref, tile, i * plan.chunk + p * plan.inner)
-                    for p in range(plan.parts)
-                ]
+                [part(ref, tile, i * plan.chunk + p * plan.inner) for p in range(PARTS)]
                 for ref, tile in ((query, q), (key, k))
             )
-            for order in reversed(range(plan.parts)):  # smallest first
+            for order in reversed(range(PARTS)):  # smallest first
                 for a in range(order + 1):
                     total = total + lax.dot_general(
                         qs[a],
@@ -301,13 +259,13 @@ def _kernel(
         # `patch - 1` tiles ago. Loaded before the products, these would spill.
         begin = jnp.maximum(k - (plan.patch - 1), 0)
         new = products(q, k)
-        factor, out, name = scale[begin, :], lost[begin, :], index[begin, :]
+        factor, name = scale[begin, :], index[begin, :]
         score = new if not sums else sums[-1] + new
         sums = (new, *(old + new for old in sums[:-1])) if sums else ()
-        score = score * factor[None, :] + out[None, :]
+        name = jnp.broadcast_to(name[None, :], sides)
+        score = jnp.where(name < LAST, score * factor[None, :], -jnp.inf)  # or no key
         top = jnp.max(score, axis=1)
         equal = score == jnp.broadcast_to(top[:, None], sides)
-        name = jnp.broadcast_to(name[None, :], sides)
         found = jnp.min(jnp.where(equal, name, LAST), axis=1)
         top, found = (
             jnp.broadcast_to(x[None, :], (WALK, plan.side_q)) for x in (top, found)
@@ -334,36 +292,28 @@ def _power(n: int) -> int:
 
 def _tall(maps: Array, window: Window) -> Array:
     """`(b, r, h, w, c)` -> `(b, r, h, w, patch c)`: the vertical taps of each pixel."""
-    h, d = maps.shape[2], window.dilation
+    h = maps.shape[2]
     padded = jnp.pad(maps, ((0, 0), (0, 0), (window.reach,) * 2, (0, 0), (0, 0)))
-    rows = [padded[:, :, i * d : i * d + h] for i in range(window.patch)]
-    return jnp.concatenate(rows, axis=-1)
+    return jnp.concatenate([padded[:, :, i : i + h] for i in range(window.patch)], -1)
 
 
-def _line(maps: Array, window: Window, fill: float | None = None) -> Array:
-    """`(b, r, h, w, c)` -> `(b, length, c)`: neighbours of a patch, neighbours in line.
+def _line(maps: Array, window: Window, fill: int | None = None) -> Array:
+    """`(b, r, h, w, c)` -> `(b, length, c)`: the rows one after the other.
 
-    Columns `dilation` apart lie side by side, followed by a gap of `patch // 2`; a line
-    of entries (`fill` None) starts with a gap, so that place n holds the first tap of
-    patch n.
+    A gap of `patch // 2` follows each row; a line of entries (`fill` None) starts with
+    one instead, so that place n holds the first tap of patch n.
     """
-    b, _, _, w, c = maps.shape
-    d, gap = window.dilation, window.patch // 2
-    value = 0 if fill is None else fill
-    maps = jnp.pad(maps, ((0, 0),) * 3 + ((0, -w % d), (0, 0)), constant_values=value)
-    maps = maps.reshape(*maps.shape[:3], -1, d, c).swapaxes(3, 4)
-    before, after = (gap, 0) if fill is None else (0, gap)
-    maps = jnp.pad(
-        maps, ((0, 0),) * 4 + ((before, after), (0, 0)), constant_values=value
-    )
-    return maps.reshape(b, -1, c)
+    gap = (window.reach, 0) if fill is None else (0, window.reach)
+    around = ((0, 0), (0, 0), (0, 0), gap, (0, 0))
+    maps = jnp.pad(maps, around, constant_values=0 if fill is None else fill)
+    return maps.reshape(maps.shape[0], -1, maps.shape[-1])
 
 
 def _split(line: Array, plan: Plan) -> Array:
     """The bfloat16 parts of `(b, length, c)` side by side, each of the inner size."""
     line = jnp.pad(line, ((0, 0), (0, 0), (0, plan.inner - line.shape[-1])))
     parts = []
-    for _ in range(plan.parts):
+    for _ in range(PARTS):
         # XLA may leave out a plain cast there and back.
         parts.append(lax.reduce_precision(line, 8, 7))
         line = line - parts[-1]

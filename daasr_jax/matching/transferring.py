@@ -1,13 +1,15 @@
 """`pair_score` and `transfer`: what is differentiated once P is known.
 
-Both have gradients of their own. Autodiff would hold the nine entries of all patches at
-once, which is more than all the rest of a search holds.
+On a CPU (`cpu_forms`) both have gradients of their own, in reverse only, which take one
+entry of all patches after the other. Elsewhere JAX differentiates them, in both modes
+and as sparingly: a scan over the entries, which gathers again what it gathered.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from daasr_jax.forms import cpu_forms
 from daasr_jax.matching.window import (
-    Keys,
     Window,
-    add,
     check,
     gather,
     over_channels,
@@ -29,101 +30,103 @@ from daasr_jax.matching.window import (
 def pair_score(
     query: Float[Array, "b hq wq c"],
     key: Float[Array, "b *r hk wk c"],
-    index: Int[Array, "b gq wgq"],
+    index: Int[Array, "b hq wq"],
     *,
     patch: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-) -> Float[Array, "b gq wgq 1"]:
+) -> Float[Array, "b hq wq 1"]:
     """Cosine of each query patch and its chosen key patch: the map C of Eq. 9.
 
-    Differentiable in `query` and `key` (in reverse). Time O(n patch^2 C), memory
-    O(n C), for n queries. Several choices for each query: `jax.vmap` over the last axis
-    of theirs.
+    Differentiable in `query` and `key`; in reverse only where `cpu_forms`. Time
+    O(n patch^2 C), memory O(n C), for n queries.
 
     Args:
         query: Query map.
         key: Key map or maps.
-        index: Row-major positions in the key grid, as `search` returns them.
-        patch, stride, dilation: Those given to `search`.
+        index: Row-major positions in the key maps, as `search` returns them.
+        patch: That given to `search`.
 
     Returns:
         float32 in [-1, 1]; 0 where either patch is empty (norm below 1e-6).
 
     Raises:
-        ValueError: If shapes disagree or a patch argument is out of range.
+        ValueError: If shapes disagree or `patch` is out of range.
     """
     query, key = check(query, key)
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     index = jnp.asarray(index)
-    score = _cosine(query, key, index, Window(patch, stride, dilation))
-    return jnp.asarray(score)[..., None]
+    if index.shape != query.shape[:3]:
+        raise ValueError(
+            f"index must have the shape {query.shape[:3]}, got {index.shape}."
+        )
+    form = _cosine if cpu_forms() else _cosine_plain
+    return jnp.asarray(form(query, key, index, Window(patch)))[..., None]
 
 
 def transfer(
     value: Float[Array, "b *r hk wk c"],
-    index: Int[Array, "b gq wgq"],
+    index: Int[Array, "b hq wq"],
     *,
     patch: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-    size: tuple[int, int] | None = None,
 ) -> Float[Array, "b hq wq c"]:
     """The chosen value patches laid over the query map, overlaps averaged: T.
 
     Every pixel receives the mean over the patches that cover it, counting only entries
     that lie inside both maps, so borders are not darkened and a constant `value` comes
-    back exactly; a pixel that no entry covers is 0. Differentiable in `value` (in
-    reverse). Time O(n patch^2 C), memory O(n C). To transfer patches of a map `s` times
-    finer than the search grid (patch 3s, stride s), move its s x s cells to channels
-    first (space-to-depth): the two are the same.
+    back exactly. Differentiable in `value`; in reverse only where `cpu_forms`. Time
+    O(n patch^2 C), memory O(n C). To transfer patches of a map `s` times finer than the
+    search grid (patch 3s, stride s), move its s x s cells to channels first
+    (space-to-depth): the two are the same.
 
     Args:
         value: Value map or maps, of the size of the keys.
-        index: Row-major positions in the key grid, as `search` returns them.
-        patch, stride, dilation: Those given to `search`.
-        size: Height and width of the query map; by default `stride` times the grid.
+        index: Row-major positions in the key maps, as `search` returns them.
+        patch: That given to `search`.
 
     Returns:
-        Map of `size`, in the dtype of `value`.
+        Map of the size of `index`, in the dtype of `value`.
 
     Raises:
-        ValueError: If `size` does not have this grid, or an argument is out of range.
+        ValueError: If `patch` is out of range.
     """
-    window = Window(patch, stride, dilation)
     value = value if value.ndim == 5 else value[:, None]
-    index = jnp.asarray(index)
-    gq, wgq = index.shape[1:]
-    height, width = size or (gq * stride, wgq * stride)
-    if (window.grid(height), window.grid(width)) != (gq, wgq):
-        raise ValueError(f"size {size} has no grid of {gq}x{wgq} at stride {stride}.")
-    return _mean_of_patches(value, index, window, (height, width))
+    form = _mean_of_patches if cpu_forms() else _mean_plain
+    return form(value, jnp.asarray(index), Window(patch))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _cosine(query: Array, key: Array, index: Array, window: Window) -> Array:
+def _cosine_plain(query: Array, key: Array, index: Array, window: Window) -> Array:
     return _cosine_forward(query, key, index, window)[0]
+
+
+_cosine = jax.custom_vjp(_cosine_plain, nondiff_argnums=(3,))
 
 
 def _cosine_forward(
     query: Array, key: Array, index: Array, window: Window
 ) -> tuple[Array, tuple]:
-    b, *grid = index.shape
-    padded, mine = window.pad(query), window.inverse_norm(query)
-    keys = Keys.of(key, window)
-    place = keys.place(index)
-    n = range(window.patch)
-    product = over_channels(
-        add(
-            window.entry(padded, i, j, (grid[0], grid[1])) * keys.entry(place, i, j)
-            for i in n
-            for j in n
-        )
-    )
-    theirs = window.inverse_norm(key)
-    theirs = gather(theirs.reshape(b, -1, 1), index)[..., 0]
+    product = _product(query, key, index, window)
+    mine = window.inverse_norm(query)
+    theirs = window.inverse_norm(key).reshape(len(index), -1, 1)
+    theirs = gather(theirs, index)[..., 0]
     score = product * (mine * theirs)
     return score, (query, key, index, score, mine, theirs)
+
+
+def _product(query: Array, key: Array, index: Array, window: Window) -> Array:
+    """Inner product of each query patch and its chosen key patch."""
+    b, _, hk, wk, c = key.shape
+    mine, theirs = window.pad(query), window.pad(key)
+    rows, width = theirs.shape[2:4]
+    theirs = theirs.reshape(b, -1, c)
+    row, column = index // (hk * wk) * rows + index % (hk * wk) // wk, index % wk
+    first = row * width + column  # entry of each chosen patch
+
+    def entry(total: Array, offset: Array) -> Array:
+        i, j = offset
+        part = lax.dynamic_slice(mine, (0, i, j, 0), query.shape)
+        return total + part * gather(theirs, first + i * width + j)
+
+    corner_first = np.argwhere(np.ones((window.patch,) * 2)).astype(np.int32)
+    return over_channels(_over(corner_first, entry, jnp.zeros_like(query)))
 
 
 def _cosine_backward(
@@ -134,124 +137,113 @@ def _cosine_backward(
     b, r, hk, wk, c = key.shape
     flat = key.reshape(b, r * hk * wk, c)
     across = g * mine * theirs
-    d_query = -query * window.spread(g * score * mine**2, query.shape[1:3])[..., None]
+    d_query = -query * window.spread(g * score * mine**2)[..., None]
 
-    def entry(carry: tuple[Array, Array], which: tuple) -> tuple[tuple, None]:
+    def entry(carry: tuple[Array, Array], offset: Array) -> tuple[tuple, None]:
         d_query, d_key = carry
-        patch, source, inside = _entry(index, which, window, (hk, wk))
-        weight = jnp.where(inside, patch(across), 0.0)[..., None]
+        source, inside = _source(index, offset, window, (hk, wk))
+        weight = _moved(across, offset, window, 0.0)
+        weight = jnp.where(inside, weight, 0.0)[..., None]
         d_query += weight * gather(flat, source)
         return (d_query, scatter(d_key, source, weight * query)), None
 
     start = (d_query, jnp.zeros_like(flat))
-    which = _covering(index, window, query.shape[1:3])
-    d_query, d_key = lax.scan(entry, start, which)[0]
-    own = jnp.zeros((b, r * window.grid(hk) * window.grid(wk), 1))
+    d_query, d_key = lax.scan(entry, start, jnp.asarray(_offsets(window)))[0]
+    own = jnp.zeros((b, r * hk * wk, 1))
     own = scatter(own, index, (g * score * theirs**2)[..., None])
-    own = own.reshape(b, r, window.grid(hk), window.grid(wk))
-    d_key = d_key.reshape(key.shape) - key * window.spread(own, (hk, wk))[..., None]
-    return d_query, d_key, None
+    own = window.spread(own.reshape(b, r, hk, wk))
+    return d_query, d_key.reshape(key.shape) - key * own[..., None], None
 
 
 _cosine.defvjp(_cosine_forward, _cosine_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mean_of_patches(
-    value: Array, index: Array, window: Window, size: tuple[int, int]
-) -> Array:
-    return _mean_forward(value, index, window, size)[0]
+def _mean_plain(value: Array, index: Array, window: Window) -> Array:
+    return _mean_forward(value, index, window)[0]
 
 
-def _mean_forward(
-    value: Array, index: Array, window: Window, size: tuple[int, int]
-) -> tuple[Array, tuple]:
+_mean_of_patches = jax.custom_vjp(_mean_plain, nondiff_argnums=(2,))
+
+
+def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tuple]:
     b, r, hk, wk, c = value.shape
-    flat = value.reshape(b, r * hk * wk, c)
-    mean = jnp.zeros((b, *size, c), value.dtype)
-    count = jnp.zeros((b, *size), jnp.float32)
-    for which in zip(*_covering(index, window, size), strict=True):
-        _, source, inside = _entry(index, which, window, (hk, wk))
+    # In float32, so that where JAX differentiates gradients add up in float32.
+    flat = value.reshape(b, r * hk * wk, c).astype(jnp.float32)
+
+    def entry(carry: tuple[Array, Array], offset: Array) -> tuple[Array, Array]:
+        mean, count = carry
+        source, inside = _source(index, offset, window, (hk, wk))
         # A running mean: that of equals is exactly theirs.
         count += inside
         weight = jnp.where(inside, 1.0 / jnp.maximum(count, 1.0), 0.0)
-        mean += weight[..., None].astype(value.dtype) * (gather(flat, source) - mean)
+        weight = weight[..., None].astype(value.dtype)
+        return mean + weight * (gather(flat, source).astype(value.dtype) - mean), count
+
+    start = (jnp.zeros((*index.shape, c), value.dtype), jnp.zeros(index.shape))
+    mean, count = _over(_offsets(window), entry, start)
     # No map is saved, only its shape and dtype.
     empty = jnp.empty((0, *value.shape[1:]), value.dtype)
     return mean, (empty, index, count)
 
 
-def _mean_backward(
-    window: Window, size: tuple[int, int], saved: tuple, g: Array
-) -> tuple[Array, None]:
+def _mean_backward(window: Window, saved: tuple, g: Array) -> tuple[Array, None]:
     empty, index, count = saved
     _, r, hk, wk, c = empty.shape
     g = g.astype(jnp.float32) / jnp.maximum(count, 1.0)[..., None]
 
-    def entry(d_value: Array, which: tuple) -> tuple[Array, None]:
-        _, source, inside = _entry(index, which, window, (hk, wk))
+    def entry(d_value: Array, offset: Array) -> tuple[Array, None]:
+        source, inside = _source(index, offset, window, (hk, wk))
         return scatter(d_value, source, jnp.where(inside[..., None], g, 0.0)), None
 
     start = jnp.zeros((len(index), r * hk * wk, c))
-    d_value = lax.scan(entry, start, _covering(index, window, size))[0]
+    d_value = lax.scan(entry, start, jnp.asarray(_offsets(window)))[0]
     return d_value.reshape(-1, r, hk, wk, c).astype(empty.dtype), None
 
 
 _mean_of_patches.defvjp(_mean_forward, _mean_backward)
 
 
-def _covering(
-    index: Array, window: Window, size: tuple[int, int]
-) -> tuple[np.ndarray, ...]:
-    """For every entry of a patch: the patches that cover the pixels with it.
+def _over(offsets: np.ndarray, entry: Callable[..., Any], carry: Any) -> Any:
+    """`entry(carry, offset)` of one offset after the other; unrolled where `cpu_forms`.
 
-    Returns, along the first axis the entries from the centre of the patch outwards:
-    rows and columns from the centre, `(n,)` each; for every row of pixels the row of
-    patches and whether there is one, `(n, h)` each; the same for columns, `(n, w)`.
+    Where JAX differentiates, what an entry gathers is not kept but gathered again.
     """
-    n = np.arange(-(window.patch // 2), window.patch // 2 + 1) * window.dilation
-    dy, dx = (x.reshape(-1) for x in np.meshgrid(n, n, indexing="ij"))
-    order = np.argsort(dy**2 + dx**2, kind="stable")
-    dy, dx = dy[order], dx[order]
-    found = []
-    for offset, pixels, patches in zip((dy, dx), size, index.shape[1:], strict=True):
-        at, rest = np.divmod(np.arange(pixels) - offset[:, None], window.stride)
-        has = (rest == 0) & (at >= 0) & (at < patches)
-        found += [np.where(has, at, 0), has]
-    return (dy, dx, *found)
+    if cpu_forms():
+        return functools.reduce(entry, offsets, carry)
+    again = jax.checkpoint(entry)
+    return lax.scan(lambda c, n: (again(c, n), None), carry, jnp.asarray(offsets))[0]
 
 
-def _entry(
-    index: Array, which: tuple, window: Window, keys: tuple[int, int]
-) -> tuple[Callable[[Array], Array], Array, Array]:
-    """One of the entries of `_covering`, at every pixel.
+def _offsets(window: Window) -> np.ndarray:
+    """Row and column `(n, 2)` of every entry from the centre, that one first."""
+    n = np.array(list(np.ndindex(window.patch, window.patch))) - window.reach
+    return n[np.argsort((n**2).sum(1), kind="stable")].astype(np.int32)
+
+
+def _moved(x: Array, offset: Array, window: Window, fill: float) -> Array:
+    """`x (b, h, w)` of the patch that covers each pixel with its entry `offset`."""
+    r = window.reach
+    padded = jnp.pad(x, ((0, 0), (r, r), (r, r)), constant_values=fill)
+    return lax.dynamic_slice(padded, (0, r - offset[0], r - offset[1]), x.shape)
+
+
+def _source(
+    index: Array, offset: Array, window: Window, keys: tuple[int, int]
+) -> tuple[Array, Array]:
+    """What the patch that covers a pixel with its entry `offset` lays there.
 
     Args:
-        index: `(b, gq, wgq)`.
-        which: Of each array of `_covering` one element of its first axis.
+        index: `(b, hq, wq)`.
+        offset: Row and column of the entry from the centre.
         window: The patches.
         keys: Height and width of each key map.
 
     Returns:
-        Function that takes an array of the query patches to the pixels; position, in
-        the flat key maps, of the entry of the chosen patch, `(b, h, w)`; whether it
-        lies inside both maps (else the position is 0).
+        For every pixel, the position of that entry in the flat key maps, and whether it
+        lies inside both maps (else the position is 0), `(b, hq, wq)` each.
     """
-    dy, dx, y, has_y, x, has_x = which
-    hk, wk = keys
-    gk, wgk = window.grid(hk), window.grid(wk)
-
-    def patch(grid: Array) -> Array:
-        return grid[:, y][:, :, x]
-
-    chosen = patch(index)
-    reference, within = chosen // (gk * wgk), chosen % (gk * wgk)
-    row = within // wgk * window.stride + dy
-    column = within % wgk * window.stride + dx
-    inside = (
-        (has_y[:, None] & has_x[None])[None]
-        & ((row >= 0) & (row < hk))
-        & ((column >= 0) & (column < wk))
-    )
-    source = (reference * hk + row) * wk + column
-    return patch, jnp.where(inside, source, 0), inside
+    (dy, dx), (hk, wk) = offset, keys
+    chosen = _moved(index, offset, window, -1)
+    row, column = chosen // wk % hk + dy, chosen % wk + dx
+    inside = (chosen >= 0) & (row >= 0) & (row < hk) & (column >= 0) & (column < wk)
+    return jnp.where(inside, chosen + dy * wk + dx, 0), inside

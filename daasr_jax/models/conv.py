@@ -3,7 +3,8 @@
 XLA's CPU backend turns the kernel gradient of a convolution into a convolution whose
 window is the whole image, four to nine times slower than its forward. Here it is a
 matrix product instead, image by image: the output's gradient against the nine shifted
-copies of the input. Other platforms keep XLA's own form.
+copies of the input. Other platforms keep XLA's own form, which JAX differentiates in
+forward mode too; `cpu_forms` chooses.
 
 <grad, conv(x, kernel)> is linear in each of its three arguments, so the convolution and
 its two gradients are each other's derivatives. Written so, the gradient of a gradient
@@ -22,6 +23,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from daasr_jax.forms import cpu_forms
 from daasr_jax.models.init import bias_init, kernel_init
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -47,10 +49,11 @@ def conv3x3(
         stride: s; output pixel (i, j) is centred on input pixel (s i, s j).
 
     Returns:
-        Output map of ceil(h / s) x ceil(w / s). Reverse-mode differentiable, any
-        number of times.
+        Output map of ceil(h / s) x ceil(w / s). Differentiable any number of times; in
+        reverse only where `cpu_forms`.
     """
-    return _conv(x, kernel, stride)
+    form = _conv if cpu_forms() else _convolve
+    return form(x, kernel, stride)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -65,21 +68,6 @@ def _input_gradient(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _kernel_gradient(x: Array, grad: Array, stride: int) -> Array:
-    return lax.platform_dependent(
-        x,
-        grad,
-        cpu=partial(_kernel_gradient_product, stride=stride),
-        default=partial(_kernel_gradient_xla, stride=stride),
-    )
-
-
-def _kernel_gradient_xla(x: Array, grad: Array, *, stride: int = 1) -> Array:
-    shape = (3, 3, x.shape[-1], grad.shape[-1])
-    zero = jnp.zeros(shape, x.dtype)
-    return jax.linear_transpose(lambda k: _convolve(x, k, stride), zero)(grad)[0]
-
-
-def _kernel_gradient_product(x: Array, grad: Array, *, stride: int = 1) -> Array:
     c = x.shape[-1]
     _, h, w, d = grad.shape
     tall, wide = stride * (h - 1) + 1, stride * (w - 1) + 1

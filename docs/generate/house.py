@@ -27,7 +27,7 @@ FLOORS = (
     ("weights",),
     ("models",),
     ("data", "matching", "runtime"),
-    ("errors", "files", "registry", "resampling"),
+    ("errors", "files", "forms", "registry", "resampling"),
 )
 _DOORS = ("train", "eval")  # `python -m daasr_jax.train`: they stand on the roof
 _WIDTH, _ROOF, _FLOOR, _GAP, _EDGE = 960, 84, 96, 10, 16

@@ -7,27 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax.matching import match, pair_score, search, transfer
+from daasr_jax.matching import match, pair_score, search, searching, transfer
 
 METHODS = ("diagonal", "chunked")
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Sets the bytes of scores that a search holds; None leaves them."""
+
+    def set_budget(method, budget):
+        if budget is not None:
+            monkeypatch.setitem(searching.BUDGET_BYTES, method, (budget, budget))
+
+    return set_budget
 
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def patches(x, patch, stride=1, dilation=1):
+def patches(x, patch):
     """`(b, patches, patch^2 c)` in float64, zero outside the map."""
     b, h, w, _ = x.shape
-    r = dilation * (patch // 2)
+    r = patch // 2
     x = np.pad(np.asarray(x, np.float64), ((0, 0), (r, r), (r, r), (0, 0)))
-    taps = range(0, patch * dilation, dilation)
-    entries = [x[:, i : i + h : stride, j : j + w : stride] for i in taps for j in taps]
-    return np.concatenate(entries, -1).reshape(b, entries[0][0, ..., 0].size, -1)
+    entries = [x[:, i : i + h, j : j + w] for i, j in np.ndindex(patch, patch)]
+    return np.concatenate(entries, -1).reshape(b, h * w, -1)
 
 
-def cosines(query, key, patch, stride=1, dilation=1):
-    q, k = (patches(x, patch, stride, dilation) for x in (query, key))
+def cosines(query, key, patch):
+    q, k = (patches(x, patch) for x in (query, key))
     norm_q = np.linalg.norm(q, axis=-1, keepdims=True)
     norm_k = np.linalg.norm(k, axis=-1, keepdims=True)
     q = np.divide(q, norm_q, out=np.zeros_like(q), where=norm_q > 0)
@@ -137,11 +147,12 @@ def test_a_patch_finds_itself(method):
 
 @pytest.mark.parametrize("budget", [None, 2000])
 @pytest.mark.parametrize("method", METHODS)
-def test_lowest_of_exact_ties(method, budget):
+def test_lowest_of_exact_ties(method, budget, hold):
+    hold(method, budget)
     # +1 and -1, so sums are exact; period 4, so interior patches recur.
     tile = np.where(normal(10, 1, 4, 4, 4) > 0, 1.0, -1.0).astype(np.float32)
     x = np.tile(tile, (1, 3, 3, 1))
-    index = np.asarray(search(x, x, method=method, budget_bytes=budget))[0]
+    index = np.asarray(search(x, x, method=method))[0]
     for y in range(1, 11):
         for column in range(1, 11):
             first = [1 + (v - 1) % 4 for v in (y, column)]
@@ -185,17 +196,16 @@ def test_zero_maps_give_no_nan():
             assert np.abs(grad).max() < 100
 
 
-def materialised(query, keys, values, index, patch, stride, dilation):
+def materialised(query, keys, values, index, patch):
     """T and C with all patches and all N x M cosines held at once."""
     b, height, width, _ = query.shape
-    r = dilation * (patch // 2)
-    offsets = range(0, 2 * r + 1, dilation)
-    taps = [(i, j) for i in offsets for j in offsets]
+    r = patch // 2
+    taps = list(np.ndindex(patch, patch))
 
     def unfold(x):
         h, w = x.shape[-3:-1]
         x = jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (r, r), (r, r), (0, 0)))
-        parts = [x[..., i : i + h : stride, j : j + w : stride, :] for i, j in taps]
+        parts = [x[..., i : i + h, j : j + w, :] for i, j in taps]
         return jnp.stack(parts, -2).reshape(b, -1, len(taps), x.shape[-1])
 
     def unit(x):
@@ -212,34 +222,25 @@ def materialised(query, keys, values, index, patch, stride, dilation):
         chosen = jax.vmap(lambda f, i: f[i])(unfold(x), flat)
         chosen = chosen.reshape(*index.shape, len(taps), -1)
         # Room for patches that reach over the border of the map.
-        room = 2 * r + stride
-        canvas = jnp.zeros((b, height + room, width + room, x.shape[-1]))
-        rows, columns = (stride * n for n in index.shape[1:])
+        canvas = jnp.zeros((b, height + 2 * r, width + 2 * r, x.shape[-1]))
         for n, (i, j) in enumerate(taps):
-            canvas = canvas.at[:, i : i + rows : stride, j : j + columns : stride].add(
-                chosen[:, :, :, n]
-            )
+            canvas = canvas.at[:, i : i + height, j : j + width].add(chosen[:, :, :, n])
         return canvas[:, r : r + height, r : r + width]
 
     count = lay(jnp.ones_like(values[..., :1]))
     return lay(values) / jnp.maximum(count, 1.0), score
 
 
-@pytest.mark.parametrize(
-    ("patch", "stride", "dilation"),
-    [(1, 1, 1), (3, 1, 1), (3, 2, 1), (5, 1, 2), (3, 3, 2)],
-)
+@pytest.mark.parametrize("patch", [1, 3, 5])
 @pytest.mark.parametrize("references", [(), (2,)])
-def test_gradient_is_that_of_the_materialised_form(patch, stride, dilation, references):
+def test_gradient_is_that_of_the_materialised_form(patch, references):
     """An empty region in the query; maps of different sizes."""
-    geometry = {"patch": patch, "stride": stride, "dilation": dilation}
     query = normal(15, 2, 7, 6, 4)
     query[0, :, :3] = 0.0
     keys, values = (normal(s, 2, *references, 5, 8, c) for s, c in ((16, 4), (17, 3)))
-    grid = (2, -(-7 // stride), -(-6 // stride))
-    m = int(np.prod(references)) * -(-5 // stride) * -(-8 // stride)
-    index = np.random.default_rng(18).integers(0, m, grid)
-    weight_t, weight_c = normal(19, 2, 7, 6, 3), normal(20, *grid, 1)
+    m = int(np.prod(references)) * 5 * 8
+    index = np.random.default_rng(18).integers(0, m, (2, 7, 6))
+    weight_t, weight_c = normal(19, 2, 7, 6, 3), normal(20, 2, 7, 6, 1)
 
     def total(form):
         def loss(query, keys, values):
@@ -249,8 +250,8 @@ def test_gradient_is_that_of_the_materialised_form(patch, stride, dilation, refe
         run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
         return run(query, keys, values)
 
-    ours = total(lambda q, k, v: match(q, k, v, index=index, **geometry)[::2])
-    theirs = total(lambda q, k, v: materialised(q, k, v, index, **geometry))
+    ours = total(lambda q, k, v: match(q, k, v, patch=patch, index=index)[::2])
+    theirs = total(lambda q, k, v: materialised(q, k, v, index, patch))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
@@ -263,14 +264,13 @@ def test_search_passes_no_gradient():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("budget", [1, 5_000, 20_000])
-def test_tiles_change_nothing(method, budget):
+def test_tiles_change_nothing(method, budget, hold):
     # 19 rows of queries and 13 of keys: the last tiles are filled up.
     query, key = normal(22, 2, 19, 6, 4), normal(23, 2, 13, 7, 4)
     key = key - 3.0  # all true scores may be negative: filling must not win
     whole = search(query, key, method=method)
-    tiled = jax.jit(lambda q, k: search(q, k, method=method, budget_bytes=budget))(
-        query, key
-    )
+    hold(method, budget)
+    tiled = jax.jit(lambda q, k: search(q, k, method=method))(query, key)
     np.testing.assert_array_equal(tiled, whole)
 
 
@@ -291,11 +291,10 @@ def largest_intermediate(jaxpr):
 @pytest.mark.parametrize("budget", [2**20, 16 * 2**20])
 @pytest.mark.parametrize("side", [80, 256])
 @pytest.mark.parametrize("method", METHODS)
-def test_never_more_than_the_budget(method, side, budget):
+def test_never_more_than_the_budget(method, side, budget, hold):
+    hold(method, budget)
     x = jax.ShapeDtypeStruct((1, side, side, 8), jnp.float32)
-    traced = jax.make_jaxpr(
-        lambda q, k: search(q, k, method=method, budget_bytes=budget)
-    )(x, x)
+    traced = jax.make_jaxpr(lambda q, k: search(q, k, method=method))(x, x)
     largest = largest_intermediate(traced)
     assert largest > side**2 * 8  # it looked inside the loops
     assert largest < side**4
@@ -304,90 +303,45 @@ def test_never_more_than_the_budget(method, side, budget):
     assert largest <= max(budget // 4, unfolded, one_row)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("budget", [None, 3_000])
-@pytest.mark.parametrize(
-    ("patch", "stride", "dilation"),
-    [(3, 1, 2), (3, 2, 1), (3, 2, 2), (3, 3, 2), (5, 2, 3), (1, 2, 1), (3, 4, 4)],
-)
-def test_stride_and_dilation(method, budget, patch, stride, dilation):
-    geometry = {"patch": patch, "stride": stride, "dilation": dilation}
-    query, key = normal(30, 2, 9, 10, 4), normal(31, 2, 7, 12, 4)
-    index = search(query, key, method=method, budget_bytes=budget, **geometry)
-    assert index.shape == (2, -(-9 // stride), -(-10 // stride))
-    table = cosines(query, key, **geometry)
-    flat = np.asarray(index).reshape(2, -1)
-    chosen = np.take_along_axis(table, flat[..., None], -1)[..., 0]
-    assert (table.max(-1) - chosen).max() <= 1e-5
-    score = np.asarray(pair_score(query, key, index, **geometry)).reshape(2, -1)
-    np.testing.assert_allclose(score, chosen, atol=1e-5)
-
-
-def test_dense_search_of_a_decimated_map_is_the_dilated_one():
-    x, y = normal(32, 1, 12, 12, 4), normal(33, 1, 12, 12, 4)
-    np.testing.assert_array_equal(
-        search(x, y, stride=4, dilation=4), search(x[:, ::4, ::4], y[:, ::4, ::4])
-    )
-
-
-@pytest.mark.parametrize(
-    ("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1)]
-)
-def test_transfer_by_loops(stride, dilation):
+def test_transfer_by_loops():
     """Every patch is laid down; a pixel is the mean of what reached it."""
     value = normal(34, 1, 7, 8, 2)
-    gk = (-(-7 // stride), -(-8 // stride))
-    index = np.random.default_rng(35).integers(0, gk[0] * gk[1], (1, 5, 4))
-    size = (5 * stride - (stride > 1), 4 * stride)
-    total, count = np.zeros((*size, 2)), np.zeros(size)
-    for i in range(5):
-        for j in range(4):
-            row, column = divmod(int(index[0, i, j]), gk[1])
-            for dy in (-dilation, 0, dilation):
-                for dx in (-dilation, 0, dilation):
-                    y, x = i * stride + dy, j * stride + dx
-                    v, u = row * stride + dy, column * stride + dx
-                    ours = 0 <= y < size[0] and 0 <= x < size[1]
-                    if ours and 0 <= v < 7 and 0 <= u < 8:
-                        total[y, x] += value[0, v, u]
-                        count[y, x] += 1
-    expected = total / np.maximum(count, 1)[..., None]
-    result = transfer(value, index, stride=stride, dilation=dilation, size=size)
-    np.testing.assert_allclose(result[0], expected, atol=1e-6)
+    index = np.random.default_rng(35).integers(0, 56, (1, 5, 4))
+    total, count = np.zeros((5, 4, 2)), np.zeros((5, 4))
+    for i, j in np.ndindex(5, 4):
+        row, column = divmod(int(index[0, i, j]), 8)
+        for dy, dx in np.ndindex(3, 3):
+            y, x, v, u = i + dy - 1, j + dx - 1, row + dy - 1, column + dx - 1
+            if 0 <= y < 5 and 0 <= x < 4 and 0 <= v < 7 and 0 <= u < 8:
+                total[y, x] += value[0, v, u]
+                count[y, x] += 1
+    result = transfer(value, index)
+    np.testing.assert_allclose(result[0], total / count[..., None], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("budget", [None, 3_000])
-def test_top_k_in_order(method, budget):
-    query, key = normal(36, 2, 6, 7, 4), normal(37, 2, 5, 9, 4)
-    index = search(query, key, top=4, method=method, budget_bytes=budget)
-    assert index.shape == (2, 6, 7, 4)
-    table = cosines(query, key, 3)
-    best = -np.sort(-table, axis=-1)[..., :4]
-    flat = np.asarray(index).reshape(2, -1, 4)
-    np.testing.assert_allclose(np.take_along_axis(table, flat, -1), best, atol=1e-5)
-    assert all(len(set(row)) == 4 for row in flat.reshape(-1, 4).tolist())
-    np.testing.assert_array_equal(index[..., 0], search(query, key, method=method))
-    scores = jax.vmap(pair_score, (None, None, -1), -1)(query, key, index)
-    np.testing.assert_allclose(scores.reshape(2, -1, 4), best, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_forbidden_keys_and_several_references(method, dtype):
+@pytest.mark.parametrize(
+    ("patch", "budget"), [(1, None), (3, None), (3, 3_000), (5, None)]
+)
+def test_several_references(method, patch, budget, hold):
+    hold(method, budget)
     query, keys = normal(38, 2, 6, 7, 4), normal(39, 2, 3, 5, 8, 4)
-    forbidden = np.random.default_rng(40).random((2, 3, 5, 8)) < 0.5
-    index = search(
-        query, keys, forbidden=forbidden, method=method, dtype=dtype, candidates=8
-    )
+    index = search(query, keys, patch=patch, method=method)
     flat = np.asarray(index).reshape(2, -1)
-    table = np.concatenate([cosines(query, keys[:, i], 3) for i in range(3)], -1)
-    allowed = np.where(forbidden.reshape(2, 1, -1), -np.inf, table)
-    chosen = np.take_along_axis(allowed, flat[..., None], -1)[..., 0]
-    assert (allowed.max(-1) - chosen).max() <= 1e-5
-    score = np.asarray(pair_score(query, keys, index)).reshape(2, -1)
+    assert set(np.unique(flat // 40)) == {0, 1, 2}
+    table = np.concatenate([cosines(query, keys[:, i], patch) for i in range(3)], -1)
+    chosen = np.take_along_axis(table, flat[..., None], -1)[..., 0]
+    assert (table.max(-1) - chosen).max() <= 1e-5
+    score = np.asarray(pair_score(query, keys, index, patch=patch)).reshape(2, -1)
     np.testing.assert_allclose(score, chosen, atol=1e-5)
-    # The patch comes from its own reference, whose borders are borders.
+    # Of equal maps the first is taken.
+    again = search(query, jnp.concatenate([keys, keys], 1), patch=patch, method=method)
+    np.testing.assert_array_equal(again, index)
+
+
+def test_a_patch_comes_from_its_own_reference():
+    """Whose borders are borders."""
+    index = np.random.default_rng(40).integers(0, 120, (2, 6, 7))
     values = normal(41, 2, 3, 5, 8, 2)
     constant = jnp.broadcast_to(jnp.arange(3.0).reshape(1, 3, 1, 1, 1), values.shape)
     of_patch = transfer(constant, index, patch=1)[..., 0]
@@ -396,17 +350,6 @@ def test_forbidden_keys_and_several_references(method, dtype):
     np.testing.assert_allclose(
         transfer(values, one), transfer(values[:, 1], one - 40), atol=1e-6
     )
-
-
-def test_forbidding_the_best_gives_the_next():
-    x = normal(42, 1, 6, 6, 4)
-    first, second = np.moveaxis(np.asarray(search(x, x, top=2)), -1, 0)
-    np.testing.assert_array_equal(first[0].ravel(), np.arange(36))
-    for i in (0, 14, 35):
-        forbidden = np.zeros((1, 6, 6), bool)
-        forbidden.flat[i] = True
-        again = np.asarray(search(x, x, forbidden=forbidden)).ravel()
-        assert again[i] == second.ravel()[i]
 
 
 def test_bfloat16_maps():
@@ -429,16 +372,9 @@ def test_errors():
             search(x, x, patch=patch)
         with pytest.raises(ValueError, match="patch must be odd"):
             pair_score(x, x, jnp.zeros((1, 4, 4), jnp.int32), patch=patch)
-    for name in ("stride", "dilation"):
-        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
-            search(x, x, **{name: 0})
-    for top in (0, 17):
-        with pytest.raises(ValueError, match=r"top must be in \[1, 16\]"):
-            search(x, x, top=top)
-    with pytest.raises(ValueError, match="forbidden must cover the key grid"):
-        search(x, x, forbidden=jnp.zeros((1, 3, 4), bool))
-    with pytest.raises(ValueError, match=r"size .* has no grid of 4x4 at stride 2"):
-        transfer(x, jnp.zeros((1, 4, 4), jnp.int32), stride=2, size=(6, 8))
+    for shape in ((1, 4, 5), (1, 3, 3)):
+        with pytest.raises(ValueError, match=r"index must have the shape \(1, 4, 4\)"):
+            match(x, x, x, index=jnp.zeros(shape, jnp.int32))
     with pytest.raises(ValueError, match="got shapes"):
         search(x[0], x[0])
     with pytest.raises(ValueError, match="method must be one of"):
