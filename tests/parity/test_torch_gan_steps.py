@@ -117,7 +117,7 @@ def mix_of(key, step: int, turn: int) -> np.ndarray:
 def theirs(objective: str, sat: str, updates: int, dtype: torch.dtype):
     """End, metrics and least gradients of D, written as PyTorch users write them."""
     start, _, _, mixes = ours(objective, sat, updates)
-    gen = torch_daasr.TorchDAASR(**fields_of(fields(sat))).to(dtype).train()
+    gen = torch_daasr.TorchDAASR(**fields(sat)).to(dtype).train()
     disc = twin.TorchPatchDiscriminator(8).to(dtype)
     modules = {"gen": gen, "disc": disc}
     for side, module in modules.items():
