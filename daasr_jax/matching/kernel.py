@@ -321,7 +321,7 @@ def _split(line: Array, plan: Plan) -> Array:
 
 
 def _tiles(
-    line: Array, count: int, side: int, stride: int, before: int = 0, fill: float = 0
+    line: Array, count: int, side: int, stride: int, before: int = 0, fill: int = 0
 ) -> Array:
     """`(b, length, ...)` -> `(b, count, side, ...)`: place `stride j + i - before`."""
     after = stride * (side - 1) + count - before - line.shape[1]

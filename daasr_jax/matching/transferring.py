@@ -120,7 +120,7 @@ def _product(query: Array, key: Array, index: Array, window: Window) -> Array:
     row, column = index // (hk * wk) * rows + index % (hk * wk) // wk, index % wk
     first = row * width + column  # entry of each chosen patch
 
-    def entry(total: Array, offset: Array) -> Array:
+    def entry(total: Array, offset: Array | np.ndarray) -> Array:
         i, j = offset
         part = lax.dynamic_slice(mine, (0, i, j, 0), query.shape)
         return total + part * gather(theirs, first + i * width + j)
@@ -139,10 +139,12 @@ def _cosine_backward(
     across = g * mine * theirs
     d_query = -query * window.spread(g * score * mine**2)[..., None]
 
-    def entry(carry: tuple[Array, Array], offset: Array) -> tuple[tuple, None]:
+    def entry(
+        carry: tuple[Array, Array], offset: Array | np.ndarray
+    ) -> tuple[tuple, None]:
         d_query, d_key = carry
         source, inside = _source(index, offset, window, (hk, wk))
-        weight = _moved(across, offset, window, 0.0)
+        weight = _moved(across, offset, window, 0)
         weight = jnp.where(inside, weight, 0.0)[..., None]
         d_query += weight * gather(flat, source)
         return (d_query, scatter(d_key, source, weight * query)), None
@@ -170,7 +172,9 @@ def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tu
     # In float32, so that where JAX differentiates gradients add up in float32.
     flat = value.reshape(b, r * hk * wk, c).astype(jnp.float32)
 
-    def entry(carry: tuple[Array, Array], offset: Array) -> tuple[Array, Array]:
+    def entry(
+        carry: tuple[Array, Array], offset: Array | np.ndarray
+    ) -> tuple[Array, Array]:
         mean, count = carry
         source, inside = _source(index, offset, window, (hk, wk))
         # A running mean: that of equals is exactly theirs.
@@ -191,7 +195,7 @@ def _mean_backward(window: Window, saved: tuple, g: Array) -> tuple[Array, None]
     _, r, hk, wk, c = empty.shape
     g = g.astype(jnp.float32) / jnp.maximum(count, 1.0)[..., None]
 
-    def entry(d_value: Array, offset: Array) -> tuple[Array, None]:
+    def entry(d_value: Array, offset: Array | np.ndarray) -> tuple[Array, None]:
         source, inside = _source(index, offset, window, (hk, wk))
         return scatter(d_value, source, jnp.where(inside[..., None], g, 0.0)), None
 
@@ -220,7 +224,7 @@ def _offsets(window: Window) -> np.ndarray:
     return n[np.argsort((n**2).sum(1), kind="stable")].astype(np.int32)
 
 
-def _moved(x: Array, offset: Array, window: Window, fill: float) -> Array:
+def _moved(x: Array, offset: Array | np.ndarray, window: Window, fill: int) -> Array:
     """`x (b, h, w)` of the patch that covers each pixel with its entry `offset`."""
     r = window.reach
     padded = jnp.pad(x, ((0, 0), (r, r), (r, r)), constant_values=fill)
@@ -228,7 +232,7 @@ def _moved(x: Array, offset: Array, window: Window, fill: float) -> Array:
 
 
 def _source(
-    index: Array, offset: Array, window: Window, keys: tuple[int, int]
+    index: Array, offset: Array | np.ndarray, window: Window, keys: tuple[int, int]
 ) -> tuple[Array, Array]:
     """What the patch that covers a pixel with its entry `offset` lays there.
 

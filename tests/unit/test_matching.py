@@ -7,8 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax.matching import match, pair_score, search, searching, transfer
+from daasr_jax import matching
+from daasr_jax.matching import searching
 
+
+def of_arrays(function):
+    """`function` of NumPy's arrays, as JAX's."""
+
+    def call(*arrays, **options):
+        if "index" in options:
+            options["index"] = jnp.asarray(options["index"])
+        return function(*map(jnp.asarray, arrays), **options)
+
+    return call
+
+
+match, pair_score, search, transfer = map(
+    of_arrays,
+    (matching.match, matching.pair_score, matching.search, matching.transfer),
+)
 METHODS = ("diagonal", "chunked")
 
 
