@@ -1,32 +1,6 @@
 """Evaluates a run: `python eval.py --config CONFIG --workdir DIR [--split test]`."""
 
-from typing import Any
-
-from absl import flags
-from rich.console import Console
-
-from daasr_jax.experiment import cli
-
-SPLIT = flags.DEFINE_string("split", "test", "Split: train, val or test.")
-OUT = flags.DEFINE_string("out", None, "Result file (.json); the picture goes beside.")
-LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16.")
-
-
-def main(config: Any, workdir: str) -> None:
-    """Measures the best checkpoint, prints the table and the paths of the results."""
-    from daasr_jax.evaluation.report import describe_training, make_table
-    from daasr_jax.experiment.evaluate import evaluate_run
-    from daasr_jax.runtime import hosts
-
-    report, result, picture = evaluate_run(
-        config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value
-    )
-    if hosts.number():
-        return  # the first process reports
-    Console(width=120 if LPIPS.value else 80).print(make_table(report))
-    print(f"trained: {describe_training(report)}")
-    print(f"result:  {result}\npicture: {picture}")
-
+from daasr_jax.eval import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -281,7 +281,7 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     from daasr_jax.evaluation.report import device_description
-    from daasr_jax.experiment.record import commit_id
+    from daasr_jax.experiment.installation import commit_id
 
     versions = {}
     for name in ("jax", "flax", "numpy", "torch"):

@@ -40,8 +40,8 @@ from ml_collections import ConfigDict
 from configs import fastmri_x4
 
 
-def _model(**fields: Any) -> dict[str, Any]:
-    return {f"model.kwargs.{name}": value for name, value in fields.items()}
+def _model(**names: str) -> dict[str, Any]:
+    return {f"model.kwargs.{part}.name": name for part, name in names.items()}
 
 
 def _lambdas(cwt: float, sat: float) -> dict[str, Any]:
@@ -50,18 +50,18 @@ def _lambdas(cwt: float, sat: float) -> dict[str, Any]:
 
 ROWS: dict[str, dict[str, Any]] = {
     "full": {},
-    "without_cwt": _model(structure="none"),
-    "without_sat": _model(sat="none"),
-    "without_both": _model(structure="none", sat="none"),
-    "cwt_to_conv": _model(structure="conv"),
-    "cwt_to_se": _model(structure="se"),
-    "cwt_to_window": _model(structure="window"),
-    "without_matching": _model(alignment="none"),
-    "without_f_cwt": _model(modulation=False),
-    "cross_attention": _model(alignment="cross_attention"),
-    "without_p": _model(index_map=False),
-    "without_c": _model(score_map=False),
-    "without_p_c": _model(alignment="none"),
+    "without_cwt": _model(structure="ablations.identity"),
+    "without_sat": _model(align="none"),
+    "without_both": _model(structure="ablations.identity", align="none"),
+    "cwt_to_conv": _model(structure="ablations.conv"),
+    "cwt_to_se": _model(structure="ablations.se"),
+    "cwt_to_window": _model(structure="ablations.window"),
+    "without_matching": _model(align="ablations.own_position"),
+    "without_f_cwt": _model(fuse="ablations.without_f_cwt"),
+    "cross_attention": _model(align="ablations.cross_attention"),
+    "without_p": _model(align="ablations.without_p"),
+    "without_c": _model(fuse="ablations.without_c"),
+    "without_p_c": _model(align="ablations.own_position"),
     "crop_10": {"train.crop": 10},
     "crop_20": {"train.crop": 20},
     "crop_40": {"train.crop": 40},

@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from daasr_jax.data import DEFAULT_PATTERN
+from daasr_jax.experiment.keywords import keywords
 from daasr_jax.models.daasr import PRESETS
 
 
@@ -27,6 +28,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
     preset = preset or "paper"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
+    kwargs = keywords("daasr")  # the fields of its class
+    kwargs.update(PRESETS[preset])
     config: Any = ConfigDict()
     config.name = "fastmri_x4"
     config.preset = preset
@@ -39,26 +42,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "name": "daasr",
             "dtype": "float32",  # of the computation; or "bfloat16"
             "pretrained": False,  # start from ImageNet weights, where a model has such
-            "kwargs": {
-                "features": 64,
-                "groups": 6,
-                "mlp_ratio": 2,
-                "heads": 1,
-                "attention_scale": "temperature",
-                "sfe_norm": "batch",
-                "sat": "full",
-                "residual": "cwt",
-                "match_stride": 0,
-                "blur_factor": 0,
-                "supervise_cwt": "last",
-                "structure": "cwt",  # the rest: ablations, see configs/ablation_x4.py
-                "alignment": "matching",
-                "modulation": True,
-                "index_map": True,
-                "score_map": True,
-                "remat": False,  # compute again in the backward pass: less memory
-            }
-            | PRESETS[preset],
+            "kwargs": kwargs,
         }
     )
     config.data = ConfigDict(

@@ -14,16 +14,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from configs import brain_x4_small, fastmri_x4
-from daasr_jax.registry import MODELS
+from daasr_jax.experiment.keywords import blank
 
 COMPARED = ("common", "published", "small")
-_NOT_FIELDS = ("scale", "axis_name", "dtype", "parent", "name")
 
 
 def compared(
@@ -56,13 +54,7 @@ def compared(
     config.name = f"{system}_x4"
     config.preset = preset
     config.model.name = system
-    config.model.kwargs = ConfigDict(
-        {
-            field.name: config_dict.placeholder(type(field.default))
-            for field in dataclasses.fields(MODELS.get(system))
-            if field.name not in _NOT_FIELDS
-        }
-    )
+    config.model.kwargs = blank(system)
     config.losses = ConfigDict(
         {
             name: {"name": loss, "weight": weight}

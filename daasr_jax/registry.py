@@ -50,6 +50,10 @@ class Registry:
             importlib.import_module(f"{self._package}.{module}")
         return sorted(self._items)
 
+    def name_of(self, item: Any) -> str:
+        """The name under which an item is registered."""
+        return next(name for name, known in self._items.items() if known is item)
+
     def get(self, name: str) -> Any:
         """The item of that name.
 
@@ -68,4 +72,7 @@ class Registry:
 
 
 MODELS = Registry("daasr_jax.models")
+PARTS = Registry(
+    "daasr_jax.models"
+)  # that DAASR takes: structures, alignments, fusions
 LOSSES = Registry("daasr_jax.losses")

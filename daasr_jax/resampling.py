@@ -12,6 +12,9 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
+# Factors of the pixel shuffles that make up a scale.
+PIXEL_SHUFFLES = {2: (2,), 3: (3,), 4: (2, 2)}
+
 DEGRADATION = "bicubic (Keys a=-0.5, antialias)"
 
 

@@ -118,7 +118,7 @@ def make_predict(
         outputs = model.apply(variables, lr, ref, train=False)
         bicubic = upsample(lr, scale)
         images = {"lr": lr, "ref": ref, "hr": hr, "bicubic": bicubic, "sr": outputs.sr}
-        if "index" in outputs.aux:
+        if {"index", "confidence"} <= outputs.aux.keys():
             images["index"] = outputs.aux["index"][-1][..., None]
             images["confidence"] = outputs.aux["confidence"][-1]
         estimates = {BASELINE: bicubic, method: outputs.sr}

@@ -59,10 +59,8 @@ def summary(
         sums, counts = np.array([[u.sum(), len(u)] for u in units]).T
     else:
         sums, counts = x, np.ones(len(x))
-    means = np.empty(resamples)
-    for k in range(resamples):
-        drawn = rng.integers(len(sums), size=len(sums))
-        means[k] = sums[drawn].sum() / counts[drawn].sum()
+    drawn = rng.integers(len(sums), size=(resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {
         "mean": float(x.mean()),

@@ -18,10 +18,25 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from daasr_jax.errors import ConfigError, Preempted, UserError
+from daasr_jax.experiment.configuration import load
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """The value of `--config`; an error of the file is ours, of one line."""
+
+    name = "config"
+
+    def parse(self, argument: str) -> Any:
+        return load(argument)
+
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, perhaps with a preset: configs/brain_x4.py:fast"
+    "config",
+    None,
+    "Experiment file or name of a shipped one, perhaps with a preset: "
+    "configs/brain_x4.py:fast, brain_x4:fast",
 )
+flags.FLAGS["config"].parser = _ConfigParser()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, without SLURM or Open MPI."
@@ -67,31 +82,25 @@ def run(main: Callable[[Any, str], None]) -> None:
             traceback.print_exc()
             _leave(1)
 
+    for module in (main.__module__, __name__):  # `--help` lists their flags
+        for flag in flags.FLAGS.get_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
-    except Exception as error:  # a configuration file is a program: it may raise any
+    except UserError as error:
+        _stop(error)
+    except Exception as error:  # of absl or ml_collections, which raise many types
         _stop(ConfigError("E225", _parse_complaint(error)), error)
     raise AssertionError  # _stop does not return
 
 
 def _parse_complaint(error: Exception) -> str:
-    """One line from an error of absl or of the configuration file.
-
-    absl reports an error of the file as a string with its whole traceback.
-    """
-    text = str(error).replace("\\n", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, OSError) or "Traceback (most recent call last)" in text:
-        last = lines[-1] if lines else repr(error)
-        last = re.sub(r"^[\w.]*(?:Error|Exception): ", "", last)
-        if last.endswith(('"', "'")) and last.count(last[-1]) % 2:
-            last = last[:-1]  # the end of the string in which absl puts it
-        return f"cannot load the configuration: {last}"
-    text = " ".join(lines).strip("'\"")
+    """One line from an error in the flags."""
+    text = " ".join(str(error).replace("\\n", " ").split()).strip("'\"")
     mistyped = re.search(r"Did you mean \\?\"(\w+)\\?\" instead of \\?\"(\w+)", text)
     if mistyped:
         return (

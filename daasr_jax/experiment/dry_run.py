@@ -1,4 +1,4 @@
-"""What a training run would need, without training: `train.py --dry_run`."""
+"""What a training run would need, without training: `daasr_jax.train --dry_run`."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.experiment.record import (
-    commit_id,
     config_sha256,
     trained_with,
     warn_of_other_model,
@@ -54,7 +54,8 @@ def evaluate_run(
     folder = Path(workdir)
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(
-            "E403", f"{folder} holds no checkpoints; train into it first (train.py)."
+            "E403",
+            f"{folder} holds no checkpoints; train into it first: {command('train')}",
         )
     if split not in ("train", "val", "test"):
         raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from daasr_jax.errors import ConfigError, UserError
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.installation import command
 from daasr_jax.experiment.record import has_checkpoints, record_config
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.state import start_from
@@ -135,11 +136,11 @@ def write_run(
         checkpoints.save(0, state, {})
     finally:
         checkpoints.close()
-    words = ["python", "eval.py", "--config", config_file]
+    words = ["--config", config_file]
     words += [f"--config.{name}={_flag(value)}" for name, value in flags.items()]
     words += ["--workdir", str(folder), "--config.data.root=DIR"]
-    command = f"evaluate by: {shlex.join(words)}"
-    return f"{converted.assumed}\n{command}" if converted.assumed else command
+    last = f"evaluate by: {command('eval')} {shlex.join(words)}"
+    return f"{converted.assumed}\n{last}" if converted.assumed else last
 
 
 def _flag(value: Any) -> str:

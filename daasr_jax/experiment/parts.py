@@ -11,6 +11,7 @@ import optax
 
 from daasr_jax import data
 from daasr_jax.errors import ConfigError, checked
+from daasr_jax.experiment.keywords import resolved
 from daasr_jax.losses.adversarial import OBJECTIVES
 from daasr_jax.losses.perceptual import (
     VGG16_FACTORS,
@@ -65,17 +66,15 @@ def data_settings(config: Config) -> data.DataSettings:
 def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     """The model; `axis_name` shares batch statistics over devices in training.
 
-    A keyword of None stands for the default of the model that is named.
-
     Raises:
-        ConfigError: If the model does not know a keyword.
+        ConfigError: If the model or a part of it does not know a keyword.
     """
     return checked(
         MODELS.get(config.model.name),
         scale=config.scale,
         axis_name=axis_name,
         dtype=checked(jnp.dtype, config.model.dtype),
-        **{k: v for k, v in config.model.kwargs.items() if v is not None},
+        **resolved(config.model.kwargs),
     )
 
 

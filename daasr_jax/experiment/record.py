@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from daasr_jax.errors import ConfigError
+from daasr_jax.experiment.installation import commit_id
 from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
@@ -45,20 +46,9 @@ _FREE_ON_RESUME = (
 
 def config_sha256(config: dict[str, Any]) -> str:
     """SHA-256 of the configuration without the places where data and cache lie."""
-    flat = flatten(config)
+    flat = _flat(config)
     kept = {k: v for k, v in flat.items() if k not in _PLACES}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def commit_id() -> str:
-    """Commit of the code, marked when it has uncommitted changes."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe"]
-    command += ["--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 # What a run is made from beside its configuration, by the name in `config.json`.
@@ -90,11 +80,11 @@ def record_config(
         ConfigError: If a setting that decides what is learned has changed.
     """
     path = folder / "config.json"
-    flat = flatten(config)
+    flat = _flat(config)
     if path.exists() and begun:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            before = flatten(old["config"])
+            before = _flat(old["config"])
         except (ValueError, KeyError, OSError) as error:
             raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
         free = _FREE_ON_RESUME
@@ -168,7 +158,7 @@ def warn_of_other_model(config: dict[str, Any], folder: Path) -> None:
     record = read_record(folder)
     if not record:
         return
-    trained, flat = flatten(record["config"]), flatten(config)
+    trained, flat = _flat(record["config"]), _flat(config)
     for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
         if not _under(key, _FREE_ON_RESUME) and trained.get(key) != flat.get(key):
             log.warning(
@@ -179,16 +169,9 @@ def warn_of_other_model(config: dict[str, Any], folder: Path) -> None:
             )
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Nested keys joined by dots; tuples become lists, as JSON has them."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
+    return traverse_util.flatten_dict(json.loads(json.dumps(config)), sep=".")
 
 
 def _under(key: str, names: tuple[str, ...]) -> bool:

@@ -176,5 +176,5 @@ def _backbone(net: str) -> nn.Module:
     if net == "alex":
         return AlexNet()
     if net == "vgg":
-        return VGG(VGG16, precision=_HIGHEST)
+        return VGG(blocks=VGG16, precision=_HIGHEST)
     raise ValueError(f"net must be 'alex' or 'vgg', got {net!r}.")

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from daasr_jax.models.init import linear
+from daasr_jax.registry import PARTS
 
 _EPSILON = 1e-5  # on the mean square, as in the layer norms
 
@@ -77,17 +78,20 @@ def _normalise(x: Array) -> Array:
     return (x32 * inverse).astype(x.dtype)
 
 
+@PARTS.register("cwt")
 class CWT(nn.Module):
     """One LN-CWT-LN-MLP block with its two residuals, on the LR grid.
 
     Attributes:
         mlp_ratio: Width of the hidden layer over the number of channels.
         heads, attention_scale: See `ChannelAttention`.
+        number: See `daasr.Group`; not used.
     """
 
     mlp_ratio: int = 2
     heads: int = 1
     attention_scale: str = "temperature"
+    number: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -97,7 +101,10 @@ class CWT(nn.Module):
         x = f.reshape(b, h * w, c)
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_attention")(x)
         attend = ChannelAttention(
-            self.heads, self.attention_scale, self.dtype, name="attention"
+            heads=self.heads,
+            attention_scale=self.attention_scale,
+            dtype=self.dtype,
+            name="attention",
         )
         x = x + attend(y)
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_mlp")(x)

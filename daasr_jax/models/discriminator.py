@@ -61,6 +61,6 @@ class PatchDiscriminator(nn.Module):
             width = self.features * 2**i
             for stride in (1, 2):
                 name = f"stage{i}_conv{stride}"
-                conv = Conv3(width, dtype=self.dtype, stride=stride, name=name)
+                conv = Conv3(features=width, dtype=self.dtype, stride=stride, name=name)
                 x = nn.leaky_relu(conv(x), 0.2)
-        return Conv3(1, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+        return Conv3(features=1, dtype=self.dtype, name="out")(x).astype(jnp.float32)

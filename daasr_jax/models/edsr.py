@@ -16,10 +16,7 @@ from daasr_jax.models.colour import from_grey, to_grey
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.registry import MODELS
-from daasr_jax.resampling import depth_to_space
-
-# Factors of the pixel shuffles, one convolution each.
-UPSAMPLING = {2: (2,), 3: (3,), 4: (2, 2)}
+from daasr_jax.resampling import PIXEL_SHUFFLES, depth_to_space
 
 
 class ResidualBlock(nn.Module):
@@ -36,8 +33,8 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the block."""
         c = x.shape[-1]
-        y = nn.relu(Conv3(c, dtype=self.dtype, name="conv1")(x))
-        return x + self.res_scale * Conv3(c, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(Conv3(features=c, dtype=self.dtype, name="conv1")(x))
+        return x + self.res_scale * Conv3(features=c, dtype=self.dtype, name="conv2")(y)
 
 
 class Upsampler(nn.Module):
@@ -54,8 +51,8 @@ class Upsampler(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """A map of `scale` times the size."""
         c = x.shape[-1]
-        for i, factor in enumerate(UPSAMPLING[self.scale]):
-            x = Conv3(c * factor**2, dtype=self.dtype, name=f"up{i}")(x)
+        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
+            x = Conv3(features=c * factor**2, dtype=self.dtype, name=f"up{i}")(x)
             x = depth_to_space(x, factor)
         return x
 
@@ -114,12 +111,14 @@ class EDSR(nn.Module):
             raise ValueError(f"img_range must be above 0, got {self.img_range}.")
         dtype = self.dtype
         x = self.img_range * from_grey(lr, self.channels)
-        f0 = f = Conv3(self.features, dtype=dtype, name="shallow")(x)
+        f0 = f = Conv3(features=self.features, dtype=dtype, name="shallow")(x)
         for i in range(self.blocks):
-            f = ResidualBlock(self.res_scale, dtype, name=f"block{i}")(f)
-        f = Conv3(self.features, dtype=dtype, name="body_out")(f) + f0
-        f = Upsampler(self.scale, dtype, name="upsampler")(f)
-        y = Conv3(self.channels, dtype=dtype, name="last")(f)
+            f = ResidualBlock(res_scale=self.res_scale, dtype=dtype, name=f"block{i}")(
+                f
+            )
+        f = Conv3(features=self.features, dtype=dtype, name="body_out")(f) + f0
+        f = Upsampler(scale=self.scale, dtype=dtype, name="upsampler")(f)
+        y = Conv3(features=self.channels, dtype=dtype, name="last")(f)
         return Outputs(sr=to_grey(y.astype(jnp.float32) / self.img_range), aux={})
 
 

@@ -50,8 +50,8 @@ class CAB(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the block."""
         c, dtype = x.shape[-1], self.dtype
-        y = Conv3(max(1, c // self.compress), dtype=dtype, name="conv1")(x)
-        y = Conv3(c, dtype=dtype, name="conv2")(nn.gelu(y, approximate=False))
+        y = Conv3(features=max(1, c // self.compress), dtype=dtype, name="conv1")(x)
+        y = Conv3(features=c, dtype=dtype, name="conv2")(nn.gelu(y, approximate=False))
         mean = jnp.mean(y, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(dtype)
         z = linear(max(1, c // self.squeeze), mean, dtype=dtype, name="squeeze")
         return y * nn.sigmoid(linear(c, nn.relu(z), dtype=dtype, name="expand"))
@@ -81,15 +81,21 @@ class HAB(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Applies the block."""
         y = layer_norm(self.dtype, "norm1")(x)
-        local = CAB(self.compress, self.squeeze, self.dtype, name="cab")(y)
-        y = WindowAttention(
-            self.heads, self.window, self.shift, self.dtype, name="attention"
+        local = CAB(
+            compress=self.compress, squeeze=self.squeeze, dtype=self.dtype, name="cab"
         )(y)
-        y = StochasticDepth(self.drop_path, name="drop1")(y, train=train)
+        y = WindowAttention(
+            heads=self.heads,
+            window=self.window,
+            shift=self.shift,
+            dtype=self.dtype,
+            name="attention",
+        )(y)
+        y = StochasticDepth(rate=self.drop_path, name="drop1")(y, train=train)
         x = x + y + local * _CONV_SCALE
         y = layer_norm(self.dtype, "norm2")(x)
-        y = MLP(self.mlp_ratio, self.dtype, name="mlp")(y)
-        return x + StochasticDepth(self.drop_path, name="drop2")(y, train=train)
+        y = MLP(ratio=self.mlp_ratio, dtype=self.dtype, name="mlp")(y)
+        return x + StochasticDepth(rate=self.drop_path, name="drop2")(y, train=train)
 
 
 def overlapping_windows(
@@ -140,11 +146,11 @@ class OCAB(nn.Module):
             q.reshape(*q.shape[:3], *head),
             kv[:, :, :, 0],
             kv[:, :, :, 1],
-            RelativeBias(self.heads, n, m, name="bias")(),
+            RelativeBias(heads=self.heads, window=n, key_window=m, name="bias")(),
         )
         x = x + dense(c, self.dtype, "proj")(window_merge(out, n, (h, w)))
         y = layer_norm(self.dtype, "norm2")(x)
-        return x + MLP(self.mlp_ratio, self.dtype, name="mlp")(y)
+        return x + MLP(ratio=self.mlp_ratio, dtype=self.dtype, name="mlp")(y)
 
 
 class RHAG(nn.Module):
@@ -173,18 +179,24 @@ class RHAG(nn.Module):
         y = x
         for i, rate in enumerate(self.drop_path or (0.0,) * self.blocks):
             y = HAB(
-                self.heads,
-                self.window,
-                self.window // 2 if i % 2 else 0,
-                self.mlp_ratio,
-                rate,
-                self.compress,
-                self.squeeze,
-                self.dtype,
+                heads=self.heads,
+                window=self.window,
+                shift=self.window // 2 if i % 2 else 0,
+                mlp_ratio=self.mlp_ratio,
+                drop_path=rate,
+                compress=self.compress,
+                squeeze=self.squeeze,
+                dtype=self.dtype,
                 name=f"block{i}",
             )(y, train=train)
-        y = OCAB(self.heads, self.window, self.mlp_ratio, self.dtype, name="overlap")(y)
-        return x + Conv3(x.shape[-1], dtype=self.dtype, name="conv")(y)
+        y = OCAB(
+            heads=self.heads,
+            window=self.window,
+            mlp_ratio=self.mlp_ratio,
+            dtype=self.dtype,
+            name="overlap",
+        )(y)
+        return x + Conv3(features=x.shape[-1], dtype=self.dtype, name="conv")(y)
 
 
 @MODELS.register("hat")
@@ -254,24 +266,24 @@ class HAT(nn.Module):
             )
         s, dtype = self.scale, self.dtype
         x = from_grey(pad_to_multiple(lr, self.window), self.channels)
-        f0 = Conv3(self.features, dtype=dtype, name="shallow")(x)
+        f0 = Conv3(features=self.features, dtype=dtype, name="shallow")(x)
         f = layer_norm(dtype, "norm_in")(f0)
         rates = drop_path_rates(self.drop_path, self.groups, self.blocks)
         for i, row in enumerate(rates):
             f = RHAG(
-                self.blocks,
-                self.heads,
-                self.window,
-                self.mlp_ratio,
-                row,
-                self.compress,
-                self.squeeze,
-                dtype,
+                blocks=self.blocks,
+                heads=self.heads,
+                window=self.window,
+                mlp_ratio=self.mlp_ratio,
+                drop_path=row,
+                compress=self.compress,
+                squeeze=self.squeeze,
+                dtype=dtype,
                 name=f"group{i}",
             )(f, train=train)
         f = layer_norm(dtype, "norm_out")(f)
-        f = Conv3(self.features, dtype=dtype, name="body_out")(f) + f0
-        y = ShuffleTail(s, self.channels, dtype, name="tail")(f)
+        f = Conv3(features=self.features, dtype=dtype, name="body_out")(f) + f0
+        y = ShuffleTail(scale=s, channels=self.channels, dtype=dtype, name="tail")(f)
         return Outputs(sr=to_grey(y[:, : s * lr.shape[1], : s * lr.shape[2]]), aux={})
 
 

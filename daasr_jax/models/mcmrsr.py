@@ -54,7 +54,7 @@ def _conv(
 ) -> Conv3:
     """Conv3 with the published initial weights: N(0, 0.02), PyTorch's default bias."""
     return Conv3(
-        features,
+        features=features,
         kernel_init=nn.initializers.normal(0.02),
         bias_init=bias_init,
         dtype=dtype,
@@ -106,7 +106,7 @@ class Shallow(nn.Module):
         """Applies the layers."""
         x = nn.relu(_conv(self.features, self.dtype, "conv")(image))
         for i in range(2):
-            x = ResidualBlock(self.dtype, name=f"block{i}")(x)
+            x = ResidualBlock(dtype=self.dtype, name=f"block{i}")(x)
         return x
 
 
@@ -137,12 +137,12 @@ class Deep(nn.Module):
             z = y
             for i, rate in enumerate(group_rates):
                 z = SwinLayer(
-                    self.heads,
-                    self.window,
-                    self.window // 2 if i % 2 else 0,
-                    self.mlp_ratio,
-                    rate,
-                    dtype,
+                    heads=self.heads,
+                    window=self.window,
+                    shift=self.window // 2 if i % 2 else 0,
+                    mlp_ratio=self.mlp_ratio,
+                    drop_path=rate,
+                    dtype=dtype,
                     name=f"group{g}_layer{i}",
                 )(z, train=train)
             y = y + _conv(c, dtype, f"group{g}_conv")(z)
@@ -288,8 +288,8 @@ class McMRSR(nn.Module):
         confidence = score(query, key, index)
 
         dtype = self.dtype
-        adapt = Adaptation(dtype, name="adapt")
-        join = Aggregation(factor, dtype, name="join")
+        adapt = Adaptation(dtype=dtype, name="adapt")
+        join = Aggregation(factor=factor, dtype=dtype, name="join")
         x = query
         for level, value in enumerate(values):
             texture = transfer(value, index, confidence, cell=factor**level)
@@ -298,9 +298,11 @@ class McMRSR(nn.Module):
                 x_up = jax.image.resize(x, (b, h, w, c), "linear")
                 x = join(x, adapt(x_up, texture))
             else:
-                x = Aggregation(1, dtype, name="join_same")(x, adapt(x, texture))
+                x = Aggregation(factor=1, dtype=dtype, name="join_same")(
+                    x, adapt(x, texture)
+                )
             for i in range(self.level_blocks[level]):
-                x = ResidualBlock(dtype, name=f"level{level}_block{i}")(x)
+                x = ResidualBlock(dtype=dtype, name=f"level{level}_block{i}")(x)
         y = _conv(1, dtype, "last")(x).astype(jnp.float32)
         h, w = lr.shape[1:3]
         cells = ref.shape[1] // self.scale, ref.shape[2] // self.scale
@@ -320,15 +322,15 @@ class McMRSR(nn.Module):
         h, w = padded_size(*small.shape[1:3])
         small, ref = pad_image(small, (h, w)), pad_image(ref, (s * h, s * w))
         lr = pad_image(lr, padded_size(*lr.shape[1:3]))
-        shallow = Shallow(f, dtype, name="shallow")
+        shallow = Shallow(features=f, dtype=dtype, name="shallow")
         deep = Deep(
-            self.groups,
-            self.blocks,
-            self.heads,
-            self.window,
-            self.mlp_ratio,
-            self.drop_path,
-            dtype,
+            groups=self.groups,
+            blocks=self.blocks,
+            heads=self.heads,
+            window=self.window,
+            mlp_ratio=self.mlp_ratio,
+            drop_path=self.drop_path,
+            dtype=dtype,
             name="deep",
         )
         x = _conv(f, dtype, "ref0")(ref)

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         return x
 
     def _conv(self, name: str, x: Array) -> Array:
-        return Conv3(self.features, dtype=self.dtype, name=name)(x)
+        return Conv3(features=self.features, dtype=self.dtype, name=name)(x)
 
 
 class Level(nn.Module):
@@ -65,11 +65,13 @@ class Level(nn.Module):
         f = linear(self.features, f, dtype=self.dtype, name="fuse")
         for i in range(self.blocks):
             f = ResidualBlock(dtype=self.dtype, name=f"block{i}")(f)
-        y = Conv3(1, dtype=self.dtype, name="last")(f)
+        y = Conv3(features=1, dtype=self.dtype, name="last")(f)
         return image + y.astype(jnp.float32)
 
     def _encoder(self, name: str) -> Encoder:
-        return Encoder(self.features, self.layers, self.dtype, name=name)
+        return Encoder(
+            features=self.features, layers=self.layers, dtype=self.dtype, name=name
+        )
 
 
 @MODELS.register("mcsr")
@@ -137,4 +139,10 @@ class MCSR(nn.Module):
         return Outputs(sr=sr, aux={"level1": half})
 
     def _level(self, name: str) -> Level:
-        return Level(self.features, self.blocks, self.layers, self.dtype, name=name)
+        return Level(
+            features=self.features,
+            blocks=self.blocks,
+            layers=self.layers,
+            dtype=self.dtype,
+            name=name,
+        )

@@ -34,8 +34,8 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the block."""
         c, dtype = x.shape[-1], self.dtype
-        y = nn.relu(Conv3(c, dtype=dtype, name="conv1")(x))
-        y = Conv3(c, dtype=dtype, name="conv2")(y)
+        y = nn.relu(Conv3(features=c, dtype=dtype, name="conv1")(x))
+        y = Conv3(features=c, dtype=dtype, name="conv2")(y)
         gate = jnp.mean(y, axis=(1, 2), keepdims=True)
         hidden = max(1, c // self.reduction)
         gate = nn.relu(linear(hidden, gate, dtype=dtype, name="squeeze"))
@@ -54,8 +54,10 @@ class ResidualGroup(nn.Module):
         """Applies the group."""
         y = x
         for i in range(self.blocks):
-            y = AttentionBlock(self.reduction, self.dtype, name=f"block{i}")(y)
-        return x + Conv3(x.shape[-1], dtype=self.dtype, name="conv")(y)
+            y = AttentionBlock(
+                reduction=self.reduction, dtype=self.dtype, name=f"block{i}"
+            )(y)
+        return x + Conv3(features=x.shape[-1], dtype=self.dtype, name="conv")(y)
 
 
 class LayerAttention(nn.Module):
@@ -179,7 +181,7 @@ class MINet(nn.Module):
                 "position by position."
             )
         start_ref = self._conv("ref_shallow", ref)
-        up = Upsampler(self.scale, self.dtype, name="upsampler")
+        up = Upsampler(scale=self.scale, dtype=self.dtype, name="upsampler")
         start = self._conv("up_out", up(self._conv("shallow", lr)))
         f_ref, f, maps_ref, maps = start_ref, start, [], []
         for i in range(self.groups + 1):
@@ -189,21 +191,23 @@ class MINet(nn.Module):
             both = jnp.concatenate([f_ref, f], axis=-1)
             f = f + linear(self.features, both, dtype=self.dtype, name=f"fuse{i}")
         layers = LayerAttention(name="layers")(jnp.stack(maps_ref + maps, axis=3))
-        f = ChannelSpatialAttention(self.dtype, name="gate")(f)
+        f = ChannelSpatialAttention(dtype=self.dtype, name="gate")(f)
         f = jnp.concatenate([f, self._conv("layers_out", layers)], axis=-1)
-        f_ref = ChannelSpatialAttention(self.dtype, name="ref_gate")(f_ref)
+        f_ref = ChannelSpatialAttention(dtype=self.dtype, name="ref_gate")(f_ref)
         sr = self._picture("last", self._conv("join", f) + start)
         ref_rec = self._picture("ref_last", self._conv("ref_join", f_ref) + start_ref)
         return Outputs(sr=sr, aux={"ref_rec": ref_rec})
 
     def _conv(self, name: str, x: Array) -> Array:
-        return Conv3(self.features, dtype=self.dtype, name=name)(x)
+        return Conv3(features=self.features, dtype=self.dtype, name=name)(x)
 
     def _stage(self, prefix: str, i: int, x: Array) -> Array:
         if i == self.groups:
             return self._conv(f"{prefix}body_out", x)
         name = f"{prefix}group{i}"
-        return ResidualGroup(self.blocks, self.reduction, self.dtype, name=name)(x)
+        return ResidualGroup(
+            blocks=self.blocks, reduction=self.reduction, dtype=self.dtype, name=name
+        )(x)
 
     def _picture(self, name: str, x: Array) -> Array:
-        return Conv3(1, dtype=self.dtype, name=name)(x).astype(jnp.float32)
+        return Conv3(features=1, dtype=self.dtype, name=name)(x).astype(jnp.float32)

@@ -1,8 +1,16 @@
-"""Spatial Alignment Transformer (SAT), section 3.4: retrieval from the reference."""
+"""Spatial Alignment Transformer (SAT), section 3.4: retrieval from the reference.
+
+Two parts of it can be replaced. An *alignment* finds what each place of the slice takes
+from the reference, `(base, query, key, value) -> (T, P, C)`; P and C are None where it
+makes no search. A *fusion* joins T, the structure and C to F_SAT. Both are modules with
+the fields `features` and `dtype`, which the SAT gives, and options of their own. The
+paper's are here, those of its ablations in `ablations`.
+"""
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
@@ -11,15 +19,105 @@ from jaxtyping import Array, Float, Int
 
 from daasr_jax.matching import match, search
 from daasr_jax.models.init import kernel_init, linear
+from daasr_jax.registry import PARTS
 from daasr_jax.resampling import depth_to_space, space_to_depth, upsample
 
-ALIGNMENTS = ("matching", "none", "cross_attention")
-_BUDGET_BYTES = 64 * 2**20  # of the float32 scores that cross-attention holds at once
 INDEX = "index"  # P by this name is kept where activations are computed again
 
 
+def project_query(
+    base: Float[Array, "b h w c"],
+    query: Float[Array, "b h w d"] | None,
+    *,
+    features: int,
+    dtype: DTypeLike,
+) -> Float[Array, "b h w d"]:
+    """Q of Eq. 6, in the calling module: `W_q base`, or `query + W_q base`.
+
+    With `query`, `W_q` starts at zero, so that query and key agree before anything is
+    learned.
+    """
+    q = linear(
+        features,
+        base,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kernel_init if query is None else nn.initializers.zeros,
+        name="query",
+    )
+    return q if query is None else query + q
+
+
+@PARTS.register("sat.matching")
+class Matching(nn.Module):
+    """Hard retrieval of patches, Eq. 6-9: the most similar patch of the reference.
+
+    Attributes:
+        features: Channels of the query, those of the key.
+        patch: Side of the descriptor patches.
+        search: Form of the search, see `matching.search`; None for the one that suits
+            the platform. `"kernel"`, for GPUs, is not measured.
+    """
+
+    features: int = 64
+    patch: int = 3
+    search: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        base: Float[Array, "b h w c"],
+        query: Float[Array, "b h w d"] | None,
+        key: Float[Array, "b h2 w2 d"],
+        value: Float[Array, "b h2 w2 e"],
+        *,
+        index: Int[Array, "b h w"] | None = None,
+    ) -> tuple[
+        Float[Array, "b h w e"], Int[Array, "b h w"], Float[Array, "b h w 1"] | None
+    ]:
+        """Searches, transfers and scores.
+
+        Args:
+            base: F_CWT on the grid of the queries.
+            query: Features of the bicubic LR image from the SFE on the same grid, or
+                None.
+            key: SFE of the blurred reference.
+            value: SFE of the reference, cells of the reference as channels.
+            index: P to use instead of searching.
+
+        Returns:
+            `(T, P, C)`: T as `value`; P int32; C float32 in [-1, 1].
+        """
+        q = project_query(base, query, features=self.features, dtype=self.dtype)
+        if index is None:
+            index = search(q, key, patch=self.patch, method=self.search)
+            index = checkpoint_name(index, INDEX)
+        return match(q, key, value, patch=self.patch, index=index)
+
+
+@PARTS.register("sat.fusion")
+class Fusion(nn.Module):
+    """`Conv1x1([T, F_CWT]) * C`, Eq. 10-11."""
+
+    features: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        t: Float[Array, "b h w c"],
+        f_cwt: Float[Array, "b h w d"],
+        c: Float[Array, "b h w 1"] | None,
+    ) -> Float[Array, "b h w e"]:
+        """F_SAT from T, F_CWT and C on one grid; without a search C is None."""
+        both = jnp.concatenate([t, f_cwt], axis=-1)
+        f_sat = linear(self.features, both, dtype=self.dtype, name="fuse")
+        return f_sat if c is None else f_sat * c
+
+
 class SAT(nn.Module):
-    """Query projection, patch retrieval, fusion and confidence, Eq. 6-11.
+    """Alignment and fusion on their grids, Eq. 6-11.
 
     Attributes:
         features: Channels C.
@@ -27,20 +125,10 @@ class SAT(nn.Module):
         grid: Grid of the fusion. `"hr"`: `Conv1x1([T, Up F_CWT]) * Up(C)` at HR;
             `"lr"`: T by space-to-depth and all on the LR grid.
         map_grid: Grid of the key and value maps, that of the SFE.
-        match_stride: s: descriptors are 3x3 patches of the s-decimated maps and each
-            match transfers a 3s x 3s patch; 1: dense on the HR grid.
-        patch: Side of the descriptor patches.
-        alignment: Where T comes from. `"matching"`: Eq. 7-9. `"none"`: V at the
-            query's own position, no search and no score; Table 4 "w/o K-V Matching",
-            which is Figure 6 "w/o P & C" too. `"cross_attention"`: `softmax(Q K^T /
-            sqrt(C)) V` over all positions of the tokens that the matching compares, no
-            score; Table 4 "RC to CrossAlign".
-        modulation: False leaves F_CWT out of the concatenation of Eq. 10; it still
-            makes the query. Table 4 "w/o F_CWT".
-        index_map: False takes V at the query's own position where P points elsewhere,
-            and keeps the score C of the search. Figure 6 "w/o Index Map (P)".
-        score_map: False leaves out the product with C of Eq. 11. The search has no
-            gradient, so `W_q` then learns nothing. Figure 6 "w/o Score Map (C)".
+        match_stride: s: descriptors are patches of the s-decimated maps and each match
+            transfers a patch s times as large; 1: dense on the HR grid.
+        align: Makes the alignment.
+        fuse: Makes the fusion.
     """
 
     features: int = 64
@@ -48,12 +136,9 @@ class SAT(nn.Module):
     grid: str = "hr"
     map_grid: str = "hr"
     match_stride: int = 4
-    patch: int = 3
+    align: Callable[..., nn.Module] = Matching
+    fuse: Callable[..., nn.Module] = Fusion
     dtype: DTypeLike = jnp.float32
-    alignment: str = "matching"
-    modulation: bool = True
-    index_map: bool = True
-    score_map: bool = True
 
     @nn.compact
     def __call__(
@@ -70,8 +155,7 @@ class SAT(nn.Module):
         Args:
             f_cwt: Structure features on the LR grid.
             query: Features of the bicubic LR image from the SFE, on the grid of `key`,
-                or None. When given, `W_q` starts at zero, so that query and key agree
-                before anything is learned.
+                or None.
             key: SFE of the blurred reference; None where nothing is compared.
             value: SFE of the reference.
             index: P to use instead of searching.
@@ -81,23 +165,26 @@ class SAT(nn.Module):
             the grid of the queries, None both where there is no search.
 
         Raises:
-            ValueError: If a field is out of its choices or does not go with another,
-                or if the own position is asked of a reference of another size.
+            ValueError: If `index` is given and there is no search, or the alignment
+                cannot take the maps.
         """
-        check_alignment(self.alignment, self.index_map, self.score_map)
         s = self.scale
-        up = f_cwt
-        if self.map_grid == "hr" or self.grid == "hr":
-            up = upsample(f_cwt, s)
+        align = self._own(self.align)
+        fuse = self._own(self.fuse)
+        given = {} if index is None else {"index": index}
+        if given and not isinstance(align, Matching):
+            raise ValueError(
+                "indices stand for the search of Matching; "
+                f"{type(align).__name__} makes none."
+            )
+        up = upsample(f_cwt, s) if "hr" in (self.map_grid, self.grid) else f_cwt
         base = up if self.map_grid == "hr" else f_cwt
         if self.map_grid == "hr" and self.match_stride != 1:
             base = _decimate(base, s)
             key, query = (None if x is None else _decimate(x, s) for x in (key, query))
             value = space_to_depth(value, s)
-        t, index, confidence = self._align(base, query, key, value, index)
-        weight = None
-        if confidence is not None and self.score_map:
-            weight = confidence.astype(self.dtype)
+        t, index, confidence = align(base, query, key, value, **given)
+        weight = None if confidence is None else confidence.astype(self.dtype)
         at_lr = t.shape[1] == f_cwt.shape[1]
         if self.grid == "lr":
             up = f_cwt
@@ -108,104 +195,13 @@ class SAT(nn.Module):
         elif at_lr:
             t = depth_to_space(t, s)
             weight = None if weight is None else upsample(weight, s)
-        f_sat = self._fuse(t, up)
-        return f_sat if weight is None else f_sat * weight, index, confidence
+        return fuse(t, up, weight), index, confidence
 
-    def _align(
-        self,
-        base: Array,
-        query: Array | None,
-        key: Array | None,
-        value: Array,
-        index: Array | None,
-    ) -> tuple[Array, Array | None, Array | None]:
-        """`(T, P, C)` on the grid of `base`, P and C None without a search."""
-        if self.alignment == "none":
-            return _own_position(base, value), None, None
-        if key is None:
-            raise ValueError(f"alignment={self.alignment!r} needs key, got None.")
-        init = kernel_init if query is None else nn.initializers.zeros
-        q = linear(
-            self.features,
-            base,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=init,
-            name="query",
-        )
-        q = q if query is None else query + q
-        if self.alignment == "cross_attention":
-            return cross_attention(q, key, value), None, None
-        if index is None:
-            index = checkpoint_name(search(q, key, patch=self.patch), INDEX)
-        t, index, confidence = match(q, key, value, patch=self.patch, index=index)
-        return t if self.index_map else _own_position(base, value), index, confidence
-
-    def _fuse(self, t: Array, structure: Array) -> Array:
-        """Conv1x1 of Eq. 10-11 over the concatenation, over T alone unmodulated."""
-        both = jnp.concatenate([t, structure], axis=-1) if self.modulation else t
-        return linear(self.features, both, dtype=self.dtype, name="fuse")
-
-
-def check_alignment(alignment: str, index_map: bool, score_map: bool) -> None:
-    """Raises ValueError where the fields of `SAT` say nothing or contradict."""
-    if alignment not in ALIGNMENTS:
-        raise ValueError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}.")
-    if index_map and score_map:
-        return
-    if alignment != "matching":
-        raise ValueError(
-            "index_map=False and score_map=False take a part of alignment='matching' "
-            f"away; alignment={alignment!r} has neither map, leave both True."
-        )
-    if not index_map and not score_map:
-        raise ValueError(
-            "index_map=False with score_map=False leaves nothing of the matching: it "
-            "is alignment='none'."
-        )
-
-
-def cross_attention(
-    query: Float[Array, "b h w c"],
-    key: Float[Array, "b h2 w2 c"],
-    value: Float[Array, "b h2 w2 d"],
-    *,
-    budget_bytes: int = _BUDGET_BYTES,
-) -> Float[Array, "b h w d"]:
-    """softmax(Q K^T / sqrt(c)) V over all positions of the reference.
-
-    Logits and softmax are float32. The queries go in chunks, which the backward pass
-    computes again: no more than `budget_bytes` of scores are held at once, a few times
-    that in the backward pass, where all of a 64x64 grid would be 64 MiB for each image
-    and group. A chunk is one position of every image at least.
-    """
-    b, h, w, c = query.shape
-    n, m = h * w, key.shape[1] * key.shape[2]
-    k, v = key.reshape(b, m, c), value.reshape(b, m, -1)
-    chunks = -(-n // max(1, budget_bytes // (4 * b * m)))
-    size = -(-n // chunks)
-    q = jnp.pad(query.reshape(b, n, c), ((0, 0), (0, chunks * size - n), (0, 0)))
-    q = q.reshape(b, chunks, size, c).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def attend(q: Array, k: Array, v: Array) -> Array:
-        logits = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(v.dtype)
-        return jnp.einsum("bnm,bmd->bnd", weights, v)
-
-    out = jax.lax.map(lambda q: attend(q, k, v), q)
-    return out.swapaxes(0, 1).reshape(b, chunks * size, -1)[:, :n].reshape(b, h, w, -1)
-
-
-def _own_position(base: Array, value: Array) -> Array:
-    """V where the query is: the two grids must be one."""
-    if base.shape[1:3] != value.shape[1:3]:
-        raise ValueError(
-            "alignment='none' and index_map=False take the reference at the query's "
-            f"own position: ref must have the size of the output, got a grid of "
-            f"{value.shape[1]}x{value.shape[2]} for {base.shape[1]}x{base.shape[2]}."
-        )
-    return value
+    def _own(self, make: Callable[..., nn.Module]) -> nn.Module:
+        """A part whose parameters are this module's."""
+        part = make(features=self.features, dtype=self.dtype)
+        nn.share_scope(self, part)
+        return part
 
 
 def _decimate(x: Array, s: int) -> Array:

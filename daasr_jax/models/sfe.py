@@ -43,10 +43,10 @@ class SFE(nn.Module):
             ValueError: If `grid` or `norm` is unknown.
         """
         if self.grid not in ("hr", "lr"):
-            raise ValueError(f"grid must be 'hr' or 'lr', got {self.grid!r}.")
+            raise ValueError(f"sfe_grid must be 'hr' or 'lr', got {self.grid!r}.")
         if self.grid == "lr":
             x = space_to_depth(x, self.scale)
-        x = nn.relu(Conv3(self.features, dtype=self.dtype, name="conv_in")(x))
+        x = nn.relu(Conv3(features=self.features, dtype=self.dtype, name="conv_in")(x))
         block = SFE._block
         if self.remat:
             block = nn.remat(block, static_argnums=(2, 3))
@@ -59,7 +59,10 @@ class SFE(nn.Module):
 
         def conv(y: Array, i: int) -> Array:
             return Conv3(
-                self.features, biased, dtype=self.dtype, name=f"{name}_conv{i}"
+                features=self.features,
+                use_bias=biased,
+                dtype=self.dtype,
+                name=f"{name}_conv{i}",
             )(y)
 
         y = nn.relu(self._normalise(conv(x, 1), f"{name}_norm1", train))
@@ -79,4 +82,6 @@ class SFE(nn.Module):
             return nn.GroupNorm(num_groups=8, dtype=self.dtype, name=name)(x)
         if self.norm == "none":
             return x
-        raise ValueError(f"norm must be 'batch', 'group' or 'none', got {self.norm!r}.")
+        raise ValueError(
+            f"sfe_norm must be 'batch', 'group' or 'none', got {self.norm!r}."
+        )

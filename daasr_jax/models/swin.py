@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from daasr_jax.models.conv import Conv3
-from daasr_jax.resampling import depth_to_space
+from daasr_jax.resampling import PIXEL_SHUFFLES, depth_to_space
 
 _MASKED = -100.0  # added to the logits of a masked pair, as published
 _TAIL = 64  # channels of `ShuffleTail`, the same in every published configuration
@@ -243,7 +243,7 @@ class WindowAttention(nn.Module):
             qkv[:, :, :, 0],
             qkv[:, :, :, 1],
             qkv[:, :, :, 2],
-            RelativeBias(self.heads, n, name="bias")(),
+            RelativeBias(heads=self.heads, window=n, name="bias")(),
             shift_regions(size, n, shift) if shift else None,
         )
         out = window_merge(dense(c, self.dtype, "proj")(out), n, size)
@@ -275,12 +275,16 @@ class SwinLayer(nn.Module):
         """Applies the layer; needs a `"dropout"` key if `train` and `drop_path`."""
         y = layer_norm(self.dtype, "norm1")(x)
         y = WindowAttention(
-            self.heads, self.window, self.shift, self.dtype, name="attention"
+            heads=self.heads,
+            window=self.window,
+            shift=self.shift,
+            dtype=self.dtype,
+            name="attention",
         )(y)
-        x = x + StochasticDepth(self.drop_path, name="drop1")(y, train=train)
+        x = x + StochasticDepth(rate=self.drop_path, name="drop1")(y, train=train)
         y = layer_norm(self.dtype, "norm2")(x)
-        y = MLP(self.mlp_ratio, self.dtype, name="mlp")(y)
-        return x + StochasticDepth(self.drop_path, name="drop2")(y, train=train)
+        y = MLP(ratio=self.mlp_ratio, dtype=self.dtype, name="mlp")(y)
+        return x + StochasticDepth(rate=self.drop_path, name="drop2")(y, train=train)
 
 
 class RSTB(nn.Module):
@@ -307,15 +311,15 @@ class RSTB(nn.Module):
         y = x
         for i, rate in enumerate(self.drop_path or (0.0,) * self.blocks):
             y = SwinLayer(
-                self.heads,
-                self.window,
-                self.window // 2 if i % 2 else 0,
-                self.mlp_ratio,
-                rate,
-                self.dtype,
+                heads=self.heads,
+                window=self.window,
+                shift=self.window // 2 if i % 2 else 0,
+                mlp_ratio=self.mlp_ratio,
+                drop_path=rate,
+                dtype=self.dtype,
                 name=f"layer{i}",
             )(y, train=train)
-        return x + Conv3(x.shape[-1], dtype=self.dtype, name="conv")(y)
+        return x + Conv3(features=x.shape[-1], dtype=self.dtype, name="conv")(y)
 
 
 class ShuffleTail(nn.Module):
@@ -333,11 +337,13 @@ class ShuffleTail(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Features to a picture of `scale` times the size."""
-        y = nn.leaky_relu(Conv3(_TAIL, dtype=self.dtype, name="before")(x), 0.01)
-        for i, factor in enumerate({2: (2,), 3: (3,), 4: (2, 2)}[self.scale]):
-            y = Conv3(_TAIL * factor**2, dtype=self.dtype, name=f"up{i}")(y)
+        y = nn.leaky_relu(
+            Conv3(features=_TAIL, dtype=self.dtype, name="before")(x), 0.01
+        )
+        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
+            y = Conv3(features=_TAIL * factor**2, dtype=self.dtype, name=f"up{i}")(y)
             y = depth_to_space(y, factor)
-        return Conv3(self.channels, dtype=self.dtype, name="last")(y)
+        return Conv3(features=self.channels, dtype=self.dtype, name="last")(y)
 
 
 def drop_path_rates(

@@ -92,25 +92,27 @@ class SwinIR(nn.Module):
             )
         s, dtype = self.scale, self.dtype
         x = from_grey(pad_to_multiple(lr, self.window), self.channels)
-        f0 = Conv3(self.features, dtype=dtype, name="shallow")(x)
+        f0 = Conv3(features=self.features, dtype=dtype, name="shallow")(x)
         f = layer_norm(dtype, "norm_in")(f0)
         rates = drop_path_rates(self.drop_path, self.groups, self.blocks)
         for i, row in enumerate(rates):
             f = RSTB(
-                self.blocks,
-                self.heads,
-                self.window,
-                self.mlp_ratio,
-                row,
-                dtype,
+                blocks=self.blocks,
+                heads=self.heads,
+                window=self.window,
+                mlp_ratio=self.mlp_ratio,
+                drop_path=row,
+                dtype=dtype,
                 name=f"group{i}",
             )(f, train=train)
         f = layer_norm(dtype, "norm_out")(f)
-        f = Conv3(self.features, dtype=dtype, name="body_out")(f) + f0
+        f = Conv3(features=self.features, dtype=dtype, name="body_out")(f) + f0
         if self.upsampler == "pixelshuffle":
-            y = ShuffleTail(s, self.channels, dtype, name="tail")(f)
+            y = ShuffleTail(scale=s, channels=self.channels, dtype=dtype, name="tail")(
+                f
+            )
         else:
-            y = Conv3(s * s * self.channels, dtype=dtype, name="up")(f)
+            y = Conv3(features=s * s * self.channels, dtype=dtype, name="up")(f)
             y = depth_to_space(y, s)
         return Outputs(sr=to_grey(y[:, : s * lr.shape[1], : s * lr.shape[2]]), aux={})
 

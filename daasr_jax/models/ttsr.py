@@ -145,27 +145,36 @@ class TTSR(nn.Module):
 
         # The public network works in [-1, 1].
         x = jnp.repeat(2.0 * lr.astype(jnp.float32) - 1.0, self.channels, axis=-1)
-        x = nn.relu(Conv3(f, dtype=dtype, name="stem")(x))
-        x = x + Body(blocks[0], dtype, name="stem_body")(x)
+        x = nn.relu(Conv3(features=f, dtype=dtype, name="stem")(x))
+        x = x + Body(blocks=blocks[0], dtype=dtype, name="stem_body")(x)
         branches: list[Array] = []
         for level, value in enumerate(reversed(values)):
             cell = factor**level
             if level:
-                x = Conv3(f * factor**2, dtype=dtype, name=f"up{level}")(branches[-1])
+                x = Conv3(features=f * factor**2, dtype=dtype, name=f"up{level}")(
+                    branches[-1]
+                )
                 x = nn.relu(depth_to_space(x, factor))
             texture = transfer_texture(value, index, cell=cell, fold=self.fold)
             soft = enlarge(confidence, cell) if level else confidence
             both = jnp.concatenate([x, texture.astype(dtype)], axis=-1)
-            fused = Conv3(f, dtype=dtype, name=f"fuse{level}")(both)
+            fused = Conv3(features=f, dtype=dtype, name=f"fuse{level}")(both)
             branches.append(x + fused * soft.astype(dtype))
             mixed = branches
             if level:
-                mixed = Exchange(factor, dtype, name=f"exchange{level}")(branches)
+                mixed = Exchange(factor=factor, dtype=dtype, name=f"exchange{level}")(
+                    branches
+                )
             branches = [
-                b + Body(blocks[level + 1], dtype, name=f"level{level}_body{i}")(m)
+                b
+                + Body(
+                    blocks=blocks[level + 1], dtype=dtype, name=f"level{level}_body{i}"
+                )(m)
                 for i, (b, m) in enumerate(zip(branches, mixed, strict=True))
             ]
-        y = MergeTail(factor, self.channels, dtype, name="tail")(branches)
+        y = MergeTail(factor=factor, channels=self.channels, dtype=dtype, name="tail")(
+            branches
+        )
         grey = jnp.mean(y.astype(jnp.float32), axis=-1, keepdims=True)
         aux = {"index": index[None], "confidence": confidence[None]}
         return Outputs(sr=0.5 * (grey + 1.0), aux=aux)

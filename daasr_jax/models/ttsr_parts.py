@@ -59,9 +59,13 @@ class TextureExtractor(nn.Module):
     def _conv(self, name: str, width: int, x: Array) -> Array:
         zero = nn.initializers.zeros
         return nn.relu(
-            Conv3(width, kernel_init=_he, bias_init=zero, dtype=self.dtype, name=name)(
-                x
-            )
+            Conv3(
+                features=width,
+                kernel_init=_he,
+                bias_init=zero,
+                dtype=self.dtype,
+                name=name,
+            )(x)
         )
 
     def _pool(self, x: Array) -> Array:
@@ -145,9 +149,9 @@ class Body(nn.Module):
         """Applies the blocks."""
         c, dtype = x.shape[-1], self.dtype
         for i in range(self.blocks):
-            y = nn.relu(Conv3(c, dtype=dtype, name=f"block{i}_conv1")(x))
-            x = x + Conv3(c, dtype=dtype, name=f"block{i}_conv2")(y)
-        return Conv3(c, dtype=dtype, name="last")(x)
+            y = nn.relu(Conv3(features=c, dtype=dtype, name=f"block{i}_conv1")(x))
+            x = x + Conv3(features=c, dtype=dtype, name=f"block{i}_conv2")(y)
+        return Conv3(features=c, dtype=dtype, name="last")(x)
 
 
 class Exchange(nn.Module):
@@ -179,12 +183,15 @@ class Exchange(nn.Module):
                     name = f"down{source}_{to}_{step}"
                     x = nn.relu(
                         Conv3(
-                            x.shape[-1], dtype=self.dtype, stride=self.factor, name=name
+                            features=x.shape[-1],
+                            dtype=self.dtype,
+                            stride=self.factor,
+                            name=name,
                         )(x)
                     )
                 if source > to:
                     parts.append(x)
-            merge = Conv3(own.shape[-1], dtype=self.dtype, name=f"merge{to}")
+            merge = Conv3(features=own.shape[-1], dtype=self.dtype, name=f"merge{to}")
             merged.append(nn.relu(merge(jnp.concatenate(parts, axis=-1))))
         return merged
 
@@ -205,8 +212,10 @@ class MergeTail(nn.Module):
         for i, x in enumerate(coarser):
             scale = self.factor ** (len(coarser) - i)
             parts.append(_lift(x, scale, f"up{i}", dtype))
-        y = nn.relu(Conv3(c, dtype=dtype, name="merge")(jnp.concatenate(parts, -1)))
-        y = Conv3(c // 2, dtype=dtype, name="narrow")(y)
+        y = nn.relu(
+            Conv3(features=c, dtype=dtype, name="merge")(jnp.concatenate(parts, -1))
+        )
+        y = Conv3(features=c // 2, dtype=dtype, name="narrow")(y)
         return linear(self.channels, y, dtype=dtype, name="picture")
 
 

@@ -85,19 +85,18 @@ def play(
         )
         return total, terms | {"total": total}
 
-    def gradient_of(params: Any, given: tuple[Array, Array, Array]):
-        compute = jax.grad(loss, has_aux=True)
-        if parts == 1:
-            return compute(params, *given)
-        cut = [x.reshape(parts, -1, *x.shape[1:]) for x in given]
-        each = jax.lax.map(lambda part: compute(params, *part), cut)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+    gradient_of = optax.microbatch(
+        jax.grad(loss, has_aux=True),
+        argnums=(1, 2, 3),
+        microbatch_size=None if parts == 1 else hr.shape[0] // parts,
+        accumulator=optax.microbatching.AccumulationType.MEAN,
+    )
 
     def on(params: Any, state: Any, sr: Array, hr: Array):
         fake, metrics = jax.lax.stop_gradient(sr), {}
         for i in range(setting.updates):
             mix = _mix(jax.random.fold_in(key, i), hr.shape[0], axis)
-            gradient, terms = average(gradient_of(params, (fake, hr, mix)))
+            gradient, terms = average(gradient_of(params, fake, hr, mix))
             change, state = setting.optimiser.update(gradient, state, params)
             params = optax.apply_updates(params, change)
             metrics = {f"d/{name}": value for name, value in terms.items()}

@@ -6,6 +6,7 @@ same body runs under `jax.shard_map` on any mesh and under `jax.pmap`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,13 +15,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from daasr_jax.models.outputs import SuperResolutionModel
+from daasr_jax.models.outputs import Outputs, SuperResolutionModel
 from daasr_jax.resampling import downsample
 from daasr_jax.training.adversarial import Adversarial, judge, play
 from daasr_jax.training.state import TrainState
 
 Batch = Mapping[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+# Whatever of these is not finite leaves an update out.
+_DECISIVE = ("g/total", "g/gradient_norm", "d/total", "d/gradient_norm")
 
 
 def make_train_step(
@@ -57,125 +61,201 @@ def make_train_step(
         `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/` and
         `d/`. Where a loss or gradient is not finite only the counters move on.
     """
+    objective = _Objective(model, losses, scale, axis, adversarial)
 
-    def average(tree: Any) -> Any:
-        return tree if axis is None else jax.lax.pmean(tree, axis)
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        if accumulate == 1:
+            found = _whole(objective, state, batch, key)
+        else:
+            found = _in_parts(objective, state, batch, key, accumulate)
+        gradient, metrics, batch_stats = _average(
+            (found.gradient, found.metrics, found.batch_stats), axis
+        )
+        metrics |= confidence_statistics(found.confidence, axis=axis)
+        updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
+        gen = optax.apply_updates(state.gen, updates)
+        ema = state.ema
+        if ema_decay:
+            ema = optax.incremental_update(gen, ema, 1.0 - ema_decay)
+        disc, disc_opt = found.disc or (state.disc, state.disc_opt)
+        metrics["g/gradient_norm"] = optax.global_norm(gradient)
+        for side, opt in (("g", gen_opt), ("d", disc_opt)):
+            used = getattr(opt, "hyperparams", {})  # of `make_optimiser`
+            if used:
+                metrics[f"{side}/learning_rate"] = used["learning_rate"]
+        updated = {
+            "gen": gen,
+            "batch_stats": batch_stats,
+            "gen_opt": gen_opt,
+            "ema": ema,
+            "disc": disc,
+            "disc_opt": disc_opt,
+        }
+        return _unless_bad(state, updated, metrics)
 
-    def generate(gen: Any, state: TrainState, part: Batch, key: Array):
-        return model.apply(
+    return step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    """Eq. 14 of a device's batch or a part of it; fields as in `make_train_step`."""
+
+    model: SuperResolutionModel
+    losses: Mapping[str, tuple[float, Callable[..., Array]]]
+    scale: int
+    axis: str | None
+    adversarial: Adversarial | None
+
+    def generate(
+        self, gen: Any, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Outputs, Any]:
+        """The generator's outputs and its new running statistics."""
+        outputs, updated = self.model.apply(
             {"params": gen, "batch_stats": state.batch_stats},
-            downsample(part["hr"], scale),
-            part["ref"],
+            downsample(batch["hr"], self.scale),
+            batch["ref"],
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": key},
+            rngs={"dropout": _of_device(key, self.axis)},
         )
+        return outputs, updated.get("batch_stats", {})
 
-    def compete(state: TrainState, sr: Array, hr: Array, key: Array):
-        """`(disc, disc_opt, metrics)` after the discriminator's turn."""
-        assert adversarial is not None
-        return play(
-            adversarial,
+    def compete(
+        self, state: TrainState, sr: Array, hr: Array, key: Array, *, parts: int = 1
+    ) -> tuple[tuple[Any, Any], dict[str, Array]]:
+        """`((disc, disc_opt), metrics)` after the discriminator's turn."""
+        assert self.adversarial is not None
+        disc, disc_opt, metrics = play(
+            self.adversarial,
             state.disc,
             state.disc_opt,
             sr,
             hr,
             step=state.step,
             key=key,
-            axis=axis,
-            parts=accumulate,
+            axis=self.axis,
+            parts=parts,
         )
+        return (disc, disc_opt), metrics
 
-    def objective(gen: Any, state: TrainState, part: Batch, key: Array, disc: Any):
-        """Of one part; `disc` is None where the discriminator has yet to move."""
-        hr, ref = part["hr"], part["ref"]
-        outputs, updated = generate(gen, state, part, _of_device(key, axis))
-        terms = {name: loss(outputs, hr, ref=ref) for name, (_, loss) in losses.items()}
-        total = sum(weight * terms[name] for name, (weight, _) in losses.items())
+    def __call__(
+        self,
+        gen: Any,
+        state: TrainState,
+        batch: Batch,
+        key: Array,
+        disc: tuple[Any, Any] | None,
+    ) -> tuple[Array, dict[str, Any]]:
+        """The objective, and what else an update needs, by the fields of `_Found`.
+
+        `disc` is None where the discriminator has yet to move.
+        """
+        hr, ref = batch["hr"], batch["ref"]
+        outputs, batch_stats = self.generate(gen, state, batch, key)
+        terms = {
+            name: loss(outputs, hr, ref=ref) for name, (_, loss) in self.losses.items()
+        }
+        total: Any = sum(
+            weight * terms[name] for name, (weight, _) in self.losses.items()
+        )
         judged = {}
-        if adversarial is not None:
+        if self.adversarial is not None:
             if disc is None:
-                *disc, judged = compete(state, outputs.sr, hr, key)
-            terms["adv"] = judge(adversarial, disc[0], outputs.sr, step=state.step)
-            total = total + adversarial.weight * terms["adv"]
+                disc, judged = self.compete(state, outputs.sr, hr, key)
+            terms["adv"] = judge(self.adversarial, disc[0], outputs.sr, step=state.step)
+            total = total + self.adversarial.weight * terms["adv"]
         metrics = {f"g/{name}": value for name, value in terms.items()}
-        rest = {
-            "batch_stats": updated.get("batch_stats", {}),
+        return total, {
             "metrics": metrics | judged | {"g/total": total},
+            "batch_stats": batch_stats,
             "confidence": outputs.aux.get("confidence"),
+            "disc": disc,
         }
-        return total, (rest, disc)
 
-    def whole(state: TrainState, batch: Batch, key: Array):
-        """Gradient and what else an update needs, of this device's batch."""
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What an update needs: gradient, metrics, running statistics, C, discriminator."""
+
+    gradient: Any
+    metrics: dict[str, Array]
+    batch_stats: Any
+    confidence: Array | None
+    disc: tuple[Any, Any] | None
+
+
+def _whole(
+    objective: _Objective, state: TrainState, batch: Batch, key: Array
+) -> _Found:
+    """Of this device's batch at once."""
+    compute = jax.grad(objective, has_aux=True)
+    gradient, rest = compute(state.gen, state, batch, key, None)
+    return _Found(gradient, **rest)
+
+
+def _in_parts(
+    objective: _Objective, state: TrainState, batch: Batch, key: Array, parts: int
+) -> _Found:
+    """Of this device's batch, one part after another."""
+    mean, concat = (
+        optax.microbatching.AccumulationType.MEAN,
+        optax.microbatching.AccumulationType.CONCAT,
+    )
+    # `microbatch` takes the parts one by one, so that each holds neighbours.
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    given = cut, jnp.arange(parts)
+
+    def part(cut: Batch, number: Array) -> tuple[Batch, Array]:
+        rows = jax.tree.map(lambda x: x[0], cut)
+        return rows, jax.random.fold_in(key, number[0])
+
+    disc, judged = None, {}
+    if objective.adversarial is not None:
+
+        def render(*given: Any) -> Array:
+            return objective.generate(state.gen, state, *part(*given))[0].sr[None]
+
+        sr = optax.microbatch(render, (0, 1), 1, concat)(*given)
+        sr = sr.reshape(batch["hr"].shape)
+        disc, judged = objective.compete(state, sr, batch["hr"], key, parts=parts)
+
+    def of_part(*given: Any) -> tuple[Any, Any]:
         compute = jax.grad(objective, has_aux=True)
-        if accumulate == 1:
-            gradient, (rest, disc) = compute(state.gen, state, batch, key, None)
-            return gradient, rest, disc
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(accumulate))
-        disc, judged = None, {}
-        if adversarial is not None:
-
-            def render(_: None, given: tuple[Batch, Array]):
-                part, key = given
-                outputs, _ = generate(state.gen, state, part, _of_device(key, axis))
-                return None, outputs.sr
-
-            _, sr = jax.lax.scan(render, None, (parts, keys))
-            sr = sr.reshape(-1, *sr.shape[2:])
-            *disc, judged = compete(state, sr, batch["hr"], key)
-
-        def add(gradient: Any, given: tuple[Batch, Array]):
-            change, (rest, _) = compute(state.gen, state, *given, disc)
-            return jax.tree.map(jnp.add, gradient, change), rest
-
-        zero = jax.tree.map(jnp.zeros_like, state.gen)
-        gradient, rest = jax.lax.scan(add, zero, (parts, keys))
-        confidence = rest.pop("confidence")
-        if confidence is not None:  # (parts, groups, images, ...)
-            confidence = jnp.concatenate(list(confidence), axis=1)
-        gradient = jax.tree.map(lambda x: x / accumulate, gradient)
-        rest = jax.tree.map(lambda x: jnp.mean(x, axis=0), rest)
-        rest["metrics"] |= judged
-        return gradient, rest | {"confidence": confidence}, disc
-
-    def step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        gradient, rest, disc = whole(state, batch, key)
-        gradient, metrics = average((gradient, rest["metrics"]))
-        metrics |= confidence_statistics(rest["confidence"], axis=axis)
-        updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
-        gen = optax.apply_updates(state.gen, updates)
-        ema = state.ema
-        if ema_decay:
-            ema = optax.incremental_update(gen, ema, 1.0 - ema_decay)
-        metrics["g/gradient_norm"] = optax.global_norm(gradient)
-        updated = {"gen": gen, "gen_opt": gen_opt, "ema": ema}
-        updated["batch_stats"] = average(rest["batch_stats"])
-        updated["disc"], updated["disc_opt"] = disc or (state.disc, state.disc_opt)
-        for side, opt in (("g", gen_opt), ("d", updated["disc_opt"])):
-            used = getattr(opt, "hyperparams", {})  # of `make_optimiser`
-            if used:
-                metrics[f"{side}/learning_rate"] = used["learning_rate"]
-        decisive = ("g/total", "g/gradient_norm", "d/total", "d/gradient_norm")
-        finite = jnp.all(
-            jnp.isfinite(jnp.stack([metrics[k] for k in decisive if k in metrics]))
+        gradient, rest = compute(state.gen, state, *part(*given), disc)
+        return (gradient, rest["metrics"], rest["batch_stats"]), jax.tree.map(
+            lambda c: c[None], rest["confidence"]
         )
-        kept = {name: getattr(state, name) for name in updated}
-        chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, kept)
-        bad = 1 - finite.astype(jnp.int32)
-        counters = {
-            "skipped": state.skipped + bad,
-            "skipped_in_a_row": (state.skipped_in_a_row + bad) * bad,
-        }
-        metrics |= {k: v.astype(jnp.float32) for k, v in counters.items()}
-        new = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-            step=state.step + 1, **chosen, **counters
-        )
-        return new, metrics
 
-    return step
+    run = optax.microbatch(of_part, (0, 1), 1, (mean, concat))
+    (gradient, metrics, batch_stats), confidence = run(*given)
+    if confidence is not None:  # (parts, groups, images, ...)
+        confidence = jnp.concatenate(list(confidence), axis=1)
+    return _Found(gradient, metrics | judged, batch_stats, confidence, disc)
+
+
+def _unless_bad(
+    state: TrainState, updated: dict[str, Any], metrics: dict[str, Array]
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after an update, or before it where something was not finite."""
+    decisive = jnp.stack([metrics[k] for k in _DECISIVE if k in metrics])
+    finite = jnp.all(jnp.isfinite(decisive))
+    kept = {name: getattr(state, name) for name in updated}
+    chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, kept)
+    bad = 1 - finite.astype(jnp.int32)
+    counters = {
+        "skipped": state.skipped + bad,
+        "skipped_in_a_row": (state.skipped_in_a_row + bad) * bad,
+    }
+    metrics |= {k: v.astype(jnp.float32) for k, v in counters.items()}
+    new = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        step=state.step + 1, **chosen, **counters
+    )
+    return new, metrics
+
+
+def _average(tree: Any, axis: str | None) -> Any:
+    return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
 def _of_device(key: Array, axis: str | None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daasr_jax.models.edsr import UPSAMPLING
+from daasr_jax.resampling import PIXEL_SHUFFLES
 from daasr_jax.weights.tensors import Converted, Tensors, shuffled
 
 _LARGE = 256  # channels of the large network
@@ -73,7 +73,7 @@ def upsampler(
     names = [pattern.format(2 * i) for i in range(4)]
     names = [name for name in names if f"{name}.weight" in tensors]
     ratios = tuple(tensors.shape(f"{n}.weight")[0] / features for n in names)
-    for scale, factors in UPSAMPLING.items():
+    for scale, factors in PIXEL_SHUFFLES.items():
         if ratios == tuple(factor**2 for factor in factors):
             steps = zip(names, factors, strict=True)
             return scale, {

@@ -72,10 +72,10 @@ def test_command_line_and_configuration(tmp_path):
                 [*ok, "--config.losses.rec.name=pixel.rek"], "E227", 2, "pixel.rec",
             ),
             "model keyword": (
-                [*ok, "--config.model.kwargs.sat=half"], "E210", 2, "sat", "'none'",
+                [*ok, "--config.model.kwargs.align.name=half"], "E227", 2, "half",
             ),
             "model heads": (
-                [*ok, "--config.model.kwargs.heads=3"], "E210", 2, "heads",
+                [*ok, "--config.model.kwargs.structure.heads=3"], "E210", 2, "heads",
             ),
             "no features": ([*ok, "--config.model.kwargs.features=0"], "E210", 2),
             "precision": (

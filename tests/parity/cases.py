@@ -126,9 +126,18 @@ CASES = {
 # match_stride is ignored where the maps are on the LR grid.
 
 
+def fields_of(twin: dict[str, Any]) -> dict[str, Any]:
+    """Fields of our network from those of the twin, which takes the CWT's itself."""
+    of_cwt = {"mlp_ratio", "heads", "attention_scale"}
+    fields = {k: v for k, v in twin.items() if k not in {"sat", *of_cwt}}
+    options = {k: v for k, v in twin.items() if k in of_cwt}
+    fields["structure"] = functools.partial(CWT, **options)
+    return fields | ({"align": None} if twin.get("sat") == "none" else {})
+
+
 def module_of(case: Case) -> Any:
     if case.kind == "daasr":
-        return DAASR(**case.fields)
+        return DAASR(**fields_of(case.fields))
     if case.kind == "cwt":
         return CWT(**case.fields)
     kind = {"sfe": SFE, "sat": SAT}[case.kind]

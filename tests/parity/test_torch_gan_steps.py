@@ -34,6 +34,7 @@ from daasr_jax.training.state import create_state  # noqa: E402
 from daasr_jax.training.step import make_train_step  # noqa: E402
 from tests.parity import torch_daasr  # noqa: E402
 from tests.parity import torch_discriminator as twin  # noqa: E402
+from tests.parity.cases import fields_of  # noqa: E402
 from tests.parity.weights import flatten, random_variables, uniform  # noqa: E402
 
 SCALE, CROP, BATCH, STEPS, SEED = 2, 8, 2, 5, 13
@@ -67,7 +68,7 @@ def fields(sat: str) -> dict:
 @functools.cache
 def ours(objective: str, sat: str, updates: int):
     """Start, end (`{"gen": .., "disc": ..}`) and metrics of the steps."""
-    model = DAASR(**fields(sat))
+    model = DAASR(**fields_of(fields(sat)))
     b1, b2 = BETAS[objective]
     optimiser = optax.adam(RATE, b1, b2)
     adversarial = Adversarial(
@@ -116,7 +117,7 @@ def mix_of(key, step: int, turn: int) -> np.ndarray:
 def theirs(objective: str, sat: str, updates: int, dtype: torch.dtype):
     """End, metrics and least gradients of D, written as PyTorch users write them."""
     start, _, _, mixes = ours(objective, sat, updates)
-    gen = torch_daasr.TorchDAASR(**fields(sat)).to(dtype).train()
+    gen = torch_daasr.TorchDAASR(**fields_of(fields(sat))).to(dtype).train()
     disc = twin.TorchPatchDiscriminator(8).to(dtype)
     modules = {"gen": gen, "disc": disc}
     for side, module in modules.items():

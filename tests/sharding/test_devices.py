@@ -69,9 +69,9 @@ def batches():
     ]
 
 
-def on_mesh(devices, steps=STEPS, **changes):
+def on_mesh(count, steps=STEPS, **changes):
     state, step = build(**changes)
-    mesh = devices.make_mesh(BATCH, devices, changes.get("accumulate", 1))
+    mesh = devices.make_mesh(BATCH, count, changes.get("accumulate", 1))
     state = devices.replicate(state, mesh)
     run, rows = devices.compile_step(step, mesh), []
     for batch in batches()[:steps]:
@@ -81,13 +81,13 @@ def on_mesh(devices, steps=STEPS, **changes):
     return jax.device_get(state), rows
 
 
-def under_pmap(devices):
+def under_pmap(count):
     state, step = build()
-    run = jax.pmap(step, axis_name=devices.AXIS, devices=jax.devices()[:devices])
-    state = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
+    run = jax.pmap(step, axis_name=devices.AXIS, devices=jax.devices()[:count])
+    state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
     rows = []
     for batch in batches():
-        parts = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+        parts = {k: v.reshape(count, -1, *v.shape[1:]) for k, v in batch.items()}
         state, metrics = run(state, parts)
         jax.block_until_ready((state, metrics))
         rows.append({k: np.asarray(v)[0] for k, v in metrics.items()})
@@ -120,10 +120,10 @@ def compare(got, want):
             )
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_several_devices_agree_with_one(devices):
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_devices_agree_with_one(count):
     assert jax.device_count() == 4
-    compare(on_mesh(devices), single())
+    compare(on_mesh(count), single())
 
 
 def test_the_agreement_is_not_that_of_rest():
@@ -148,11 +148,11 @@ def test_pmap_and_shard_map_are_bit_equal():
         jax.tree.map(np.testing.assert_array_equal, x, y)
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(1, 2), (1, 4), (2, 2)])
-def test_accumulation_agrees_with_the_whole_batch(devices, parts):
+@pytest.mark.parametrize(("count", "parts"), [(1, 2), (1, 4), (2, 2)])
+def test_accumulation_agrees_with_the_whole_batch(count, parts):
     """Without batch statistics, which a part takes of itself."""
     changes = {"sfe_norm": "group"}
-    got = on_mesh(devices, accumulate=parts, **changes)
+    got = on_mesh(count, accumulate=parts, **changes)
     compare(got, single(**changes))
 
 

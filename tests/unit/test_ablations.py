@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,26 +13,40 @@ from flax import linen as nn
 
 from configs import ablation_x4, ablation_x4_small
 from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.keywords import resolved
+from daasr_jax.models.ablations import (
+    ConvBlock,
+    CrossAttention,
+    Identity,
+    OwnPosition,
+    SEBlock,
+    WindowBlock,
+    WithoutC,
+    WithoutFCWT,
+    WithoutP,
+    cross_attention,
+)
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
-from daasr_jax.models.sat import SAT, cross_attention
-from daasr_jax.models.structure import REPLACEMENTS, Replacement
+from daasr_jax.models.sat import SAT
+from daasr_jax.models.swin import WindowAttention
 from daasr_jax.resampling import upsample
 from tests.parity.weights import flatten, random_variables
 
 LITERAL, FAST = PRESETS["paper"], PRESETS["fast"]
 VARIANTS = {
-    "without_cwt": {"structure": "none"},
-    "without_both": {"structure": "none", "sat": "none"},
-    "conv": {"structure": "conv"},
-    "se": {"structure": "se"},
-    "window": {"structure": "window"},
-    "without_matching": {"alignment": "none"},
-    "cross_attention": {"alignment": "cross_attention"},
-    "without_f_cwt": {"modulation": False},
-    "without_p": {"index_map": False},
-    "without_c": {"score_map": False},
+    "without_cwt": {"structure": Identity},
+    "without_both": {"structure": Identity, "align": None},
+    "conv": {"structure": ConvBlock},
+    "se": {"structure": SEBlock},
+    "window": {"structure": WindowBlock},
+    "without_matching": {"align": OwnPosition},
+    "cross_attention": {"align": CrossAttention},
+    "without_f_cwt": {"fuse": WithoutFCWT},
+    "without_p": {"align": WithoutP},
+    "without_c": {"fuse": WithoutC},
 }
+REPLACEMENTS = {"conv": ConvBlock, "se": SEBlock, "window": WindowBlock}
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -78,9 +94,9 @@ def test_shapes_at_every_scale(variant):
         if preset.get("match_stride") == 1:
             side = scale
         shapes = {"cwt": (1, *big)}
-        if fields.get("sat") != "none":
+        if fields.get("align", True):
             shapes["sat"] = (1, *big)
-            if "alignment" not in fields:
+            if fields.get("align") not in (OwnPosition, CrossAttention):
                 shapes["index"] = (1, 2, 4 * side, 5 * side)
                 shapes["confidence"] = (*shapes["index"], 1)
         assert out.sr.shape == big
@@ -100,7 +116,7 @@ def test_gradients_and_a_step(variant, preset):
     """Every parameter learns that should; two blocks, so that windows move."""
     fields = PRESETS[preset] | VARIANTS[variant]
     if variant in REPLACEMENTS:  # the SAT takes most of the time to compile
-        fields |= {"sat": "none", "blocks_per_group": 2}
+        fields |= {"align": None, "blocks_per_group": 2}
     model = DAASR(scale=2, features=8, groups=1, **fields)
     lr, ref = images(2)
     hr = images(2, seed=3)[1]
@@ -136,13 +152,13 @@ def test_replacements_have_as_many_parameters_as_the_cwt(features):
     f = jnp.zeros((1, 8, 8, features))
     for r in (2, 3):
         wanted = count(CWT(r), f)
-        for kind in REPLACEMENTS:
-            assert abs(count(Replacement(kind, r), f) / wanted - 1) < 0.05, kind
+        for kind, block in REPLACEMENTS.items():
+            assert abs(count(block(r), f) / wanted - 1) < 0.05, kind
     stated = {
         24: {"conv": 4354, "se": 4211, "window": 4215},
         64: {"conv": 28889, "se": 29151, "window": 29182},
     }[features]
-    assert {k: count(Replacement(k), f) for k in REPLACEMENTS} == stated
+    assert {k: count(block(), f) for k, block in REPLACEMENTS.items()} == stated
 
 
 def test_a_window_sees_no_further_unless_it_moves():
@@ -151,7 +167,7 @@ def test_a_window_sees_no_further_unless_it_moves():
     other = f.copy()
     other[:, 9, 9] += 1
     for shifted in (False, True):
-        block = Replacement("window", shifted=shifted)
+        block = WindowBlock(number=int(shifted))
         shapes = jax.eval_shape(lambda k, b=block: b.init(k, f), jax.random.key(0))
         variables = random_variables(shapes, seed=1)
         apply = jit(block.apply)
@@ -163,13 +179,15 @@ def test_a_window_sees_no_further_unless_it_moves():
 
 def test_windows_move_in_every_other_block():
     def shapes_to_moves(blocks):
-        model = DAASR(features=8, groups=3, blocks_per_group=blocks, structure="window")
+        model = DAASR(
+            features=8, groups=3, blocks_per_group=blocks, structure=WindowBlock
+        )
         moves = []
 
         def note(call, args, kwargs, context):
             module = context.module
-            if isinstance(module, Replacement) and context.method_name == "__call__":
-                moves.append(module.shifted)
+            if isinstance(module, WindowAttention):
+                moves.append(module.shift == 4)
             return call(*args, **kwargs)
 
         with nn.intercept_methods(note):
@@ -242,22 +260,22 @@ def test_parts_of_the_matching(preset):
         sat = SAT(**base, **fields)
         return jit(lambda v: sat.apply(v, *arguments, index=index))(variables)
 
-    full, without_p = run(identity), run(identity, index_map=False)
+    full, without_p = run(identity), run(identity, align=WithoutP)
     np.testing.assert_allclose(full[0], without_p[0], atol=1e-6)
-    found, without_p = run(), run(index_map=False)
+    found, without_p = run(), run(align=WithoutP)
     assert np.abs(found[0] - without_p[0]).max() > 1e-2
     np.testing.assert_array_equal(found[1], without_p[1])
     np.testing.assert_array_equal(found[2], without_p[2])
 
-    without_c, none = run(identity, score_map=False), run(alignment="none")
+    without_c, none = run(identity, fuse=WithoutC), run(align=OwnPosition)
     np.testing.assert_allclose(without_c[0], none[0], atol=1e-5)
     assert none[1:] == (None, None)
     weight = full[2] if preset == "fast" else upsample(full[2], 2)
     np.testing.assert_allclose(full[0], none[0] * weight, atol=1e-5)
 
 
-def test_without_modulation_only_t_is_fused():
-    shapes = shapes_of(DAASR(scale=2, features=8, modulation=False), *images(2))
+def test_without_f_cwt_only_t_is_fused():
+    shapes = shapes_of(DAASR(scale=2, features=8, fuse=WithoutFCWT), *images(2))
     group = shapes["params"]["group0"]
     assert group["sat"]["fuse"]["kernel"].shape == (8, 8)
     assert group["sat"]["query"]["kernel"].shape == (8, 8)
@@ -265,7 +283,7 @@ def test_without_modulation_only_t_is_fused():
 
 def test_without_search_nothing_serves_it():
     for fields in (LITERAL, FAST):
-        model = DAASR(scale=2, features=8, groups=1, alignment="none", **fields)
+        model = DAASR(scale=2, features=8, groups=1, align=OwnPosition, **fields)
         shapes = shapes_of(model, *images(2))["params"]
         assert set(shapes["group0"]["sat"]) == {"fuse"}
 
@@ -273,15 +291,9 @@ def test_without_search_nothing_serves_it():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"structure": "wave"}, "structure must be one of"),
-        ({"alignment": "warp"}, "alignment must be one of"),
-        ({"modulation": "no"}, "modulation must be one of"),
-        ({"index_map": "no"}, "index_map must be one of"),
-        ({"score_map": None}, "score_map must be one of"),
-        ({"index_map": False, "score_map": False}, "it is alignment='none'"),
-        ({"alignment": "none", "index_map": False}, "has neither map"),
-        ({"alignment": "cross_attention", "score_map": False}, "has neither map"),
-        ({"structure": "window", "heads": 3}, "heads must divide the channels"),
+        ({"align": OwnPosition, "fuse": WithoutC}, "the alignment makes none"),
+        ({"align": CrossAttention, "fuse": WithoutC}, "the alignment makes none"),
+        ({"structure": partial(WindowBlock, heads=3)}, "heads must divide the channel"),
     ],
 )
 def test_what_cannot_be(fields, says):
@@ -291,19 +303,19 @@ def test_what_cannot_be(fields, says):
 
 def test_own_position_needs_a_reference_of_the_output_s_size():
     lr, ref = images(2, ref=(8, 12))
-    for fields in ({"alignment": "none"}, {"index_map": False}):
+    for fields in ({"align": OwnPosition}, {"align": WithoutP}):
         for preset in PRESETS.values():
             model = DAASR(scale=2, features=8, groups=1, **preset | fields)
             with pytest.raises(ValueError, match="ref must have the size"):
                 shapes_of(model, lr, ref)
-    for fields in ({"alignment": "cross_attention"}, {"score_map": False}):
+    for fields in ({"align": CrossAttention}, {"fuse": WithoutC}):
         shapes_of(DAASR(scale=2, features=8, groups=1, **fields), lr, ref)
 
 
 def test_indices_stand_for_a_search():
     lr, ref = images(2)
-    model = DAASR(scale=2, features=8, groups=1, alignment="none")
-    with pytest.raises(ValueError, match="indices need alignment='matching'"):
+    model = DAASR(scale=2, features=8, groups=1, align=OwnPosition)
+    with pytest.raises(ValueError, match="the search of Matching; OwnPosition"):
         jax.eval_shape(
             lambda k: model.init(
                 k, lr, ref, train=False, indices=jnp.zeros((1, 2, 4, 5), jnp.int32)
@@ -314,11 +326,11 @@ def test_indices_stand_for_a_search():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"alignment": "cross_attention"}, *({"structure": kind} for kind in REPLACEMENTS)],
+    [{"align": CrossAttention}, *({"structure": x} for x in REPLACEMENTS.values())],
 )
 def test_bfloat16(fields):
     if "structure" in fields:
-        fields = fields | {"sat": "none"}
+        fields = fields | {"align": None}
     model = DAASR(scale=2, features=8, groups=1, dtype=jnp.bfloat16, **FAST | fields)
     lr, ref = images(2)
     variables = random_variables(shapes_of(model, lr, ref), seed=1)
@@ -344,8 +356,8 @@ def test_every_row_builds(module, row):
         lambda k, *x: model.init(k, *x, train=False), jax.random.key(0), lr, hr
     )
     kinds = {p for path in flatten(shapes["params"]) for p in path.split("/")}
-    assert ("cwt0" in kinds) == (config.model.kwargs.structure == "cwt")
-    assert ("sat" in kinds) == (config.model.kwargs.sat == "full")
+    assert ("cwt0" in kinds) == (config.model.kwargs.structure.name == "cwt")
+    assert ("sat" in kinds) == (config.model.kwargs.align.name != "none")
 
 
 @pytest.mark.parametrize("module", [ablation_x4, ablation_x4_small])
@@ -373,9 +385,18 @@ def test_a_row_changes_what_it_says(module):
 def test_the_full_row_is_the_base_configuration():
     fields = DAASR().__dataclass_fields__
     for row in ("full", "without_cwt"):
-        kwargs = ablation_x4.get_config(row).model.kwargs.to_dict()
-        changed = {k for k, v in kwargs.items() if v != fields[k].default}
-        assert changed == set() if row == "full" else {"structure"}
+        kwargs = ablation_x4.get_config(row).model.kwargs
+        made = {
+            k: v.func if isinstance(v, partial) else v
+            for k, v in resolved(kwargs).items()
+        }
+        assert set(made) == set(kwargs)
+        changed = {k for k, v in made.items() if v != fields[k].default}
+        assert changed == (set() if row == "full" else {"structure"})
+        options = [
+            v.keywords for v in resolved(kwargs).values() if isinstance(v, partial)
+        ]
+        assert options == [{}] * 3
     for row in ("crop_40", "lambda_0.1_0.01"):
         config = ablation_x4.get_config(row)
         with config.unlocked():

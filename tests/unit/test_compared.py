@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.experiment import checks, import_weights, parts, record, saved_run
+from daasr_jax.experiment import checks, import_weights, parts, saved_run
 from daasr_jax.models.__main__ import parameters
 from daasr_jax.registry import MODELS
 from daasr_jax.weights.vgg import lpips_vgg16
@@ -34,7 +35,7 @@ def load(system, preset="common"):
 
 def settings(config):
     """All keys but those of the model and the losses, which differ by system."""
-    flat = record.flatten(config.to_dict())
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return {k for k in flat if not k.startswith(("model.kwargs.", "losses."))}
 
 
@@ -180,7 +181,7 @@ RECIPES = {
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_published_is_the_recipe_of_the_publication(system):
     common, published = (
-        record.flatten(load(system, preset).to_dict())
+        traverse_util.flatten_dict(load(system, preset).to_dict(), sep=".")
         for preset in ("common", "published")
     )
     changed = {k: v for k, v in published.items() if v != common[k]}

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from daasr_jax.errors import ConfigError
@@ -31,7 +32,7 @@ def load(name, *preset):
 
 
 def keys(config):
-    return set(record.flatten(config.to_dict()))
+    return set(traverse_util.flatten_dict(config.to_dict(), sep="."))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -111,9 +111,9 @@ def full():
 
 def test_every_slice_once_on_several_devices(full):
     table, pairing, _, variables, rows = full
-    devices = 4
-    assert len(rows) % devices  # the end is uneven
-    mesh = devices.make_mesh(devices, devices)
+    count = 4
+    assert len(rows) % count  # the end is uneven
+    mesh = devices.make_mesh(count, count)
     model = DAASR(scale=2, features=8, groups=1, **PRESETS["fast"])
     predict = evaluation.make_predict(
         model, scale=2, border=2, method="daasr", mesh=mesh
@@ -342,7 +342,7 @@ class TestPanel:
         assert path.stat().st_size > 20_000
 
     def test_without_reference(self, tmp_path):
-        table, pairing, predict, variables = prepared(2, sat="none")
+        table, pairing, predict, variables = prepared(2, align=None)
         shown = next(evaluation.run_split(predict, variables, table, pairing, scale=2))
         assert "index" not in shown.images
         path = tmp_path / "panel.png"

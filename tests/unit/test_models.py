@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.sat import Matching
 from daasr_jax.resampling import upsample
 from tests.parity.weights import random_variables
 
@@ -69,14 +72,14 @@ LITERAL, FAST = PRESETS["paper"], PRESETS["fast"]
 READINGS = {
     "paper": LITERAL,
     "fast": FAST,
-    "blocks": LITERAL | {"blocks_per_group": 2, "mlp_ratio": 3},
+    "blocks": LITERAL | {"blocks_per_group": 2, "structure": partial(CWT, mlp_ratio=3)},
     "group_conv": LITERAL | {"group_block": "conv"},
-    "heads": LITERAL | {"heads": 4},
-    "sqrt_hw": LITERAL | {"attention_scale": "sqrt_hw"},
+    "heads": LITERAL | {"structure": partial(CWT, heads=4)},
+    "sqrt_hw": LITERAL | {"structure": partial(CWT, attention_scale="sqrt_hw")},
     "group_norm": LITERAL | {"sfe_norm": "group"},
     "no_norm": FAST | {"sfe_norm": "none"},
-    "no_sat": LITERAL | {"sat": "none"},
-    "no_sat_lr": FAST | {"sat": "none"},
+    "no_sat": LITERAL | {"align": None},
+    "no_sat_lr": FAST | {"align": None},
     "sat_lr": LITERAL | {"sat_grid": "lr"},
     "shared": LITERAL | {"query": "shared"},
     "shared_dense": LITERAL | {"query": "shared", "match_stride": 1},
@@ -104,7 +107,7 @@ def test_every_reading_at_every_scale(reading):
         if fields.get("supervise_cwt") == "all":
             pictures = 2
         shapes = {"cwt": (pictures, *big)}
-        if fields.get("sat") != "none":
+        if fields.get("align", Matching):
             side = scale if fields.get("match_stride") == 1 else 1
             shapes["sat"] = (1, *big)
             shapes["index"] = (2, 2, 5 * side, 6 * side)
@@ -135,13 +138,11 @@ def test_reading_runs(reading, scale):
         {"scale": 5},
         {"group_block": "dense"},
         {"residual": "none"},
-        {"sat": "half"},
         {"sat_grid": "mid"},
         {"sfe_grid": "mid"},
         {"sfe_norm": "layer"},
         {"query": "own"},
         {"supervise_cwt": "first"},
-        {"attention_scale": "none"},
         {"match_stride": 3},
     ],
     ids=lambda wrong: next(iter(wrong)),
@@ -152,6 +153,15 @@ def test_wrong_value_names_its_field(wrong):
         trace(model, *images(4, h=4, w=4))
 
 
+def test_wrong_option_of_a_part_is_named():
+    structure = partial(CWT, attention_scale="none")
+    with pytest.raises(ValueError, match="attention_scale"):
+        trace(DAASR(features=8, groups=1, structure=structure), *images(4, h=4, w=4))
+    align = partial(Matching, search="exact")
+    with pytest.raises(ValueError, match="method must be one of"):
+        trace(DAASR(features=8, groups=1, align=align), *images(4, h=4, w=4))
+
+
 def test_combinations_that_cannot_be():
     for fields in ({"sat_grid": "hr"}, {"sat_grid": "lr", "match_stride": 1}):
         model = DAASR(features=8, groups=1, sfe_grid="lr", **fields)
@@ -159,8 +169,9 @@ def test_combinations_that_cannot_be():
             trace(model, *images(4, h=4, w=4))
     with pytest.raises(ValueError, match="ref of 16x18 is not divisible by scale 4"):
         trace(DAASR(features=8, groups=1), *images(4, h=4, w=4, ref=(16, 18)))
+    structure = partial(CWT, heads=3)
     with pytest.raises(ValueError, match="do not divide into 3 heads"):
-        trace(DAASR(features=8, groups=1, heads=3), *images(4, h=4, w=4))
+        trace(DAASR(features=8, groups=1, structure=structure), *images(4, h=4, w=4))
 
 
 def trace(model, lr, ref):

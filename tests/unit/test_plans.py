@@ -26,10 +26,10 @@ def folders(tmp_path_factory):
     return fastmri_root(folder / "data", train=4, val=2), folder / "cache"
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_step_of_the_run(plan, folders):
+@pytest.mark.parametrize("name", PLANS)
+def test_a_step_of_the_run(name, folders):
     """The total is the weighted sum of the terms, and every part moves that should."""
-    file, _, argument = plan.partition(":")
+    file, _, argument = name.partition(":")
     config = importlib.import_module(f"configs.{file}").get_config(argument)
     root, cache = folders
     assert config.train.crop == (10 if argument == "crop_10" else 16)

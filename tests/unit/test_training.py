@@ -698,8 +698,8 @@ class TestMesh:
 
     def test_processes_take_part_alike(self, monkeypatch):
         """Two nodes of eight and the paper's batch of 9: five devices and four."""
-        devices = [SimpleNamespace(process_index=i // 8, id=i) for i in range(16)]
-        monkeypatch.setattr(devices.jax, "devices", lambda: devices)
+        nodes = [SimpleNamespace(process_index=i // 8, id=i) for i in range(16)]
+        monkeypatch.setattr(devices.jax, "devices", lambda: nodes)
         monkeypatch.setattr(devices.jax, "process_count", lambda: 2)
         monkeypatch.setattr(
             devices,

@@ -1,0 +1,79 @@
+"""The keywords of models in a configuration come from the fields of their classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+from ml_collections import ConfigDict, config_dict
+
+from daasr_jax.errors import checked
+from daasr_jax.registry import MODELS, PARTS
+
+# Fields that the configuration has elsewhere, or that a model gives its parts.
+_NOT_OF_A_MODEL = ("parent", "name", "scale", "axis_name", "dtype")
+_NOT_OF_A_PART = (*_NOT_OF_A_MODEL, "features", "number")
+
+
+def keywords(model: str) -> ConfigDict:
+    """Every keyword of a model with its default; a part by its name, see `part`.
+
+    Args:
+        model: Registered name, such as `"daasr"`.
+    """
+    return ConfigDict(
+        {
+            field.name: part(PARTS.name_of(field.default))
+            if isinstance(field.default, type) and issubclass(field.default, nn.Module)
+            else field.default
+            for field in dataclasses.fields(MODELS.get(model))
+            if field.name not in _NOT_OF_A_MODEL
+        }
+    )
+
+
+def blank(model: str) -> ConfigDict:
+    """Every keyword of a model, empty: the model that is named decides."""
+    given = keywords(model)
+    return ConfigDict({k: config_dict.placeholder(type(v)) for k, v in given.items()})
+
+
+def part(name: str) -> ConfigDict:
+    """A part of a model: its name, and its options, empty for their defaults.
+
+    Args:
+        name: Registered name, such as `"sat.matching"`.
+    """
+    return ConfigDict(
+        {"name": name}
+        | {
+            field.name: config_dict.placeholder(
+                str if field.default is None else type(field.default)
+            )
+            for field in dataclasses.fields(PARTS.get(name))
+            if field.name not in _NOT_OF_A_PART
+        }
+    )
+
+
+def resolved(given: ConfigDict) -> dict[str, Any]:
+    """Arguments of the model: parts made, what is None left to the model's default.
+
+    A part named `"none"` is left out: None is the argument.
+
+    Raises:
+        ConfigError: If a part has an unknown name (E227) or option (E210).
+    """
+    parts = {k: _made(v) for k, v in given.items() if isinstance(v, ConfigDict)}
+    return {k: v for k, v in given.items() if v is not None} | parts
+
+
+def _made(given: Any) -> functools.partial[nn.Module] | None:
+    if given.name == "none":
+        return None
+    options = {k: v for k, v in given.items() if k != "name" and v is not None}
+    make = functools.partial(PARTS.get(given.name), **options)
+    checked(make)
+    return make

@@ -1,0 +1,8 @@
+"""Which folders the wheel holds; all else is in `pyproject.toml`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["daasr_jax*"]), "daasr_jax.configs"],
+    package_dir={"daasr_jax.configs": "configs"},
+)
