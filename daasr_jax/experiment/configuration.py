@@ -7,7 +7,6 @@ name, where there is one, and the files that come with this package after it.
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import sys
 import types
@@ -96,12 +95,12 @@ def shipped() -> list[str]:
 
 def _offer_shipped() -> None:
     """Lets `from configs import fastmri_x4` find the shipped file after the user's."""
-    try:
-        package = importlib.import_module("configs")
-    except ModuleNotFoundError as error:
-        if error.name != "configs":
-            raise
+    loaded, shipped = sys.modules.get("configs"), str(shipped_folder())
+    if loaded is not None:
+        places = list(getattr(loaded, "__path__", ()))
+    else:
+        spec = importlib.util.find_spec("configs")
+        places = list((spec and spec.submodule_search_locations) or ())
+    if shipped not in places:
         package = sys.modules["configs"] = types.ModuleType("configs")
-    places = [str(place) for place in getattr(package, "__path__", ())]
-    if str(shipped_folder()) not in places:
-        package.__path__ = [*places, str(shipped_folder())]
+        package.__path__ = [*places, shipped]

@@ -55,7 +55,7 @@ def test_wrong_names_and_options():
         config.model.kwargs.align.temperature = 0.1
     with pytest.raises(TypeError):
         config.model.kwargs.structure.heads = "four"
-    config.model.kwargs.align.name = "sat.matchign"
+    config.model.kwargs.align.name = "sat.pairing"
     with pytest.raises(ConfigError, match=r"E227.*sat\.matching"):
         resolved(config.model.kwargs)
     config.model.kwargs.align.name = "ablations.own_position"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from daasr_jax.experiment import checks
+from daasr_jax.experiment import checks, plan
 from daasr_jax.runtime import devices
 from tests.data_fixtures import fastmri_root
 
