@@ -32,6 +32,14 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     )
 
 import jax  # noqa: E402  reads the environment
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
+
+import tests.checked  # noqa: E402, F401  named by --jaxtyping-packages
+
+# What JAX takes where the package says Array; the types that are checked at run time
+# mean shapes and kinds of numbers.
+jaxtyping.Array = jax.Array | np.ndarray  # pyright: ignore
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -203,7 +203,7 @@ def test_values(name, scale):
 def test_gradients(name, scale):
     """A finite gradient to every parameter, in the step of training."""
     model, optimiser, step = training(name, scale)
-    variables = randomise(model, *images(scale), seed=2)  # no unit of HAT is dead
+    variables = randomise(model, *images(scale), seed=6)  # no dead units
     shapes = jax.eval_shape(lambda: start(model, optimiser, scale))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     state = state.replace(
