@@ -15,7 +15,7 @@ from daasr_jax.models.outputs import Outputs
 from daasr_jax.registry import LOSSES
 
 
-def l1(pred: Float[Array, "*n h w 1"], hr: Float[Array, "b h w 1"]) -> Array:
+def l1(pred: Float[Array, "*n h w 1"], hr: Float[Array, "*m h w 1"]) -> Array:
     """Mean absolute difference, float32; `pred` may have leading axes over `hr`."""
     difference = pred.astype(jnp.float32) - jnp.broadcast_to(
         hr.astype(jnp.float32), pred.shape

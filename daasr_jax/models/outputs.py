@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from flax import struct
-from jaxtyping import Array, Float
 
 
 @struct.dataclass
@@ -19,8 +18,8 @@ class Outputs:
             (G, B, h, w)` int32 and `confidence (G, B, h, w, 1)` of its groups.
     """
 
-    sr: Float[Array, "b h w 1"]
-    aux: dict[str, Array]
+    sr: Any  # JAX rebuilds it with placeholders as leaves
+    aux: dict[str, Any]
 
 
 class SuperResolutionModel(Protocol):
