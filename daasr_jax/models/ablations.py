@@ -160,8 +160,8 @@ class OwnPosition(nn.Module):
     def __call__(
         self,
         base: Float[Array, "b h w c"],
-        query: None,
-        key: None,
+        query: Array | None,
+        key: Array | None,
         value: Float[Array, "b h2 w2 d"],
     ) -> tuple[Float[Array, "b h w d"], None, None]:
         """Takes V.

@@ -42,7 +42,7 @@ class SRCNN(nn.Module):
 
     scale: int = 4
     features: int = 64
-    kernels: tuple[int, int, int] = (9, 5, 5)
+    kernels: tuple[int, ...] = (9, 5, 5)
     start: str = "default"
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
@@ -102,4 +102,4 @@ class SRCNN(nn.Module):
 class SRCNN915(SRCNN):
     """The 9-1-5 network: the mapping looks at one position."""
 
-    kernels: tuple[int, int, int] = (9, 1, 5)
+    kernels: tuple[int, ...] = (9, 1, 5)

@@ -24,6 +24,7 @@ from daasr_jax.experiment import evaluate
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.resampling import downsample, upsample
+from daasr_jax.runtime import devices
 
 
 class TestStatistics:
