@@ -197,15 +197,17 @@ def profile(preset: str, repeats: int) -> dict[str, float]:
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Conv3(c, name="b")(nn.relu(Conv3(c, name="a")(x)))
+            return Conv3(features=c, name="b")(nn.relu(Conv3(features=c, name="a")(x)))
 
     class Tail(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = Conv3(c, name="body")(x)
+            x = Conv3(features=c, name="body")(x)
             for i in range(2):
-                x = resampling.depth_to_space(Conv3(4 * c, name=f"up{i}")(x), 2)
-            return Conv3(1, name="out")(x)
+                x = resampling.depth_to_space(
+                    Conv3(features=4 * c, name=f"up{i}")(x), 2
+                )
+            return Conv3(features=1, name="out")(x)
 
     find = jax.jit(matching.search)
     index = find(lr, lr)
@@ -219,7 +221,7 @@ def profile(preset: str, repeats: int) -> dict[str, float]:
         lr,
         value,
     )
-    sfe = SFE(c, SCALE, kwargs.sfe_grid, kwargs.sfe_norm)
+    sfe = SFE(features=c, scale=SCALE, grid=kwargs.sfe_grid, norm=kwargs.sfe_norm)
     parts = {
         "SFE of reference, blur" + (" and LR image" if coarse else ""): both(
             sfe, images_, train=True
@@ -280,8 +282,8 @@ def measure(peer: str, preset: str, mode: str, repeats: int) -> Any:
 def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
-    from daasr_jax.evaluation.report import device_description
     from daasr_jax.experiment.installation import commit_id
+    from daasr_jax.runtime.devices import description
 
     versions = {}
     for name in ("jax", "flax", "numpy", "torch"):
@@ -292,7 +294,7 @@ def machine() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "processor": _processor(),
-        "device": device_description(),
+        "device": description(),
         "python": platform.python_version(),
         "versions": versions,
         "commit": commit_id(),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 
 class UserError(Exception):
     """An error whose message is the whole report: what, where, what to do.
@@ -65,11 +63,17 @@ class Preempted(UserError):
 
 
 def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a library function whose complaint is about the configuration."""
+    """Calls a library function whose complaint is about the configuration.
+
+    Raises:
+        ConfigError: Its complaint (E210); an error of a device stays what it is.
+    """
     try:
         return function(*args, **kwargs)
-    except jax.errors.JaxRuntimeError:
-        raise  # of a device, not of the configuration
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        from jax.errors import JaxRuntimeError  # slow to import, and rarely needed
+
+        if isinstance(error, JaxRuntimeError):
+            raise
         text = " ".join(str(error).split())
         raise ConfigError("E210", f"the configuration does not fit: {text}") from error

@@ -11,6 +11,7 @@ def cpu_forms() -> bool:
     Those forms have gradients of their own, quicker and smaller on a CPU, which JAX
     differentiates in reverse only: `jax.jvp`, `jax.jacfwd` and `jax.linearize` raise
     its TypeError. The others serve every mode. Asked when a function is traced; either
-    form is right on any platform.
+    form is right on any platform. The search, which has no gradient, is chosen when a
+    program is lowered.
     """
     return jax.default_backend() == "cpu"

@@ -72,7 +72,6 @@ class Registry:
 
 
 MODELS = Registry("daasr_jax.models")
-PARTS = Registry(
-    "daasr_jax.models"
-)  # that DAASR takes: structures, alignments, fusions
+# Of DAASR: structures, alignments and fusions.
+PARTS = Registry("daasr_jax.models")
 LOSSES = Registry("daasr_jax.losses")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+_DRAWN = 10**6  # numbers of the resampling that are held at once
 MIN_SUBJECTS = 10  # with fewer, resampling subjects says nothing: slices instead
 
 
@@ -59,8 +60,14 @@ def summary(
         sums, counts = np.array([[u.sum(), len(u)] for u in units]).T
     else:
         sums, counts = x, np.ones(len(x))
-    drawn = rng.integers(len(sums), size=(resamples, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+    def draw(count: int) -> np.ndarray:
+        drawn = rng.integers(len(sums), size=(count, len(sums)))
+        return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+    at_once = max(1, _DRAWN // len(sums))
+    shares = np.diff([*range(0, resamples, at_once), resamples])
+    means = np.concatenate([draw(share) for share in shares.tolist()])
     low, high = np.percentile(means, [2.5, 97.5])
     return {
         "mean": float(x.mean()),

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from daasr_jax.data import DataSettings
 from daasr_jax.errors import ConfigError, checked
+from daasr_jax.experiment.parts import data_settings
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.runtime.compiled import keep_compiled
 
@@ -21,7 +21,7 @@ def setup(config: Config) -> None:
         ConfigError: If a value cannot be used.
     """
     check_ranges(config)
-    keep_compiled(DataSettings(cache_dir=config.data.cache_dir).cache_path)
+    keep_compiled(data_settings(config).cache_path)
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
 
 

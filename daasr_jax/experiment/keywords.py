@@ -45,17 +45,19 @@ def part(name: str) -> ConfigDict:
 
     Args:
         name: Registered name, such as `"sat.matching"`.
+
+    Raises:
+        ValueError: If an option has no default, whose type it would have.
     """
-    return ConfigDict(
-        {"name": name}
-        | {
-            field.name: config_dict.placeholder(
-                str if field.default is None else type(field.default)
-            )
-            for field in dataclasses.fields(PARTS.get(name))
-            if field.name not in _NOT_OF_A_PART
-        }
-    )
+    given = ConfigDict({"name": name})
+    for field in dataclasses.fields(PARTS.get(name)):
+        if field.name in _NOT_OF_A_PART:
+            continue
+        if field.default is dataclasses.MISSING:
+            raise ValueError(f"{name}: option {field.name} needs a default.")
+        kind = str if field.default is None else type(field.default)
+        given[field.name] = config_dict.placeholder(kind)
+    return given
 
 
 def resolved(given: ConfigDict) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from daasr_jax.errors import CheckpointError
+from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.record import read_record
 from daasr_jax.files import file_hash
@@ -49,7 +49,7 @@ def load_run(folder: Path) -> TrainedRun:
     config = ConfigDict(record["config"])
     try:
         step, variables = restore(config, folder)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, ConfigError) as error:
         raise CheckpointError(
             "E405", f"{folder}/config.json is of another version: {error}."
         ) from None

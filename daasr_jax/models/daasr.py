@@ -183,12 +183,12 @@ class DAASR(nn.Module):
             indices: Index maps P to use instead of searching, one for each group.
 
         Returns:
-            `Outputs`; see there for `aux`. `index` and `confidence` are there where a
-            search is made.
+            `Outputs`; see there for `aux`. `index` and `confidence` are there where the
+            alignment gives P and C.
 
         Raises:
-            ValueError: If a field is outside its choices, two do not go together, or
-                `ref` has an unfit size.
+            ValueError: If a field that is used is outside its choices, two do not go
+                together, or `ref` has an unfit size.
         """
         self._check(ref)
         bicubic = upsample(lr, self.scale)

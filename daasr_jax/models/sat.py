@@ -1,10 +1,14 @@
 """Spatial Alignment Transformer (SAT), section 3.4: retrieval from the reference.
 
 Two parts of it can be replaced. An *alignment* finds what each place of the slice takes
-from the reference, `(base, query, key, value) -> (T, P, C)`; P and C are None where it
-makes no search. A *fusion* joins T, the structure and C to F_SAT. Both are modules with
-the fields `features` and `dtype`, which the SAT gives, and options of their own. The
-paper's are here, those of its ablations in `ablations`.
+from the reference, `(base, query, key, value) -> (T, P, C)`; P or C is None where it
+has none. A *fusion* joins T, the structure and C to F_SAT. Both are modules with the
+fields `features` and `dtype`, which the SAT gives, and options of their own. Those of
+the paper are here, those of its ablations in `ablations`.
+
+An alignment that compares nothing says so by `compares = False`; then there is no query
+and no key. `index`, a P that stands for a search, is given to `Matching` and its
+subclasses only.
 """
 
 from __future__ import annotations
@@ -73,9 +77,7 @@ class Matching(nn.Module):
         value: Float[Array, "b h2 w2 e"],
         *,
         index: Int[Array, "b h w"] | None = None,
-    ) -> tuple[
-        Float[Array, "b h w e"], Int[Array, "b h w"], Float[Array, "b h w 1"] | None
-    ]:
+    ) -> tuple[Float[Array, "b h w e"], Int[Array, "b h w"], Float[Array, "b h w 1"]]:
         """Searches, transfers and scores.
 
         Args:
@@ -110,7 +112,7 @@ class Fusion(nn.Module):
         f_cwt: Float[Array, "b h w d"],
         c: Float[Array, "b h w 1"] | None,
     ) -> Float[Array, "b h w e"]:
-        """F_SAT from T, F_CWT and C on one grid; without a search C is None."""
+        """F_SAT from T, F_CWT and C on one grid; C is None where there is none."""
         both = jnp.concatenate([t, f_cwt], axis=-1)
         f_sat = linear(self.features, both, dtype=self.dtype, name="fuse")
         return f_sat if c is None else f_sat * c
@@ -162,7 +164,7 @@ class SAT(nn.Module):
 
         Returns:
             `(F_SAT, P, C)`: F_SAT on `grid` with C channels; P int32 and C float32 on
-            the grid of the queries, None both where there is no search.
+            the grid of the queries, each None where the alignment has none.
 
         Raises:
             ValueError: If `index` is given and there is no search, or the alignment

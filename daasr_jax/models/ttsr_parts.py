@@ -34,7 +34,7 @@ class TextureExtractor(nn.Module):
         factor: Side of the cells of the maxima between the blocks; VGG's is 2.
         steps: Number of maxima; relu1_1, relu2_1 and, with 2, relu3_1 are returned.
         preprocessing: What the weights expect of an image: `"torchvision"` or
-            `"caffe"`, see `pretrained.FrozenVGG`.
+            `"caffe"`, see `vgg.FrozenVGG`.
     """
 
     factor: int = 2

@@ -16,6 +16,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from daasr_jax.forms import cpu_forms
+
 WIDTHS = (64, 128, 256, 512, 512)
 RELU3_3 = (2, 2, 3)  # the same layers in VGG-16 and VGG-19
 VGG16 = (2, 2, 3, 3, 3)
@@ -73,19 +75,25 @@ def preprocess(
     return (white * channels - mean) / std
 
 
-@jax.custom_vjp
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """Maximum of every 2x2 cell; an odd last row or column is left out.
 
     The gradient goes to the first maximum of a cell in row order, as in PyTorch and
-    XLA, but by comparisons: XLA's own form takes a fifth of the gradient of `RELU3_3`
-    on a CPU. Reverse-mode differentiable once.
+    XLA. Where `cpu_forms` it goes by comparisons, in reverse only and once: XLA's own
+    form takes a fifth of the gradient of `RELU3_3` on a CPU.
     """
+    return _quick_pool(x) if cpu_forms() else _pool(x)
+
+
+def _pool(x: Array) -> Array:
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
 
+_quick_pool = jax.custom_vjp(_pool)
+
+
 def _pool_forward(x: Array):
-    peak = max_pool(x)
+    peak = _pool(x)
     return peak, (x, peak)
 
 
@@ -106,7 +114,7 @@ def _pool_backward(saved, grad: Array):
     return (jnp.pad(cells, ((0, 0), *odd, (0, 0))),)
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+_quick_pool.defvjp(_pool_forward, _pool_backward)
 
 
 class VGG(nn.Module):

@@ -202,7 +202,7 @@ def _in_parts(
         optax.microbatching.AccumulationType.MEAN,
         optax.microbatching.AccumulationType.CONCAT,
     )
-    # `microbatch` takes the parts one by one, so that each holds neighbours.
+    # `microbatch` deals rows out in turn. Here a part of neighbours is one row.
     cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
     given = cut, jnp.arange(parts)
 
@@ -270,7 +270,7 @@ def confidence_statistics(
     """Mean, deviation and minimum of the confidence map C, and the mean per group.
 
     Args:
-        confidence: C of every group `(G, B, ...)`; None without a search.
+        confidence: C of every group `(G, B, ...)`; None where there is none.
         axis: Named device axis over which the batch is spread.
     """
     if confidence is None:
