@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from configs import brain_x4_small, fastmri_x4
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.keywords import keywords, part, resolved
+from daasr_jax.experiment.saved_run import load_run
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.sat import Matching
 from daasr_jax.registry import PARTS
@@ -62,6 +64,15 @@ def test_wrong_names_and_options():
     config.model.kwargs.align.patch = 5
     with pytest.raises(ConfigError, match=r"E210.*patch"):
         resolved(config.model.kwargs)
+
+
+def test_a_run_of_another_version_is_named(tmp_path):
+    config = small().to_dict()
+    config["model"]["kwargs"] |= {"sat": "full", "structure": "cwt"}  # of before
+    record = {"config": config, "config_sha256": "", "perceptual": {}, "start": None}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"E405.*is of another version.*sat"):
+        load_run(tmp_path)
 
 
 def test_the_worked_example_trains(monkeypatch):
