@@ -60,8 +60,12 @@ lint: $(VENV)/installed-dev  ## Style, types, spelling
 test: $(VENV)/installed-dev  ## Lint, types and tests
 	@$(call beside_lint,-m "not full")
 
-test-all: $(VENV)/installed-dev  ## The same with every scale, and coverage
-	@$(call beside_lint,--cov=daasr_jax --cov-report=term:skip-covered)
+test-all: $(VENV)/installed-dev  ## The same with every scale
+	@$(call beside_lint,)
+
+coverage: $(VENV)/installed-dev  ## Lines that the tests of one process reach
+	@$(BIN)/python -m pytest -n $(WORKERS) --cov=daasr_jax \
+		--cov-report=term:skip-covered tests/unit tests/parity tests/sharding
 
 test-python:  ## All of it by another Python: make test-python PYTHON=python3.13
 	@$(MAKE) --no-print-directory VENV=.venv.$(notdir $(PYTHON)) test-all
@@ -91,4 +95,4 @@ lock:  ## Renew the locks (needs uv)
 		--custom-compile-command "make lock" -c requirements.txt \
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
-.PHONY: help install cuda quickstart lint test test-all test-python parity bench docs lock
+.PHONY: help install cuda quickstart lint test test-all coverage test-python parity bench docs lock
