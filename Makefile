@@ -8,19 +8,6 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && echo $$p && break; done)
 RUN := runs/quickstart_x4
-# Tests at a time.
-WORKERS ?= 2
-LINT = $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/codespell && \
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
-# Pytest with these arguments, and lint at the same time. Lint says what is wrong at
-# once, what is right at the end.
-define beside_lint
-said=$$(mktemp); \
-{ { $(LINT); } >$$said 2>&1 || { cat $$said >&2; exit 1; }; } & lint=$$!; \
-code=0; $(BIN)/python -m pytest -n $(WORKERS) $(1) || code=$$?; \
-if wait $$lint; then cat $$said; else echo "lint failed" >&2; code=1; fi; \
-rm -f $$said; exit $$code
-endef
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,20 +42,13 @@ quickstart: $(VENV)/installed  ## Train, evaluate and picture DAASR x4 on the te
 	@$(BIN)/python eval.py --config configs/quickstart_x4.py --workdir $(RUN)
 
 lint: $(VENV)/installed-dev  ## Style, types, spelling
-	@$(LINT)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/codespell
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-test: $(VENV)/installed-dev  ## Lint, types and tests
-	@$(call beside_lint,-m "not full")
-
-test-all: $(VENV)/installed-dev  ## The same with every scale
-	@$(call beside_lint,)
-
-coverage: $(VENV)/installed-dev  ## Lines that the tests of one process reach
-	@$(BIN)/python -m pytest -n $(WORKERS) --cov=daasr_jax \
-		--cov-report=term:skip-covered tests/unit tests/parity tests/sharding
-
-test-python:  ## All of it by another Python: make test-python PYTHON=python3.13
-	@$(MAKE) --no-print-directory VENV=.venv.$(notdir $(PYTHON)) test-all
+test: lint  ## Lint, types and tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: $(VENV)/installed-dev  ## All that needs PyTorch, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -95,4 +75,4 @@ lock:  ## Renew the locks (needs uv)
 		--custom-compile-command "make lock" -c requirements.txt \
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
-.PHONY: help install cuda quickstart lint test test-all coverage test-python parity bench docs lock
+.PHONY: help install cuda quickstart lint test parity bench docs lock

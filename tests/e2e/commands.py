@@ -15,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from daasr_jax.training.checkpoints import Checkpoints
-from tests.conftest import KEPT_BYTES, SHARED
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -84,18 +83,6 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def keep_compiled(folder: Path | str) -> dict[str, str]:
-    """Environment in which processes keep there what they compile.
-
-    Those that are killed have a folder of their test's own: they may leave a part.
-    """
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(KEPT_BYTES),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
-
-
 def run_all(cases: list[list[str]], cache: Path) -> list[dict]:
     """Exit code and streams of each command, all from one interpreter."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -104,7 +91,7 @@ def run_all(cases: list[list[str]], cache: Path) -> list[dict]:
         done = subprocess.run(
             [sys.executable, "-m", "tests.e2e.launcher", file.name],
             cwd=ROOT,
-            env=environment(cache) | keep_compiled(os.environ[SHARED]),
+            env=environment(cache),
             capture_output=True,
             text=True,
             timeout=500,

@@ -13,7 +13,6 @@ from tests.data_fixtures import fastmri_root
 from tests.e2e.commands import (
     SMALL,
     complaint,
-    keep_compiled,
     last_state,
     rows,
     run_all,
@@ -54,7 +53,10 @@ def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
     uninterrupted = start(train(whole), cache)
 
     # The interrupted run keeps its own compiled programs.
-    kept = keep_compiled(tmp_path / "compiled")
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
     killed = start(train(parts), cache, **kept)
     until_saved(killed, parts, 10)
     killed.kill()

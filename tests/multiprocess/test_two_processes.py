@@ -11,14 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data_fixtures import fastmri_root
-from tests.e2e.commands import (
-    SMALL,
-    keep_compiled,
-    last_state,
-    rows,
-    start,
-    until_saved,
-)
+from tests.e2e.commands import SMALL, last_state, rows, start, until_saved
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 60
@@ -48,7 +41,6 @@ def start_two(argv, cache):
         start(
             [*argv, meeting, "--processes=2", f"--process={i}"],
             cache,
-            **keep_compiled(cache / "compiled by two"),
             JAX_NUM_CPU_DEVICES="2",
         )
         for i in range(2)
@@ -65,7 +57,7 @@ def ended(process, seconds=200):
 def test_the_others_do_not_come(process, tmp_path):
     place = f"localhost:{free_port()}"
     code = (
-        "from daasr_jax.runtime import hosts\nhosts.CONNECT_SECONDS = 2\n"
+        "from daasr_jax.training import hosts\nhosts.CONNECT_SECONDS = 2\n"
         f"hosts.connect({place!r}, 2, {process})"
     )
     waiting = start(["-c", code], tmp_path)
@@ -85,10 +77,8 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
     def train(folder):
         return ["train.py", *common, f"--workdir={folder}"]
 
-    def alone(argv):
-        return start(argv, cache, **keep_compiled(cache / "compiled by one"))
-
-    uninterrupted = alone(train(whole))
+    code, said = ended(start(train(whole), cache))
+    assert code == 0, said
 
     # One is asked to stop, or all are: they save the same step and leave.
     at = 0
@@ -126,11 +116,9 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
         assert max(r["step"] for r in rows(parts)) < STEPS
 
     # One process with another number of devices goes on.
-    code, said = ended(alone(train(parts)))
+    code, said = ended(start(train(parts), cache))
     assert code == 0, said
     assert "resuming at step" in said
-    code, said = ended(uninterrupted)
-    assert code == 0, said
     a, b = last_state(whole, STEPS), last_state(parts, STEPS)
     assert set(a) == set(b)
     for name, x in a.items():
@@ -149,12 +137,11 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
     short = ["train.py", *common, f"--config.train.start_from={whole}"]
     short += ["--config.train.steps=3", "--config.train.batch_size=4"]
     apart, joint = tmp_path / "apart", tmp_path / "joint"
-    one = alone([*short, f"--workdir={apart}"])
+    code, said = ended(start([*short, f"--workdir={apart}"], cache))
+    assert code == 0, said
     for process in start_two([*short, f"--workdir={joint}"], cache):
         code, said = ended(process)
         assert (code, "IDLE" in said) == (0, False), said
-    code, said = ended(one)
-    assert code == 0, said
     got, want = (
         [r["g/total"] for r in rows(x) if "g/total" in r] for x in (joint, apart)
     )
@@ -162,18 +149,17 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
     # Both evaluate: each slice once, in the order of the split.
-    by_one, by_two = tmp_path / "one.json", tmp_path / "two.json"
+    alone, together = tmp_path / "alone.json", tmp_path / "together.json"
     evaluate = ["eval.py", *common, f"--workdir={whole}"]
-    for process in (
-        alone([*evaluate, f"--out={by_one}"]),
-        *start_two([*evaluate, f"--out={by_two}"], cache),
-    ):
+    code, said = ended(start([*evaluate, f"--out={alone}"], cache))
+    assert code == 0, said
+    for process in start_two([*evaluate, f"--out={together}"], cache):
         code, said = ended(process)
         assert code == 0, said
-    one, two = (json.loads(p.read_text()) for p in (by_one, by_two))
+    one, two = (json.loads(p.read_text()) for p in (alone, together))
     assert [r["slice"] for r in two["per_slice"]] == [
         r["slice"] for r in one["per_slice"]
     ]
     for a, b in zip(one["per_slice"], two["per_slice"], strict=True):
         assert b["daasr"] == pytest.approx(a["daasr"], abs=1e-4)
-    assert by_two.with_suffix(".png").exists()
+    assert together.with_suffix(".png").exists()
