@@ -57,7 +57,7 @@ def ended(process, seconds=200):
 def test_the_others_do_not_come(process, tmp_path):
     place = f"localhost:{free_port()}"
     code = (
-        "from daasr_jax.training import hosts\nhosts.CONNECT_SECONDS = 2\n"
+        "from daasr_jax.runtime import hosts\nhosts.CONNECT_SECONDS = 2\n"
         f"hosts.connect({place!r}, 2, {process})"
     )
     waiting = start(["-c", code], tmp_path)
