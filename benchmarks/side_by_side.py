@@ -27,9 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import interval, method_of, row
+from benchmarks.compare import about_intervals, interval, method_of, row
 from benchmarks.train_step import machine
-from daasr_jax.evaluation.statistics import bootstrap_unit
 
 MEASURED = 40  # steps of a run whose rate is measured
 WARM = 10  # of them before the clock starts
@@ -140,7 +139,6 @@ def table(
     jobs: int,
 ) -> str:
     first = next(iter(reports.values()))
-    subjects = [r["subject"] for r in first["per_slice"]]
     scores = first["methods"]["bicubic"]
     lines = [
         f"# {plan.capitalize()} side by side: small, x4, {minutes:g} minutes each",
@@ -148,8 +146,8 @@ def table(
         f"`python -m benchmarks.side_by_side --plan {plan} --minutes {minutes:g} "
         f"--jobs {jobs}`: {first['dataset']}, split `{first['split']}`, "
         f"{first['n_slices']} slices of {first['n_subjects']} subjects. Mean over "
-        f"slices [95 % bootstrap interval, {bootstrap_unit(subjects)} resampled]; one "
-        f"training seed. {first['protocol']['degradation']}, border of s pixels, "
+        f"slices; {about_intervals([first])}; one training seed. "
+        f"{first['protocol']['degradation']}, border of s pixels, "
         f"{first['protocol']['intensity']}.",
         "",
         f"{about['processor']}, {about['cores']} cores ({about['device']}); Python "

@@ -19,11 +19,12 @@ from matplotlib.ticker import MaxNLocator
 def typical(predictions: Sequence[Prediction], method: str) -> Prediction:
     """The slice of median PSNR among the half with most signal, neither best nor worst.
 
-    Almost empty slices at the ends of a volume are passed over.
+    Almost empty slices at the ends of a volume are passed over. A PSNR that is NaN
+    counts as the worst.
     """
     by_signal = sorted(predictions, key=lambda p: p.signal)
     full = by_signal[len(by_signal) // 2 :]
-    ranked = sorted(full, key=lambda p: p.scores[method]["psnr"])
+    ranked = sorted(full, key=lambda p: np.nan_to_num(p.scores[method]["psnr"], nan=-1))
     return ranked[len(ranked) // 2]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxtyping import Array
 from rich.progress import track
 
 from daasr_jax.data import Pairing, SliceTable, crop_to_multiple
+from daasr_jax.evaluation.statistics import compared, finite_mean
 from daasr_jax.metrics.lpips import lpips_many
 from daasr_jax.metrics.psnr import psnr
 from daasr_jax.metrics.ssim import ssim
@@ -221,11 +223,25 @@ def of_all_processes(own: Iterable[Prediction], slices: int) -> list[Prediction]
 
 
 def mean_scores(predictions: Iterable[Prediction], method: str) -> dict[str, float]:
-    """Means over slices for validation: the method's, and its gain over bicubic."""
+    """Means over slices for validation: the method's, and its gain over bicubic.
+
+    As in a report, slices of infinite PSNR are left out for both, and a value that is
+    not finite makes the mean NaN, which is never the best.
+    """
     rows = [p.scores for p in predictions]
-    scores = {m: float(np.mean([r[method][m] for r in rows])) for m in METRICS}
-    base = float(np.mean([r[BASELINE]["psnr"] for r in rows]))
-    return scores | {"gain_over_bicubic": scores["psnr"] - base}
+
+    def column(name: str, metric: str) -> np.ndarray:
+        return np.array([row[name][metric] for row in rows], np.float64)
+
+    def mean(values: np.ndarray) -> float:
+        found = finite_mean(values)
+        return math.nan if found is None else found
+
+    use = compared({name: column(name, "psnr") for name in (BASELINE, method)})
+    scores = {m: mean(column(method, m)[use]) for m in METRICS}
+    return scores | {
+        "gain_over_bicubic": scores["psnr"] - mean(column(BASELINE, "psnr")[use])
+    }
 
 
 def without_images(prediction: Prediction) -> Prediction:

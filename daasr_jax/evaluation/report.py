@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from daasr_jax.data import Pairing, SliceTable
 from daasr_jax.evaluation.predict import BASELINE, Prediction
-from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
+from daasr_jax.evaluation.statistics import (
+    MIN_SUBJECTS,
+    compared,
+    finite_mean,
+    summary,
+)
 from daasr_jax.resampling import DEGRADATION
 
 # Metric -> title and digits in the table, in the order of its columns.
@@ -50,30 +57,29 @@ def make_report(
         provenance: Where the numbers come from: configuration hash, commit and so on.
     """
     subjects = [str(table.subjects[p.position]) for p in predictions]
-
-    def statistics(values: Sequence[float]) -> dict[str, Any]:
-        return summary(values, subjects, resamples=resamples, seed=seed)
-
-    def column(name: str, metric: str) -> list[float]:
-        return [p.scores[name][metric] for p in predictions]
-
     measured = set(predictions[0].scores[method])
     metrics = [metric for metric in COLUMNS if metric in measured]
-    methods = {
-        name: {metric: statistics(column(name, metric)) for metric in metrics}
-        for name in (BASELINE, method)
-    }
-    difference = {
-        metric: statistics(
-            [
-                a - b
-                for a, b in zip(
-                    column(method, metric), column(BASELINE, metric), strict=True
-                )
-            ]
+    names = (BASELINE, method)
+
+    def column(name: str, metric: str) -> np.ndarray:
+        return np.array([p.scores[name][metric] for p in predictions], np.float64)
+
+    kept = {m: compared({name: column(name, m) for name in names}) for m in metrics}
+
+    def statistics(values: np.ndarray, metric: str) -> dict[str, Any]:
+        use = kept[metric]
+        found = summary(
+            values[use], np.array(subjects)[use], resamples=resamples, seed=seed
         )
-        for metric in metrics
+        return found | {"n_identical": int((~use).sum())}
+
+    methods = {
+        name: {m: statistics(column(name, m), m) for m in metrics} for name in names
     }
+    with np.errstate(invalid="ignore"):  # inf - inf of a slice that is left out
+        difference = {
+            m: statistics(column(method, m) - column(BASELINE, m), m) for m in metrics
+        }
     return provenance | {
         "split": table.name,
         "scale": scale,
@@ -89,7 +95,8 @@ def make_report(
             "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
             "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
             **({"lpips": LPIPS} if any("lpips" in m for m in metrics) else {}),
-            "bootstrap": f"{resamples} resamples of {bootstrap_unit(subjects)}",
+            "bootstrap": f"{resamples} resamples of subjects, expanded percentiles",
+            "left_out": "slices of infinite PSNR, for all methods alike",
         },
         "pairing_sha256": pairing.sha256,
         "n_slices": len(predictions),
@@ -99,14 +106,12 @@ def make_report(
         "per_subject": {
             subject: {
                 name: {
-                    metric: finite_mean(
-                        v
-                        for v, s in zip(column(name, metric), subjects, strict=True)
-                        if s == subject
+                    m: finite_mean(
+                        column(name, m)[kept[m] & (np.array(subjects) == subject)]
                     )
-                    for metric in metrics
+                    for m in metrics
                 }
-                for name in (BASELINE, method)
+                for name in names
             }
             for subject in sorted(set(subjects))
         },
@@ -146,29 +151,65 @@ def describe_training(report: dict[str, Any]) -> str:
 
 
 def make_table(report: dict[str, Any]) -> Table:
-    """The report's means for the console."""
+    """The report's means for the console; below six subjects with those of each."""
+    table = _empty_table(report)
+    columns = _columns(report)
+    for method, values in report["methods"].items():
+        cells = [_cell(values[m], digits) for m, (_, digits) in columns.items()]
+        table.add_row(method, *cells, _count(report, values))
+    if report["n_subjects"] < MIN_SUBJECTS:
+        for subject, scores in report["per_subject"].items():
+            table.add_section()
+            slices = [r for r in report["per_slice"] if r["subject"] == subject]
+            for method, means in scores.items():
+                cells = [_number(means[m], d) for m, (_, d) in columns.items()]
+                count = str(len(slices))
+                table.add_row(Text(f"{method}, {subject}"), *cells, count)
+    return table
+
+
+def _empty_table(report: dict[str, Any]) -> Table:
+    n = report["n_subjects"]
+    caption = f"mean ± standard deviation over the slices of {n} subject(s); "
+    if n < MIN_SUBJECTS:
+        caption += f"no interval below {MIN_SUBJECTS} subjects: the mean of each"
+    else:
+        caption += f"[95 % interval of the mean, {report['protocol']['bootstrap']}]"
+    left = max(s["n_identical"] for m in report["methods"].values() for s in m.values())
+    if left:
+        caption += f"; {left} slice(s) of infinite PSNR left out for all methods"
     table = Table(
         title=f"{report['dataset']}, {report['split']}, x{report['scale']}, "
         f"{report['protocol']['track']} reference",
-        caption=f"mean ± standard deviation over {report['n_slices']} slices of "
-        f"{report['n_subjects']} subject(s); [95 % interval of the mean, "
-        f"{report['protocol']['bootstrap']}]",
+        caption=caption,
     )
-    measured = next(iter(report["methods"].values()))
-    columns = {m: column for m, column in COLUMNS.items() if m in measured}
-    for title in ("method", *(title for title, _ in columns.values()), "n"):
+    titles = [title for title, _ in _columns(report).values()]
+    for title in ("method", *titles, "n"):
         table.add_column(title, justify="left" if title == "method" else "right")
-    for method, values in report["methods"].items():
-        cells = [_cell(values[m], digits) for m, (_, digits) in columns.items()]
-        table.add_row(method, *cells, str(report["n_slices"]))
     return table
+
+
+def _columns(report: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    measured = next(iter(report["methods"].values()))
+    return {m: column for m, column in COLUMNS.items() if m in measured}
+
+
+def _count(report: dict[str, Any], values: dict[str, Any]) -> str:
+    """Slices that the PSNR is over, and of how many where some were left out."""
+    n, total = values["psnr"]["n"], report["n_slices"]
+    return str(n) if n == total else f"{n} of {total}"
 
 
 def _cell(s: dict[str, Any], digits: int) -> str:
     if s["mean"] is None:
-        return "not finite"
+        bad = f"\n{s['n_nonfinite']} of {s['n']} slices" if s["n_nonfinite"] else ""
+        return f"not finite{bad}"
+    text = f"{s['mean']:.{digits}f} ± {s['std']:.{digits}f}"
+    if s["ci95"] is None:
+        return text
     low, high = s["ci95"]
-    return (
-        f"{s['mean']:.{digits}f} ± {s['std']:.{digits}f}\n"
-        f"[{low:.{digits}f}, {high:.{digits}f}]"
-    )
+    return f"{text}\n[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -19,7 +20,7 @@ from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import describe_training, make_report, make_table
-from daasr_jax.evaluation.statistics import bootstrap_unit, finite_mean, summary
+from daasr_jax.evaluation.statistics import compared, finite_mean, summary
 from daasr_jax.experiment import evaluate
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
@@ -27,53 +28,73 @@ from daasr_jax.resampling import downsample, upsample
 from daasr_jax.runtime import devices
 
 
+def subjects_of(count, each=1):
+    return [f"s{i}" for i in range(count) for _ in range(each)]
+
+
 class TestStatistics:
     def test_by_hand(self):
-        got = summary([1.0, 2.0, 3.0], ["a", "a", "b"], resamples=20_000)
-        assert got["mean"] == 2.0
-        assert got["std"] == 1.0
-        assert got["n_nonfinite"] == 0
-        # of 27 resamples one has mean 1 and one mean 3 (3.7 % each), 4/3 and 8/3 next:
-        # both 2.5 % points fall on the extremes
-        assert got["ci95"] == [1.0, 3.0]
+        got = summary([1.0, 2.0, 3.0], ["a", "a", "b"])
+        assert got == {
+            "mean": 2.0, "std": 1.0, "ci95": None, "n": 3, "n_nonfinite": 0,
+        }  # fmt: skip
+        assert summary([5.0], ["a"])["std"] == 0.0
 
-    def test_two_values(self):
-        # means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4
-        assert summary([0.0, 1.0], ["a", "b"])["ci95"] == [0.0, 1.0]
-        assert summary([5.0], ["a"]) == {
-            "mean": 5.0,
-            "std": 0.0,
-            "ci95": [5.0, 5.0],
-            "n_nonfinite": 0,
-        }
+    def test_below_six_subjects_there_is_no_interval(self):
+        values = np.arange(60.0)
+        assert summary(values[:50], subjects_of(5, 10))["ci95"] is None
+        assert summary(values, subjects_of(6, 10))["ci95"] is not None
 
     def test_large_sample_is_the_normal_interval(self):
         x = np.random.default_rng(0).normal(30, 2, 400)
-        low, high = summary(x, ["a"] * 400)["ci95"]
+        low, high = summary(x, subjects_of(400))["ci95"]
         half = 1.96 * x.std(ddof=1) / 20
         assert low == pytest.approx(x.mean() - half, abs=0.02)
         assert high == pytest.approx(x.mean() + half, abs=0.02)
 
-    def test_subjects_are_resampled_from_ten_on(self):
-        subjects = [f"s{i}" for i in range(10) for _ in range(50)]
-        assert bootstrap_unit(subjects) == "subjects"
-        assert bootstrap_unit(subjects[:450]) == "slices"
+    def test_subjects_are_resampled_whole(self):
         values = np.repeat(np.arange(10.0), 50)  # slices of a subject are alike
-        low, high = summary(values, subjects)["ci95"]
-        assert high - low > 3  # 1.96 * 2 * 2.87 / sqrt(10) = 3.56; over slices 0.5
+        low, high = summary(values, subjects_of(10, 50))["ci95"]
+        # t(0.975, 9) = 2.26 times 3.03 / sqrt(10), on both sides; over slices 0.5
+        assert high - low == pytest.approx(2 * 2.26 * 3.03 / 10**0.5, rel=0.05)
+
+    def test_seeds_are_resampled_too(self):
+        subjects, seeds = subjects_of(8) * 3, [i for i in range(3) for _ in range(8)]
+        values = [float(seed) for seed in seeds]  # subjects agree, seeds do not
+        assert summary(values, subjects)["ci95"] == [1.0, 1.0]
+        low, high = summary(values, subjects, seeds=seeds)["ci95"]
+        assert (low, high) == (0.0, 2.0)
+
+    @pytest.mark.parametrize("count", [6, 9, 20])
+    def test_intervals_cover(self, count):
+        """Of 400 studies with subjects that differ, 95 % hold the truth."""
+        rng = np.random.default_rng(count)
+        subjects, held = subjects_of(count, 20), 0
+        for study in range(400):
+            means = rng.normal(30, 1, count)
+            values = np.repeat(means, 20) + rng.normal(0, 0.7, 20 * count)
+            low, high = summary(values, subjects, resamples=1000, seed=study)["ci95"]
+            held += low <= 30 <= high
+        assert held / 400 > {6: 0.89, 9: 0.91, 20: 0.93}[count]
 
     def test_repeats(self):
         x = np.random.default_rng(1).random(30).tolist()
-        a, b = (summary(x, ["a"] * 30, seed=s) for s in (3, 3))
+        a, b = (summary(x, subjects_of(30), seed=s) for s in (3, 3))
         assert a == b
-        assert a["ci95"] != summary(x, ["a"] * 30, seed=4)["ci95"]
+        assert a["ci95"] != summary(x, subjects_of(30), seed=4)["ci95"]
 
-    def test_values_that_are_not_finite_are_left_out_and_counted(self):
-        got = summary([1.0, math.inf, 3.0, math.nan], ["a", "b", "c", "d"])
-        assert (got["mean"], got["n_nonfinite"]) == (2.0, 2)
-        assert summary([math.inf], ["a"])["mean"] is None
-        assert finite_mean([math.inf, 2.0]) == 2.0
-        assert finite_mean([math.nan]) is None
+    @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
+    def test_one_value_that_is_not_finite_makes_the_mean_so(self, bad):
+        got = summary([1.0, bad, 3.0], ["a", "b", "c"])
+        assert (got["mean"], got["std"], got["ci95"]) == (None, None, None)
+        assert (got["n"], got["n_nonfinite"]) == (3, 1)
+        assert finite_mean([bad, 2.0]) is None
+        assert finite_mean([]) is None
+        assert finite_mean([1.0, 2.0]) == 1.5
+
+    def test_identical_images_are_left_out_for_all(self):
+        scores = {"a": [1.0, math.inf, 3.0, math.nan], "b": [math.inf, 1.0, 2.0, 3.0]}
+        assert compared(scores).tolist() == [False, False, True, True]
 
 
 def slices(n_subjects=2, n=3, size=32):
@@ -196,28 +217,66 @@ class TestSplit:
                 got = report["methods"][name][metric]
                 assert got["mean"] == pytest.approx(np.mean(values))
                 assert got["std"] == pytest.approx(np.std(values, ddof=1))
-                low, high = got["ci95"]
-                assert low <= got["mean"] <= high
+                assert got["ci95"] is None  # of two subjects
                 assert report["per_subject"]["p1"][name][metric] == pytest.approx(
                     np.mean(values[3:])
                 )
         assert report["daasr_minus_bicubic"]["psnr"]["mean"] == 0.0
         assert report["protocol"]["border"] == 2
-        assert make_table(report).row_count == 2
+        assert make_table(report).row_count == 2 + 2 * 2  # and those of each subject
+        assert "p1" in printed(report, 80)
 
-    def test_perfect_slice_keeps_the_report_valid_json(self, full):
+    @pytest.mark.parametrize("perfect", ["daasr", "bicubic"])
+    def test_an_identical_slice_is_left_out_for_both(self, full, perfect):
         table, pairing, _, _, rows = full
-        scores = {
-            k: {**v, "psnr": math.inf} if k == "daasr" else v
-            for k, v in rows[0].scores.items()
-        }
-        import dataclasses
+        report = report_of(
+            table, pairing, [with_psnr(rows[0], perfect, math.inf), *rows[1:]]
+        )
+        json.dumps(report, allow_nan=False)
+        rest = np.mean([r.scores["bicubic"]["psnr"] for r in rows[1:]])
+        for name in ("bicubic", "daasr"):
+            got = report["methods"][name]["psnr"]
+            assert got["mean"] == pytest.approx(rest)
+            assert (got["n"], got["n_identical"], got["n_nonfinite"]) == (5, 1, 0)
+            assert report["methods"][name]["ssim"]["n"] == 6
+        assert report["daasr_minus_bicubic"]["psnr"]["mean"] == 0.0
+        assert report["per_slice"][0][perfect]["psnr"] is None
+        text = " ".join(printed(report, 90).split())
+        assert "5 of 6" in text
+        assert "1 slice(s) of infinite PSNR left out for all methods" in text
 
-        changed = [dataclasses.replace(rows[0], scores=scores), *rows[1:]]
+    def test_a_nan_is_never_averaged_away(self, full):
+        table, pairing, _, _, rows = full
+        changed = [with_psnr(r, "daasr", math.nan) for r in rows[:2]] + rows[2:]
         report = report_of(table, pairing, changed)
         json.dumps(report, allow_nan=False)
-        assert report["methods"]["daasr"]["psnr"]["n_nonfinite"] == 1
-        assert report["per_slice"][0]["daasr"]["psnr"] is None
+        got = report["methods"]["daasr"]["psnr"]
+        assert (got["mean"], got["n_nonfinite"]) == (None, 2)
+        assert report["methods"]["bicubic"]["psnr"]["mean"] > 0
+        assert report["daasr_minus_bicubic"]["psnr"]["mean"] is None
+        assert report["per_subject"]["p0"]["daasr"]["psnr"] is None
+        assert report["per_subject"]["p1"]["daasr"]["psnr"] > 0
+        text = printed(report, 80)
+        assert "not finite" in text
+        assert "2 of 6 slices" in text
+        scores = evaluation.mean_scores(changed, "daasr")
+        assert math.isnan(scores["psnr"])
+        assert math.isnan(scores["gain_over_bicubic"])
+
+    def test_validation_leaves_identical_slices_out(self, full):
+        rows = full[4]
+        changed = [with_psnr(rows[0], "bicubic", math.inf), *rows[1:]]
+        scores = evaluation.mean_scores(changed, "daasr")
+        assert scores["gain_over_bicubic"] == 0.0
+        rest = np.mean([r.scores["daasr"]["psnr"] for r in rows[1:]])
+        assert scores["psnr"] == pytest.approx(rest)
+
+
+def with_psnr(row, method, value):
+    scores = {
+        k: {**v, "psnr": value} if k == method else v for k, v in row.scores.items()
+    }
+    return dataclasses.replace(row, scores=scores)
 
 
 def printed(report, width):
