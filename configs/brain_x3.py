@@ -24,4 +24,5 @@ def get_config(preset: str = "paper") -> ConfigDict:
     with config.unlocked():
         config.name = "brain_x3"
         config.data.n_volumes = 0
+        config.data.usual_root = "data/brain"
     return config

@@ -22,6 +22,7 @@ def get_config(preset: str = "fast") -> ConfigDict:
     with config.unlocked():
         config.name = "brain_x4_small"
         config.data.n_volumes = 0
+        config.data.usual_root = "data/brain"
         config.model.kwargs.features = 24
         config.model.kwargs.groups = 3
         config.train.batch_size = 8

@@ -31,15 +31,15 @@ def get_config(preset: str = "paper") -> ConfigDict:
     kwargs = keywords("daasr")  # the fields of its class
     kwargs.update(PRESETS[preset])
     config: Any = ConfigDict()
-    config.name = "fastmri_x4"
-    config.preset = preset
-    config.seed = 0
-    config.scale = 4
+    config.name = "fastmri_x4"  # of the run, in its folder and its reports
+    config.preset = preset  # what the argument of this file was
+    config.seed = 0  # of the initial weights and the order of the batches
+    config.scale = 4  # 2, 3 or 4
     config.matmul_precision = "float32"  # "tensorfloat32" is faster on recent GPUs
 
     config.model = ConfigDict(
         {
-            "name": "daasr",
+            "name": "daasr",  # `python -m daasr_jax.models` lists them
             "dtype": "float32",  # of the computation; or "bfloat16"
             "pretrained": False,  # start from ImageNet weights, where a model has such
             "kwargs": kwargs,
@@ -47,7 +47,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
     )
     config.data = ConfigDict(
         {
-            "root": "",
+            "root": "",  # else $DAASR_DATA, else usual_root
+            "usual_root": "data/fastmri",
             "layout": "auto",
             "cache_dir": "",
             "size": 256,
@@ -61,48 +62,54 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "target": "auto",
             "pattern": DEFAULT_PATTERN,
             "slice_axis": "auto",
-            "slice_first": 0.0,
-            "slice_last": 1.0,
+            "slice_first": 0.0,  # part of a volume's slices to keep, of [0, 1]: from
+            "slice_last": 1.0,  # likewise: to
             "slice_step": 1,
         }
     )
     config.reference = ConfigDict(
-        {"track": "random", "exclude": "subject", "aligned": "neighbour", "seed": 0}
+        {
+            "track": "random",  # another subject's slice; "aligned": the same subject's
+            "exclude": "subject",  # what "random" may not share; "volume", "slice"
+            "aligned": "neighbour",  # slice; "contrast": same place, other contrast
+            "seed": 0,  # draws the pairs of an evaluation
+        }
     )
     config.train = ConfigDict(
         {
-            "batch_size": 9,
+            "batch_size": 9,  # of all devices together
             "crop": 40,  # side of the LR window; Table 5 compares 10, 20 and 40
-            "epochs": 200,
+            "epochs": 200,  # over the training slices
             "steps": 0,  # overrides epochs when positive
-            "augment": True,
-            "ema_decay": 0.0,
+            "augment": True,  # mirrored and turned by quarter turns
+            "ema_decay": 0.0,  # of the smoothed weights that are evaluated; 0: off
             "devices": 0,  # 0: as many, of all processes, as divide the batch
             "accumulate": 1,  # parts of a device's share of the batch, one at a time
             "num_threads": 2,  # that read ahead, of each process or worker
             "workers": 0,  # processes that read ahead
             "watchdog": 1800,  # seconds without a step that end the run; 0: never
-            "log_every": 50,
-            "validate_every_epochs": 1,
-            "checkpoint_every": 0,
+            "log_every": 50,  # steps between two reports
+            "validate_every_epochs": 1,  # a checkpoint is saved with each
+            "checkpoint_every": 0,  # steps between further checkpoints; 0: none
+            "best_by": "auto",  # on validation: "psnr", "ssim", "lpips"; or "last"
             "start_from": "",  # a run whose best generator is the start of this one
         }
     )
     config.optimiser = ConfigDict(
         {
             "name": "adam",  # "rmsprop", "sgd"
-            "learning_rate": 2e-4,
-            "b1": 0.9,
-            "b2": 0.999,
+            "learning_rate": 2e-4,  # at the begin, after the warm-up
+            "b1": 0.9,  # of Adam
+            "b2": 0.999,  # of Adam
             "schedule": "halving",  # "milestones", "cosine", "constant"
-            "halve_every_epochs": 20,
+            "halve_every_epochs": 20,  # of "halving"
             "milestones": (),  # in steps, where "milestones" halves
-            "warmup_steps": 0,
+            "warmup_steps": 0,  # with a rate that rises from 0
             "slow": "",  # regular expression of parameters that learn at another rate
             "slow_factor": 1.0,  # times the learning rate
         }
     )
-    config.losses = ConfigDict(
+    config.losses = ConfigDict(  # Eq. 14: name, registered loss and weight
         {
             "rec": {"name": "pixel.rec", "weight": 1.0},
             "cwt": {"name": "pixel.cwt", "weight": 0.1},
@@ -122,13 +129,13 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.adversarial = ConfigDict(  # section 4.2
         {
             "objective": "none",  # "bce", "wgan-gp"
-            "weight": 1e-3,
+            "weight": 1e-3,  # of the term in the generator's loss
             "start_step": 0,  # steps that train without it first
             "updates": 1,  # of the discriminator for each of the generator
             "penalty_weight": 10.0,  # of wgan-gp
-            "features": 64,
-            "stages": 3,
-            "optimiser": {
+            "features": 64,  # of the discriminator's first layer
+            "stages": 3,  # of the discriminator, each halves the side
+            "optimiser": {  # of the discriminator, as the one above
                 "name": "adam",
                 "learning_rate": 1e-4,
                 "b1": 0.9,
@@ -143,6 +150,11 @@ def get_config(preset: str = "paper") -> ConfigDict:
         }
     )
     config.evaluate = ConfigDict(
-        {"border": -1, "resamples": 10_000, "seed": 0, "show_progress": True}
+        {
+            "border": -1,  # pixels cut off every side; -1: the scale
+            "resamples": 10_000,  # of the bootstrap
+            "seed": 0,  # of the bootstrap
+            "show_progress": True,
+        }
     )
     return config.lock()

@@ -1,10 +1,15 @@
-"""Evaluates a run:
+"""Evaluates a run: its own configuration is the experiment.
 
-    python -m daasr_jax.eval --config CONFIG --workdir DIR [--split test]
+    python eval.py --workdir RUN [--split test] [--config.data.root=DIR] \\
+        [--config.reference.KEY=VALUE ...] [--config.evaluate.KEY=VALUE ...]
 
-`eval.py` in a checkout is the same command.
+Beside the run only places, references and settings of the evaluation can be given. A
+data root without the run's subjects is other data: all its subjects are evaluated, or
+those of --subjects. Without --workdir the runs that lie here are listed. In an
+installed package the command is `python -m daasr_jax.eval`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -13,37 +18,63 @@ from rich.console import Console
 from daasr_jax.experiment import cli
 
 SPLIT = flags.DEFINE_string("split", "test", "Split: train, val or test.")
-OUT = flags.DEFINE_string("out", None, "Result file (.json); the picture goes beside.")
+SUBJECTS = flags.DEFINE_string(
+    "subjects", "", "Evaluate these instead, comma-separated."
+)
+OVERLAP = flags.DEFINE_bool(
+    "allow_overlap",
+    False,
+    "Evaluate subjects that the run learned from; it is reported.",
+)
+OUT = flags.DEFINE_string(
+    "out",
+    "",
+    "Result file (.json), by default RUN/eval_SPLIT_TRACK.json; picture beside.",
+)
+FORCE = flags.DEFINE_bool("force", False, "Replace a result that is there.")
 LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16.")
 
 
-def evaluate(config: Any, workdir: str) -> None:
+def evaluate(config: Any, workdir: str | None) -> None:
     """Measures the best checkpoint, prints the table and the paths of the results.
 
     Args:
-        config: The configuration.
-        workdir: Folder of the run.
+        config: What `--config` gives, to be compared with the run's; None without.
+        workdir: Folder of the run; None lists the runs.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
-    from daasr_jax.evaluation.report import describe_training, make_table
-    from daasr_jax.experiment.evaluate import evaluate_run
+    from daasr_jax.evaluation.report import describe_run, make_table
+    from daasr_jax.experiment.evaluate import Request, evaluate_run
+    from daasr_jax.experiment.saved_run import list_runs
     from daasr_jax.runtime import hosts
 
-    report, result, picture = evaluate_run(
-        config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value
+    if not workdir:
+        print(list_runs(Path()))
+        return
+    request = Request(
+        given=cli.given(),
+        config=config,
+        split=SPLIT.value,
+        subjects=SUBJECTS.value,
+        allow_overlap=OVERLAP.value,
+        out=OUT.value,
+        force=FORCE.value,
+        lpips=LPIPS.value,
     )
+    report, result, picture = evaluate_run(workdir, request)
     if hosts.number():
         return  # the first process reports
     Console(width=120 if LPIPS.value else 80).print(make_table(report))
-    print(f"trained: {describe_training(report)}")
-    print(f"result:  {result}\npicture: {picture}")
+    for name, text in describe_run(report).items():
+        print(f"{name + ':':<12}{text}")
+    print(f"result:     {result}\npicture:    {picture}")
 
 
 def main() -> None:
     """The command."""
-    cli.run(evaluate)
+    cli.run(evaluate, of_run=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Trains a model:
+"""Trains a model: DAASR, or a system that it is compared with.
 
-    python -m daasr_jax.train --config fastmri_x4 --workdir DIR [--dry_run]
+    python train.py --config CONFIG [--config.KEY=VALUE ...] [--workdir RUN] [--dry_run]
 
-`train.py` in a checkout is the same command.
+The same command goes on from the last checkpoint in RUN. RUN is by default
+runs/NAME_PRESET, by the configuration's name and preset. The data lie in
+--config.data.root, else in $DAASR_DATA, else in the folder that the configuration
+gives. In an installed package the command is `python -m daasr_jax.train`.
 """
 
 from typing import Any
@@ -16,12 +19,12 @@ DRY_RUN = flags.DEFINE_bool(
 )
 
 
-def train(config: Any, workdir: str) -> None:
+def train(config: Any, workdir: str | None) -> None:
     """Runs the training that the configuration describes.
 
     Args:
         config: The configuration.
-        workdir: Folder of the run.
+        workdir: Folder of the run; None for the usual one.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.

@@ -238,7 +238,8 @@ def mean_scores(predictions: Iterable[Prediction], method: str) -> dict[str, flo
         return math.nan if found is None else found
 
     use = compared({name: column(name, "psnr") for name in (BASELINE, method)})
-    scores = {m: mean(column(method, m)[use]) for m in METRICS}
+    metrics = rows[0][method] if rows else METRICS
+    scores = {m: mean(column(method, m)[use]) for m in metrics}
     return scores | {
         "gain_over_bicubic": scores["psnr"] - mean(column(BASELINE, "psnr")[use])
     }

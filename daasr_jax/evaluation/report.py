@@ -150,6 +150,33 @@ def describe_training(report: dict[str, Any]) -> str:
     return f"{text}; adversarial term {adversarial['objective']}"
 
 
+def describe_run(report: dict[str, Any]) -> dict[str, str]:
+    """What stands under the table: how the run was trained and which step it is.
+
+    Args:
+        report: From `make_report`, with the provenance of an evaluation.
+
+    Returns:
+        Title -> one line.
+    """
+    rule = report["checkpoint_rule"]
+    by = "the last one" if rule == "last" else f"the best {rule.upper()} of validation"
+    lines = {
+        "trained": describe_training(report),
+        "checkpoint": f"step {report['checkpoint_step']} of "
+        f"{report['trained_steps']}, {by}",
+    }
+    overlap = report["overlap"]
+    learned = [
+        f"{n['subjects']} subjects of {k}" for k, n in overlap.items() if k != "known"
+    ]
+    if not overlap["known"]:
+        lines["overlap"] = "UNKNOWN: nothing tells whom the run was trained on"
+    elif learned:
+        lines["overlap"] = f"the run LEARNED FROM {', '.join(learned)} evaluated here"
+    return lines
+
+
 def make_table(report: dict[str, Any]) -> Table:
     """The report's means for the console; below six subjects with those of each."""
     table = _empty_table(report)

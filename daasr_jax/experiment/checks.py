@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from daasr_jax.errors import ConfigError, checked
 from daasr_jax.experiment.parts import data_settings
+from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.runtime.compiled import keep_compiled
+from daasr_jax.training.checkpoints import BEST_BY
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
-def setup(config: Config) -> None:
+def setup(config: Config) -> Config:
     """Settings of the process: checked ranges, compiled programs, precision.
+
+    Returns:
+        The configuration with the place of its data, see `place_of_data`.
 
     Raises:
         ConfigError: If a value cannot be used.
     """
     check_ranges(config)
+    config = place_of_data(config)
     keep_compiled(data_settings(config).cache_path)
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
+    return config
+
+
+def place_of_data(config: Config) -> Config:
+    """The configuration with its data root filled in.
+
+    That is `data.root`, else `$DAASR_DATA`, else the folder `data.usual_root` of the
+    configuration where there is one. The template needs none.
+
+    Raises:
+        ConfigError: If none of the three is given (E201).
+    """
+    d = config.data
+    if d.layout == "template" or d.root:
+        return config
+    root = os.environ.get("DAASR_DATA", "")
+    if not root and d.usual_root and Path(d.usual_root).is_dir():
+        root = d.usual_root
+    if not root:
+        raise ConfigError(
+            "E201",
+            "no data: give --config.data.root=DIR, a fastMRI folder or a folder of "
+            f"NIfTI files, or set DAASR_DATA=DIR, or put the data in {d.usual_root}",
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.root = root
+    return config.lock()
 
 
 def check_ranges(config: Config) -> None:
@@ -60,6 +96,14 @@ def check_ranges(config: Config) -> None:
             "E210",
             f"config.train.ema_decay is {train.ema_decay}; it must be in [0, 1).",
         )
+    if train.best_by not in ("auto", *BEST_BY):
+        raise ConfigError(
+            "E210",
+            f"config.train.best_by is {train.best_by!r}; it must be auto, "
+            f"{', '.join(BEST_BY)}.",
+        )
+    if best_rule(config)[0] == "lpips":
+        check_lpips(config)
     side = config.data.size // config.scale * config.scale
     if side - 2 * metric_border(config) < WINDOW:
         raise ConfigError(
@@ -68,6 +112,30 @@ def check_ranges(config: Config) -> None:
             f"smaller than the {WINDOW}x{WINDOW} window of SSIM; raise "
             "--config.data.size.",
         )
+
+
+def check_lpips(config: Config) -> None:
+    """Refuses slices that are too small for the networks of LPIPS (E231)."""
+    side = config.data.size // config.scale * config.scale - 2 * metric_border(config)
+    if side < max(SMALLEST.values()):
+        raise ConfigError(
+            "E231",
+            f"slices less the border have {side} pixels a side and LPIPS needs "
+            f"{max(SMALLEST.values())}; raise --config.data.size or measure without.",
+        )
+
+
+def best_rule(config: Config) -> tuple[str, int]:
+    """What the best checkpoint of a run is by, and its first step that may be.
+
+    `auto` is the last one where the run trains what no PSNR shows, an adversarial term
+    or a generator that another run has finished, else the PSNR.
+    """
+    adversarial = config.adversarial.objective != "none"
+    rule = config.train.best_by
+    if rule == "auto":
+        rule = "last" if adversarial or config.train.start_from else "psnr"
+    return rule, config.adversarial.start_step if adversarial else 0
 
 
 def metric_border(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""What both entry points share: flags, one-line errors, exit codes, logging."""
+"""What both entry points share: flags, help, one-line errors, exit codes, logging."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -19,6 +20,7 @@ from rich.logging import RichHandler
 
 from daasr_jax.errors import ConfigError, Preempted, UserError
 from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.manual import manual
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -34,7 +36,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "Experiment file or name of a shipped one, perhaps with a preset: "
-    "configs/brain_x4.py:fast, brain_x4:fast",
+    "configs/brain_x4.py:fast, brain_x4:fast.",
 )
 flags.FLAGS["config"].parser = _ConfigParser()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -47,13 +49,26 @@ LINGER_SECONDS = 5
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def run(main: Callable[[Any, str], None]) -> None:
+def given() -> dict[str, Any]:
+    """Keys of the configuration that the command line sets, with their values."""
+    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def run(main: Callable[[Any, str | None], None], *, of_run: bool = False) -> None:
     """Parses the flags, runs `main(config, workdir)` and exits; an error is one line.
 
     Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 diverged,
     6 resources, 75 stopped and saved.
+
+    Args:
+        main: What the program does. `workdir` is None where none is given.
+        of_run: Whether the run in `--workdir` has the configuration, where `--config`
+            gives none. Then `config` is None, unless `--config` gives it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    named = any(re.match(r"--?config(=|$)", word) for word in sys.argv[1:])
+    if of_run and not named:
+        _open_run()
 
     def guarded(argv: Sequence[str]) -> None:
         _start_logging()
@@ -62,16 +77,16 @@ def run(main: Callable[[Any, str], None]) -> None:
                 raise ConfigError(
                     "E225", f"{argv[1]!r} is no option; options begin with --"
                 )
-            if CONFIG.value is None:
-                raise ConfigError("E223", "give --config=configs/NAME.py")
-            if not WORKDIR.value:
-                raise ConfigError("E224", "give --workdir=DIR, the folder of the run")
+            if CONFIG.value is None and not of_run:
+                raise ConfigError(
+                    "E223", "give --config=configs/NAME.py; --help has examples"
+                )
             from daasr_jax.runtime import hosts
 
             hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
             if hosts.number():
                 logging.getLogger("daasr_jax").setLevel(logging.ERROR)
-            main(CONFIG.value, WORKDIR.value)
+            main(CONFIG.value if named else None, WORKDIR.value)
         except UserError as error:
             _stop(error)
         except KeyboardInterrupt:
@@ -82,15 +97,31 @@ def run(main: Callable[[Any, str], None]) -> None:
             traceback.print_exc()
             _leave(1)
 
-    for module in (main.__module__, __name__):  # `--help` lists their flags
+    for module in (main.__module__, __name__):
         for flag in flags.FLAGS.get_flags_for_module(module):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, main.__module__))
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _open_run() -> None:
+    """Has the overrides on the command line read against the run's own record."""
+    from daasr_jax.experiment.record import RECORD
+
+    words = [w for w in sys.argv[1:] if re.match(r"--?workdir(=|$)", w)]
+    if words and words[-1].endswith("workdir"):
+        words.append("=" + "".join(sys.argv[sys.argv.index(words[-1]) + 1 :][:1]))
+    folder = words[-1].partition("=")[2] if words else ""
+    file = Path(folder).expanduser() / RECORD
+    if folder and file.is_file():
+        sys.argv.insert(1, f"--config={file}")
+
+
+def _parse(argv: Sequence[str], module: str) -> list[str]:
+    if any(word in ("-h", "--h", "-help", "--help") for word in argv[1:]):
+        print(manual(module, [module, __name__]))
+        sys.exit(0)
     try:
-        return flags.FLAGS(list(argv))
+        return flags.FLAGS(list(sys.argv))
     except UserError as error:
         _stop(error)
     except Exception as error:  # of absl or ml_collections, which raise many types

@@ -111,7 +111,7 @@ def dry_run(config: Config) -> None:
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
-    checks.setup(config)
+    config = checks.setup(config)
     plan = make_plan(config)
     batches = reading(plan.batches(0))
     measured = measure(plan.step_fn, plan.state, batches, plan.mesh)

@@ -2,94 +2,121 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 import daasr_jax
 from daasr_jax import data
-from daasr_jax.errors import CheckpointError, ConfigError, ResourceError
+from daasr_jax.errors import ConfigError, ResourceError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
-from daasr_jax.experiment import checks, parts
-from daasr_jax.experiment.installation import command, commit_id
-from daasr_jax.experiment.record import (
-    config_sha256,
-    trained_with,
-    warn_of_other_model,
-)
-from daasr_jax.experiment.saved_run import restore
+from daasr_jax.experiment import checks, parts, subjects
+from daasr_jax.experiment.installation import commit_id
+from daasr_jax.experiment.record import check_same, trained_with, with_given
+from daasr_jax.experiment.saved_run import TrainedRun, load_run, open_record
 from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import SMALLEST, load_lpips
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.failures import explained
 
+log = logging.getLogger("daasr_jax")
+
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of an evaluation beside the run.
+
+    Attributes:
+        given: Key of the configuration -> value: places, references, its own settings.
+        config: A configuration that the run must have been trained by; None to ask
+            for none.
+        split: `"train"`, `"val"` or `"test"` of the run's own data.
+        subjects: Those to evaluate, of any data, comma-separated; empty for the split,
+            or for all of other data.
+        allow_overlap: Evaluate subjects that the run learned from.
+        out: Result file (.json); by default `eval_<split>_<track>.json` in the run.
+        force: Replace a result.
+        lpips: Measure LPIPS too, with both nets.
+    """
+
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Config | None = None
+    split: str = "test"
+    subjects: str = ""
+    allow_overlap: bool = False
+    out: str = ""
+    force: bool = False
+    lpips: bool = False
+
+
 @explained()
-def evaluate_run(
-    config: Config, workdir: str, split: str, out: str | None, *, lpips: bool = False
-) -> tuple[dict[str, Any], Path, Path]:
-    """Evaluates the best checkpoint of `workdir` on a split.
+def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, Path]:
+    """Evaluates the best checkpoint of a run.
+
+    The run's own `config.json` is the experiment. What is evaluated is a split of its
+    own data, wherever they lie now, or all subjects of other data.
 
     Args:
-        config: Configuration; its data and reference settings are those evaluated.
         workdir: Folder of the run.
-        split: `"train"`, `"val"` or `"test"`.
-        out: Result file; by default `workdir/eval_<split>.json`. The panel picture
-            lies beside it with the ending `.png`.
-        lpips: Measure LPIPS too, with both nets.
+        request: What is asked.
 
     Returns:
-        The report, and the paths of result file and picture.
+        The report, and the paths of result file and picture. The pairs lie beside them
+        in a file that ends in `.pairing.json`.
 
     Raises:
         UserError: If data or checkpoint cannot be used.
     """
-    checks.setup(config)
     folder = Path(workdir)
-    if not (folder / "checkpoints").is_dir():
-        raise CheckpointError(
-            "E403",
-            f"{folder} holds no checkpoints; train into it first: {command('train')}",
-        )
-    if split not in ("train", "val", "test"):
-        raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")
-    target = Path(out) if out else folder / f"eval_{split}.json"
-    if target.suffix != ".json":
-        raise ConfigError("E229", f"--out must end in .json, got {target}.")
-    border = checks.metric_border(config)
-    side = config.data.size // config.scale * config.scale - 2 * border
-    if lpips and side < max(SMALLEST.values()):
+    record = open_record(folder)
+    if request.config is not None:
+        check_same(record, request.config.to_dict(), folder)
+    config: Config = ConfigDict(with_given(record, dict(request.given)))
+    config = checks.setup(config)
+    if request.split not in ("train", "val", "test"):
         raise ConfigError(
-            "E231",
-            f"slices less the border have {side} pixels a side and --lpips needs "
-            f"{max(SMALLEST.values())}; raise --config.data.size or leave --lpips out.",
+            "E228", f"--split must be train, val or test, got {request.split!r}."
         )
-    weights = {net: load_lpips(net) for net in SMALLEST} if lpips else None
-    model = parts.make_model(config)
-    prepared = data.prepare(parts.data_settings(config))
+    if request.lpips:
+        checks.check_lpips(config)
+    if request.out:
+        target = _checked_target(Path(request.out).expanduser(), folder, request.force)
+    prepared, split, what = _data(config, record, folder, request)
+    if not request.out:
+        name = f"eval_{what}_{_track(config)}.json"
+        target = _checked_target(folder / name, folder, request.force)
     table = prepared.splits[split]
     if not len(table):
         raise ConfigError(
             "E228",
             f"the {split} split is empty; give another --split or more subjects.",
         )
+    overlap = _overlap(folder, prepared, split, what, request)
     pairing = parts.make_pairing(config, table)
-    warn_of_other_model(config.to_dict(), folder)
-    step, variables = restore(config, folder)
+    run = load_run(folder)
+    border = checks.metric_border(config)
+    weights = {net: load_lpips(net) for net in SMALLEST} if request.lpips else None
     method = config.model.name
+    mesh = devices.local_mesh(config.train.devices)
+    variables = devices.to_local(run.variables, mesh)
     predict = evaluation.make_predict(
-        model,
+        parts.make_model(config),
         scale=config.scale,
         border=border,
         method=method,
         lpips=weights,
-        mesh=devices.local_mesh(config.train.devices),
+        mesh=mesh,
     )
 
     def predictions(**kwargs: Any):
@@ -100,7 +127,6 @@ def evaluate_run(
     rows = evaluation.of_all_processes(
         predictions(show_progress=config.evaluate.show_progress), len(table)
     )
-    commit = commit_id()
     report = make_report(
         rows,
         table,
@@ -113,13 +139,15 @@ def evaluate_run(
         provenance={
             "dataset": prepared.dataset,
             "prepared_sha256": prepared.key,
+            "evaluated": what,
+            "overlap": overlap,
+            "given": {k: v for k, v in request.given.items() if k != "data.root"},
             "config": config.name,
             "preset": config.preset,
-            "config_sha256": config_sha256(config.to_dict()),
-            "commit": commit,
-            "checkpoint_step": step,
+            **_source(record, run),
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
             "training": trained_with(folder),
+            "commit": commit_id(),
             "device": devices.description(),
             "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
         },
@@ -146,3 +174,103 @@ def evaluate_run(
             f"cannot write beside {target}: {error.strerror}; give another --out.",
         ) from None
     return report, target, picture
+
+
+def _source(record: dict[str, Any], run: TrainedRun) -> dict[str, Any]:
+    """What names the run in the report: hashes, the checkpoint, the code it is of."""
+    return {
+        **run.source,
+        "checkpoint_rule": run.rule,
+        "trained_steps": run.last_step,
+        "trained_by": record.get("commits") or [record.get("commit")],
+    }
+
+
+def _track(config: Config) -> str:
+    """The references, as the name of a result has them."""
+    r = config.reference
+    return (
+        "aligned_contrast"
+        if (r.track, r.aligned) == ("aligned", "contrast")
+        else r.track
+    )
+
+
+def _checked_target(target: Path, folder: Path, force: bool) -> Path:
+    """The result file, after asking whether it may be written.
+
+    Raises:
+        ConfigError: For another ending (E229), a name that could be one of the run's
+            own files (E254), or a result that is there already (E253).
+    """
+    if target.suffix != ".json":
+        raise ConfigError("E229", f"--out must end in .json, got {target}.")
+    inside = folder.resolve() in target.resolve().parents
+    if inside and not re.fullmatch(r"eval_[^/]*", target.name):
+        raise ConfigError(
+            "E254",
+            f"--out={target} lies in the run, where results begin with eval_: "
+            f"its other files are the run's own; give {target.parent}/eval_NAME.json.",
+        )
+    if target.exists() and not force:
+        raise ConfigError(
+            "E253",
+            f"{target} is there already; give --force to replace it, or another --out.",
+        )
+    return target
+
+
+def _data(
+    config: Config, record: dict[str, Any], folder: Path, request: Request
+) -> tuple[data.PreparedSet, str, str]:
+    """The data that are meant: `(prepared, split of it, what to call it)`.
+
+    The run's own split is looked for first, by the names in its `split.json`. Where
+    the data root that was given has none of it, or other voxels, it is other data:
+    then all its subjects are evaluated.
+    """
+    settings = parts.data_settings(config)
+    own = settings
+    if (folder / subjects.SPLIT).exists():
+        own = dataclasses.replace(settings, split_file=str(folder / subjects.SPLIT))
+    chosen = tuple(x.strip() for x in request.subjects.split(",") if x.strip())
+    if "data.root" not in request.given and not chosen:
+        return data.prepare(own), request.split, request.split
+    if not chosen:
+        try:
+            prepared = data.prepare(own)
+        except ConfigError as error:
+            if error.code != "E203":
+                raise
+        else:
+            if subjects.is_own(folder, prepared, request.split):
+                return prepared, request.split, request.split
+    whole = dataclasses.replace(
+        settings, whole=True, n_volumes=0, test_subjects=chosen,
+        train_subjects=(), val_subjects=(),
+    )  # fmt: skip
+    prepared = data.prepare(whole)
+    name = "subjects" if chosen else Path(settings.root).name or "data"
+    log.info("all %d slices are evaluated, of %s", len(prepared.splits["test"]), name)
+    return prepared, "test", re.sub(r"[^\w.-]", "_", name)
+
+
+def _overlap(
+    folder: Path, prepared: data.PreparedSet, split: str, what: str, request: Request
+) -> dict[str, Any]:
+    """Who was evaluated of those that the run learned from, for the report.
+
+    Raises:
+        DataError: If anybody was and it was not asked for (E341).
+    """
+    seen = subjects.read_seen(folder)
+    if seen is None:
+        log.warning(
+            "%s does not tell whom it was trained on: no overlap is seen", folder
+        )
+        return {"known": False}
+    found = subjects.overlap(seen, prepared, split)
+    asked = request.allow_overlap or what in ("train", "val")
+    if found and not asked:
+        raise subjects.refuse(found, folder)
+    return {"known": True, **found}

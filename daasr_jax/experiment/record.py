@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import json
 import logging
@@ -10,8 +12,9 @@ from typing import Any
 
 import jax
 from flax import traverse_util
+from ml_collections import ConfigDict
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.files import write_atomically
 
@@ -20,6 +23,7 @@ log = logging.getLogger("daasr_jax")
 # Settings of where and how long, which do not change what is learned on the way.
 _PLACES = (
     "data.root",
+    "data.usual_root",
     "data.cache_dir",
     "perceptual.weights",
     "perceptual.sha256",
@@ -43,6 +47,26 @@ _FREE_ON_RESUME = (
     "distributed",  # a key of earlier runs
 )
 
+# What an evaluation may be given beside the run: places, how data there are read, the
+# references, its own settings.
+EVALUATED = (
+    "data.root",
+    "data.cache_dir",
+    "data.layout",
+    "data.folders",
+    "data.target",
+    "data.pattern",
+    "data.contrasts",
+    "data.slice_axis",
+    "data.slice_first",
+    "data.slice_last",
+    "data.slice_step",
+    "reference",
+    "evaluate",
+    "train.devices",
+)
+RECORD = "config.json"
+
 
 def config_sha256(config: dict[str, Any]) -> str:
     """SHA-256 of the configuration without the places where data and cache lie."""
@@ -63,6 +87,51 @@ def has_checkpoints(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("[0-9]*"))
 
 
+def check_new(folder: Path, first_save: int) -> None:
+    """Refuses to begin at step 1 where a run has been that had checkpoints.
+
+    Args:
+        folder: Of a run without a usable checkpoint.
+        first_save: The step of its first checkpoint: a log that goes on after it
+            proves that there was one.
+
+    Raises:
+        CheckpointError: If manifests, a log or results prove it (E415).
+    """
+    steps = _logged_steps(folder / "metrics.jsonl")
+    signs = [
+        path.relative_to(folder).as_posix()
+        for pattern in ("manifests/*.json", "checkpoints_set_aside/*", "eval_*.json")
+        for path in sorted(folder.glob(pattern))
+    ]
+    if steps and steps[-1] > first_save:
+        signs.append(f"metrics.jsonl up to step {steps[-1]}")
+    if signs:
+        raise CheckpointError(
+            "E415",
+            f"{folder} holds a run without a usable checkpoint ({signs[0]}); restore "
+            "its checkpoints and manifests from a copy, or give another --workdir.",
+        )
+    if steps:
+        log.warning(
+            "the run in %s was ended at step %d, before its first checkpoint: it "
+            "begins anew",
+            folder,
+            steps[-1],
+        )
+
+
+def _logged_steps(path: Path) -> list[int]:
+    """Steps of a log, whose last line may be cut short."""
+    if not path.is_file():
+        return []
+    steps = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            steps.append(int(json.loads(line).get("step", 0)))
+    return sorted(steps)
+
+
 def record_config(
     config: dict[str, Any], folder: Path, inputs: dict[str, Any], *, begun: bool = False
 ) -> None:
@@ -79,12 +148,20 @@ def record_config(
     Raises:
         ConfigError: If a setting that decides what is learned has changed.
     """
-    path = folder / "config.json"
-    flat = _flat(config)
-    if path.exists() and begun:
+    path = folder / RECORD
+    flat, commits = _flat(config), []
+    if begun:
+        if not path.exists():
+            raise ConfigError(
+                "E208",
+                f"{path} is missing, so nothing tells whether this is the run that the "
+                "checkpoints are of; restore it from a copy, or give another "
+                "--workdir.",
+            )
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             before = _flat(old["config"])
+            commits = list(old.get("commits") or [old["commit"]])
         except (ValueError, KeyError, OSError) as error:
             raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
         free = _FREE_ON_RESUME
@@ -115,10 +192,12 @@ def record_config(
                 f"{folder} holds a run with other settings: {'; '.join(changed)}. "
                 "Give another --workdir, or the settings it began with.",
             )
+    commit = commit_id()
     record = {
         "config": config,
         "config_sha256": config_sha256(config),
-        "commit": commit_id(),
+        "commit": commit,
+        "commits": [*(c for c in commits if c != commit), commit],
     } | inputs
     if jax.process_index() == 0:
         try:
@@ -132,7 +211,7 @@ def record_config(
 def read_record(folder: Path) -> dict[str, Any]:
     """`config.json` of a run; empty where there is none that can be read."""
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {}
     known = isinstance(record, dict) and isinstance(record.get("config"), dict)
@@ -153,25 +232,69 @@ def trained_with(folder: Path) -> dict[str, Any]:
     }
 
 
-def warn_of_other_model(config: dict[str, Any], folder: Path) -> None:
-    """Some settings of a network change its result and no parameter's shape."""
-    record = read_record(folder)
-    if not record:
-        return
-    trained, flat = _flat(record["config"]), _flat(config)
-    for key in sorted(k for k in trained.keys() | flat.keys() if _under(k, ("model",))):
-        if not _under(key, _FREE_ON_RESUME) and trained.get(key) != flat.get(key):
-            log.warning(
-                "the run was trained with %s=%r and is evaluated with %r",
-                key,
-                trained.get(key, "absent"),
-                flat.get(key, "absent"),
-            )
+def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run with what an evaluation is given beside it.
+
+    Args:
+        record: Of the run.
+        given: Key -> value, from the command line.
+
+    Raises:
+        ConfigError: If a key is not the evaluation's to set and has another value in
+            the run (E250).
+    """
+    flat = _flat(record["config"])
+    for key, value in given.items():
+        if _under(key, EVALUATED) or flat.get(key) == _plain(value):
+            continue
+        allowed = [k for k in flat if _under(k, EVALUATED)]
+        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0)[0]
+        raise ConfigError(
+            "E250",
+            f"--config.{key}={value} is not the evaluation's to set: the run was "
+            f"trained with {flat.get(key)!r}; nearest that is: --config.{near}.",
+        )
+    config = ConfigDict(record["config"])
+    allowed = {k: v for k, v in given.items() if _under(k, EVALUATED)}
+    config.update_from_flattened_dict(allowed)
+    return config.to_dict()
+
+
+def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """Refuses a configuration that is not the one a run was trained by.
+
+    Args:
+        record: Of the run.
+        config: What `--config` gives.
+        folder: Of the run.
+
+    Raises:
+        ConfigError: If they differ in a key that decides what was learned (E251).
+    """
+    ran, flat = _flat(record["config"]), _flat(config)
+    free = (*_FREE_ON_RESUME, *EVALUATED)
+    differing = [
+        f"{key} is {ran.get(key, 'absent')!r} there and {flat.get(key, 'absent')!r} in "
+        "--config"
+        for key in sorted(ran.keys() | flat.keys())
+        if ran.get(key) != flat.get(key) and not _under(key, free)
+    ]
+    if differing:
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise ConfigError(
+            "E251",
+            f"{folder} holds another run: {'; '.join(differing[:3])}{more}. Leave "
+            "--config out: the run knows its own.",
+        )
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Nested keys joined by dots; tuples become lists, as JSON has them."""
-    return traverse_util.flatten_dict(json.loads(json.dumps(config)), sep=".")
+    return traverse_util.flatten_dict(_plain(config), sep=".")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _under(key: str, names: tuple[str, ...]) -> bool:

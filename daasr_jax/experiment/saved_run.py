@@ -1,4 +1,4 @@
-"""A run that was trained: its best checkpoint and what it was made by."""
+"""A run that was trained: what it was made by, and its best checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import jax
 from ml_collections import ConfigDict
 
 from daasr_jax.errors import CheckpointError, ConfigError
-from daasr_jax.experiment import parts
-from daasr_jax.experiment.record import read_record
+from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.installation import command
+from daasr_jax.experiment.record import RECORD, read_record
 from daasr_jax.files import file_hash
 from daasr_jax.runtime import devices
 from daasr_jax.training.checkpoints import Checkpoints
-from daasr_jax.training.state import generator_variables
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -27,14 +28,49 @@ class TrainedRun:
     Attributes:
         config: From the run's `config.json`.
         step: Of the checkpoint.
+        rule: What it is the best by: a name of `checks.best_rule`.
+        last_step: Of the newest checkpoint.
         variables: `params` and `batch_stats` of the generator, to evaluate.
         source: What names it in reports: hashes of configuration and checkpoint.
     """
 
-    config: ConfigDict
+    config: Config
     step: int
+    rule: str
+    last_step: int
     variables: dict[str, Any]
     source: dict[str, Any]
+
+
+def open_record(folder: Path) -> dict[str, Any]:
+    """`config.json` of a run of this version.
+
+    Raises:
+        CheckpointError: If there is none (E404), or a key is missing that this version
+            reads (E405).
+    """
+    record = read_record(folder)
+    if not record:
+        raise CheckpointError(
+            "E404",
+            f"{folder} is no run: no {RECORD} there that can be read; "
+            f"train into it first: {command('train')}",
+        )
+    for key, value in load("fastmri_x4").items():
+        own = record["config"].get(key)
+        # the keys of these two are of the model and of the objective
+        inner = value if isinstance(value, ConfigDict) else {}
+        inner = {} if key in ("model", "losses") else inner
+        lacking = (
+            [key] if own is None else [f"{key}.{k}" for k in inner if k not in own]
+        )
+        if lacking:
+            raise CheckpointError(
+                "E405",
+                f"{folder / RECORD} is of another version: it has no {lacking[0]}; "
+                "train the run again with this one.",
+            )
+    return record
 
 
 def load_run(folder: Path) -> TrainedRun:
@@ -43,12 +79,11 @@ def load_run(folder: Path) -> TrainedRun:
     Raises:
         CheckpointError: If there is none, or it has no usable checkpoint.
     """
-    record = read_record(folder)
-    if not record:
-        raise CheckpointError("E404", f"{folder} is no run: no config.json there.")
+    record = open_record(folder)
     config = ConfigDict(record["config"])
     try:
-        step, variables = restore(config, folder)
+        step, last, variables = _restore(config, folder)
+        rule = checks.best_rule(config)[0]
     except (AttributeError, KeyError, ConfigError) as error:
         raise CheckpointError(
             "E405", f"{folder}/config.json is of another version: {error}."
@@ -58,13 +93,46 @@ def load_run(folder: Path) -> TrainedRun:
         "checkpoint_step": step,
         "manifest_sha256": file_hash(folder / "manifests" / f"{step}.json"),
     }
-    return TrainedRun(config, step, variables, source)
+    return TrainedRun(config, step, rule, last, variables, source)
 
 
-def restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
-    """`(step, variables)` of the best usable checkpoint."""
+def list_runs(place: Path) -> str:
+    """The runs in a folder, in its folders and in those of `runs/`, a line each.
+
+    Raises:
+        CheckpointError: If there is none (E404).
+    """
+    found = (f for part in ("", "*/", "runs/*/") for f in place.glob(part + RECORD))
+    lines = []
+    for folder in sorted({file.parent for file in found}):
+        config = read_record(folder).get("config", {})
+        if not {"name", "preset", "scale", "model"} <= config.keys():
+            continue
+        steps = [int(m.stem) for m in (folder / "manifests").glob("[0-9]*.json")]
+        results = sorted(f.name for f in folder.glob("eval_*.json"))
+        results = [name for name in results if not name.endswith(".pairing.json")]
+        words = f"{config['name']}:{config['preset']}, {config['model']['name']}"
+        words += f" x{config['scale']}, step {max(steps, default=0)}"
+        lines.append(f"{folder}: {words}; {', '.join(results) or 'not evaluated'}")
+    if not lines:
+        raise CheckpointError(
+            "E404",
+            f"no run lies in {place.resolve()} or its folder runs; give --workdir=RUN, "
+            f"or train first: {command('train')} --help",
+        )
+    return "\n".join([*lines, f"evaluate one: {command('eval')} --workdir=RUN"])
+
+
+def _restore(config: Config, folder: Path) -> tuple[int, int, dict[str, Any]]:
+    """`(step, newest step, variables)`, the variables of the best checkpoint."""
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            "E403",
+            f"{folder} holds no checkpoints; train into it first: {command('train')}",
+        )
     training = parts.make_training(config, steps=1, steps_per_epoch=1)
     template = jax.eval_shape(lambda: parts.make_state(config, *training))
+    template = devices.replicated((template.gen, template.batch_stats))
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best()
@@ -72,8 +140,9 @@ def restore(config: Config, folder: Path) -> tuple[int, dict[str, Any]]:
             raise CheckpointError(
                 "E403", f"{folder} holds no finished checkpoint; train into it first."
             )
-        state = checkpoints.restore(step, devices.replicated(template))
+        last = checkpoints.steps()[-1]
+        variables = checkpoints.restore_generator(step, *template)
     finally:
         checkpoints.close()
     mesh = devices.local_mesh(config.train.devices)
-    return step, devices.to_local(generator_variables(state), mesh)
+    return step, last, devices.to_local(variables, mesh)

@@ -15,7 +15,9 @@ from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.plan import make_plan
-from daasr_jax.experiment.record import record_config
+from daasr_jax.experiment.record import check_new, record_config
+from daasr_jax.experiment.subjects import record_subjects
+from daasr_jax.metrics.lpips import load_lpips
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.failures import explained
 from daasr_jax.runtime.stopping import StopRequest
@@ -30,16 +32,25 @@ Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
 @explained()
-def train_run(config: Config, workdir: str) -> None:
+def train_run(config: Config, workdir: str | None = None) -> None:
     """Trains what the configuration says into `workdir`, resuming where it left off.
+
+    Args:
+        config: The configuration.
+        workdir: Folder of the run; by default `runs/<name>_<preset>`.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     with StopRequest() as stop:
-        checks.setup(config)
-        folder = _make_folder(workdir)
-        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        folder = Path(workdir or f"runs/{config.name}_{config.preset}").expanduser()
+        log.info("the run lies in %s", folder)
+        config = checks.setup(config)
+        _make_folder(folder)
+        rule, first = checks.best_rule(config)
+        with contextlib.closing(
+            Checkpoints(folder, best_by=rule, best_from=first)
+        ) as checkpoints:
             _train(config, folder, checkpoints, stop)
 
 
@@ -48,8 +59,13 @@ def _train(
 ) -> None:
     begun = checkpoints.latest() is not None
     plan = make_plan(config, begun=begun)
-    record_config(config.to_dict(), folder, plan.inputs, begun=begun)
     settings = plan.settings
+    if not begun:
+        saves = (settings.validate_every, settings.checkpoint_every, settings.steps)
+        check_new(folder, min(n for n in saves if n))
+    record_config(config.to_dict(), folder, plan.inputs, begun=begun)
+    if jax.process_index() == 0:
+        record_subjects(plan.prepared, folder)
     log.info(
         "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
         plan.name,
@@ -81,7 +97,7 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
     """Scores of a state on full validation slices, None where there are none."""
     if not len(table):
         log.warning(
-            "no validation split: no best checkpoint is chosen, the last one counts."
+            "no validation split: no best checkpoint is chosen, the last one counts"
         )
         return None
     model, scale, method = parts.make_model(config), config.scale, config.model.name
@@ -91,6 +107,9 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         scale=scale,
         border=checks.metric_border(config),
         method=method,
+        lpips={"alex": load_lpips("alex")}
+        if checks.best_rule(config)[0] == "lpips"
+        else None,
         mesh=mesh,
     )
     pairing = parts.make_pairing(config, table)
@@ -112,12 +131,10 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
     return validate
 
 
-def _make_folder(workdir: str) -> Path:
-    folder = Path(workdir)
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            "E209", f"--workdir={workdir} cannot be made: {error.strerror}."
+            "E209", f"--workdir={folder} cannot be made: {error.strerror}."
         ) from None
-    return folder

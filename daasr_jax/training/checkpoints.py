@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ from daasr_jax.training.manifest import seal, verify
 
 log = logging.getLogger("daasr_jax")
 
-METRIC = "psnr"
+# What "best" is by: name -> rank of a step from its number and validation metrics.
+BEST_BY: dict[str, Callable[[int, Mapping[str, float]], float]] = {
+    "psnr": lambda step, scores: scores.get("psnr", math.nan),
+    "ssim": lambda step, scores: scores.get("ssim", math.nan),
+    "lpips": lambda step, scores: -scores.get("lpips_alex", math.nan),
+    "last": lambda step, scores: step,
+}
+_RANK = "rank"  # kept among the metrics of a step
 
 
 def _rank(metrics: Any) -> float:
-    """Value that decides "best"; a missing or non-finite metric never wins."""
-    value = (metrics or {}).get(METRIC)
+    """Value that decides "best"; a missing or non-finite one never wins."""
+    value = (metrics or {}).get(_RANK)
     return value if value is not None and math.isfinite(value) else -math.inf
 
 
@@ -39,10 +47,20 @@ class Checkpoints:
 
     Args:
         workdir: Folder of the run.
+        best_by: Name in `BEST_BY` by which steps that are saved are ranked.
+        best_from: Steps before this one are never the best.
         read_only: Open for evaluation: nothing is created or moved.
     """
 
-    def __init__(self, workdir: str | Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        best_by: str = "psnr",
+        best_from: int = 0,
+        read_only: bool = False,
+    ) -> None:
+        self._best_by, self._best_from = best_by, best_from
         self._root = Path(workdir).absolute() / "checkpoints"
         self._manifests = Path(workdir).absolute() / "manifests"
         self._bad: dict[int, str] = {}
@@ -95,14 +113,16 @@ class Checkpoints:
         return _agreed(steps[-1] if steps else None)
 
     def best(self) -> int | None:
-        """Usable step of the best validation PSNR; the newest without one."""
+        """Usable step of the highest rank; the newest where none has one."""
         ranked = [(_rank(self._manager.metrics(s)), s) for s in self.steps()]
         measured = [pair for pair in ranked if pair[0] > -math.inf]
         return _agreed(max(measured)[1] if measured else self.latest())
 
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics stored with a step."""
-        return dict(self._manager.metrics(step) or {})
+        metrics = dict(self._manager.metrics(step) or {})
+        metrics.pop(_RANK, None)
+        return metrics
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Saves and seals one step; returns when it is on disk.
@@ -110,6 +130,9 @@ class Checkpoints:
         Raises:
             ResourceError: If the disk refuses; earlier steps stay intact.
         """
+        rank = BEST_BY[self._best_by](step, metrics)
+        if step >= self._best_from and math.isfinite(rank):
+            metrics = metrics | {_RANK: rank}
         try:
             self._manager.save(
                 step,
@@ -139,20 +162,56 @@ class Checkpoints:
         Raises:
             CheckpointError: If a leaf has another name, shape or type than asked for.
         """
-        self._compare(step, state)
+        self._compare(step, state, self._saved(step))
         return self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
         )["state"]
+
+    def restore_generator(self, step: int, params: Any, batch_stats: Any) -> Any:
+        """Variables to evaluate: the EMA where the run keeps one, else the parameters.
+
+        Nothing else of the state is read.
+
+        Args:
+            step: A usable one.
+            params: Structure, shapes and devices of the generator's parameters.
+            batch_stats: Likewise, of its running statistics.
+
+        Returns:
+            `params` and `batch_stats`.
+
+        Raises:
+            CheckpointError: As `restore`.
+        """
+        saved = self._saved(step)
+        smoothed = any(name.startswith("ema/") for name in saved)
+        kept = "ema" if smoothed else "gen"
+        wanted = {kept: params, "batch_stats": batch_stats}
+        self._compare(step, wanted, saved)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(
+                self._root / str(step) / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+        return {"params": found[kept], "batch_stats": found["batch_stats"]}
 
     def close(self) -> None:
         """Releases the manager."""
         self._manager.close()
 
-    def _compare(self, step: int, state: Any) -> None:
+    def _saved(self, step: int) -> dict[str, str]:
+        """Name -> type and shape of every array of a step."""
         saved = self._manager.item_metadata(step)["state"]
-        saved = getattr(saved, "tree", saved)
-        have = _leaves(saved)
-        want = _leaves(state)
+        return _leaves(getattr(saved, "tree", saved))
+
+    def _compare(self, step: int, wanted: Any, have: dict[str, str]) -> None:
+        want = _leaves(wanted)
+        if isinstance(wanted, dict):  # parts of the state
+            have = {k: v for k, v in have.items() if k.partition("/")[0] in wanted}
         for name in sorted(have.keys() | want.keys()):
             if have.get(name) != want.get(name):
                 raise CheckpointError(

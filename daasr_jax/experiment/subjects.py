@@ -1,0 +1,117 @@
+"""Whose scans a run has seen: written beside it, compared with what is evaluated."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from pathlib import Path
+from typing import Any
+
+from daasr_jax.data import PreparedSet
+from daasr_jax.errors import CheckpointError, DataError
+from daasr_jax.files import write_atomically
+
+log = logging.getLogger("daasr_jax")
+
+SPLIT = "split.json"
+SEEN = "subjects.json"
+_LEARNED_FROM = ("train", "val")
+
+
+def record_subjects(prepared: PreparedSet, folder: Path) -> None:
+    """Writes the split of a run and, as salted hashes, the subjects in it.
+
+    `split.json` has the names, and `data.split_file` takes it. `subjects.json` names
+    nobody: SHA-256 of salt and subject, and of the voxels of each volume. It is what
+    `overlap` reads, so it can go with weights that are given to others.
+
+    Args:
+        prepared: The data of the run.
+        folder: Of the run.
+    """
+    if (folder / SEEN).exists():
+        return
+    salt = secrets.token_hex(16)
+    seen = {
+        "dataset": prepared.dataset,
+        "salt": salt,
+        "subjects": prepared.subject_hashes(salt),
+        "volumes": prepared.volume_hashes,
+    }
+    write_atomically(folder / SPLIT, json.dumps(prepared.split, indent=1))
+    write_atomically(folder / SEEN, json.dumps(seen, indent=1))
+
+
+def read_seen(folder: Path) -> dict[str, Any] | None:
+    """`subjects.json` of a run; None where there is none, as of imported weights.
+
+    Raises:
+        CheckpointError: If it cannot be read (E416).
+    """
+    path = folder / SEEN
+    if not path.exists():
+        return None
+    try:
+        seen = json.loads(path.read_text(encoding="utf-8"))
+        assert all(isinstance(seen[k], dict) for k in ("subjects", "volumes"))
+        assert isinstance(seen["salt"], str)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise CheckpointError(
+            "E416",
+            f"{path} cannot be read ({type(error).__name__}), so nothing tells whom the "
+            "run was trained on; restore it from a copy.",
+        ) from None
+    return seen
+
+
+def is_own(folder: Path, prepared: PreparedSet, split: str) -> bool:
+    """Whether these are the voxels of a split of the run."""
+    seen = read_seen(folder)
+    if seen is None:
+        return False
+    return {*prepared.volume_hashes[split]} == {*seen["volumes"].get(split, ())}
+
+
+def overlap(
+    seen: dict[str, Any], prepared: PreparedSet, split: str
+) -> dict[str, dict[str, int]]:
+    """What is evaluated of those that the run learned from.
+
+    Args:
+        seen: From `read_seen`.
+        prepared: The data that are evaluated.
+        split: The one of it.
+
+    Returns:
+        Split of the run (`train`, `val`) -> number of `subjects` (by name) and
+        `volumes` (by voxels) that are in both; splits without any are left out.
+    """
+    found = {}
+    for learned in _LEARNED_FROM:
+        counts = {
+            "subjects": len(
+                {*seen["subjects"].get(learned, ())}
+                & {*prepared.subject_hashes(seen["salt"])[split]}
+            ),
+            "volumes": len(
+                {*seen["volumes"].get(learned, ())} & {*prepared.volume_hashes[split]}
+            ),
+        }
+        if any(counts.values()):
+            found[learned] = counts
+    return found
+
+
+def refuse(found: dict[str, dict[str, int]], folder: Path) -> DataError:
+    """The error of an overlap that is not allowed (E341)."""
+    text = "; ".join(
+        f"of its {split} split {n['subjects']} by name and {n['volumes']} volumes by "
+        "voxels"
+        for split, n in found.items()
+    )
+    return DataError(
+        "E341",
+        f"the run in {folder} learned from subjects that would be evaluated: {text}. "
+        "Leave them out by --subjects, or say --allow_overlap, which the report names.",
+    )
