@@ -54,6 +54,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "size": 256,
             "resize": "stretch",
             "n_volumes": 200,
+            "seed": 0,  # draws volumes and splits; `seed` initialises and orders
+            "split_file": "",  # JSON with the lists train, val and test; or draw them
             "val_fraction": 0.1,
             "test_fraction": 0.2,
             "subjects": {"train": "", "val": "", "test": ""},  # comma-separated

@@ -1,22 +1,23 @@
-"""Content hashes of volumes, remembered by path, size and time of change."""
+"""Content hashes of volumes and slices: what is remembered of files, what is a copy."""
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from daasr_jax.data.progress import track
-from daasr_jax.data.slices import voxel_fault
-from daasr_jax.data.sources.base import Source, Volume, log, report_bad_files
+from daasr_jax.data.sources.base import Source, Volume, log
 from daasr_jax.data.splits import Splits
+from daasr_jax.data.table import SliceRecord
 from daasr_jax.errors import DataError
 from daasr_jax.files import write_atomically
 
 # Raise it when a reader changes what it returns for the same file.
 READER_VERSION = 1
-_MEMO = "content-v1.json"
+MEMORY_FILE = "content-v2.json"
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -26,49 +27,49 @@ def content_hash(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def hash_volumes(
-    source: Source, volumes: list[Volume], cache: Path, root: str
-) -> dict[str, str]:
-    """Content hash of every volume by key; each file is read once, then remembered.
+def stamp(source: Source, volume: Volume) -> str:
+    """What a file is recognised by without reading it, as a SHA-256.
 
-    The voxels are checked in passing: all volumes with NaN, infinite, blank or negative
-    contents are named in one error.
-
-    Args:
-        source: Reads the volumes.
-        volumes: Those that are in a split.
-        cache: Folder of the memory.
-        root: The data root, for the message.
+    Beside the name, size and time of change it takes what a user cannot set back: the
+    time of the last change of any kind, and which file it is on the disk.
 
     Raises:
-        DataError: If a file cannot be read or its voxels cannot be used (E302).
+        DataError: If the file is gone (E302).
     """
-    memo = _load(cache / _MEMO)
-    stamps = {volume.key: _stamp(source, volume) for volume in volumes}
-    new = [volume for volume in volumes if stamps[volume.key] not in memo]
-    bad: list[tuple[Path, str]] = []
+    path = Path(volume.path).absolute()
     try:
-        for volume in track(new, "reading volumes", len(new)) if new else ():
-            try:
-                array = source.read(volume)
-            except DataError as error:
-                reason = str(error.args[0]).removeprefix(f"{volume.path}: ")
-                bad.append((Path(volume.path), reason.split(";")[0]))
-                continue
-            fault = voxel_fault(array)
-            if fault:
-                bad.append((Path(volume.path), fault))
-            else:
-                memo[stamps[volume.key]] = content_hash(array)
-    finally:
-        if new:
-            write_json(cache / _MEMO, memo)
-    report_bad_files(root or source.name, bad, len(volumes))
-    return {volume.key: memo[stamps[volume.key]] for volume in volumes}
+        status = path.stat()
+    except OSError as error:
+        raise DataError(
+            "E302", f"{path}: {error.strerror}; fetch the file again"
+        ) from None
+    parts = [
+        source.name, READER_VERSION, volume.options, path,
+        status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino,
+    ]  # fmt: skip
+    # fsencode, because a name on disk need not be UTF-8
+    return hashlib.sha256(b"\0".join(os.fsencode(str(x)) for x in parts)).hexdigest()
 
 
-def check_copies(splits: Splits, hashes: dict[str, str]) -> None:
+def load_memory(cache: Path) -> dict[str, str]:
+    """Content hashes by stamp, as written by an earlier preparation."""
+    path = cache / MEMORY_FILE
+    try:
+        memory = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        log.warning("%s cannot be read; every volume is read again", path)
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def check_copies(splits: Splits, hashes: Mapping[str, str]) -> None:
     """Refuses byte-identical volumes of two subjects: a leak, or a perfect reference.
+
+    Args:
+        splits: Volumes by split.
+        hashes: Content hash by the volume's key.
 
     Raises:
         DataError: If two subjects hold the same voxels (E304).
@@ -97,32 +98,40 @@ def check_copies(splits: Splits, hashes: dict[str, str]) -> None:
             )
 
 
+def check_leaks(splits: Mapping[str, Sequence[SliceRecord]]) -> None:
+    """Refuses equal slices in two splits, or of two subjects of one split.
+
+    Equal means up to a factor, on the prepared grid: a scan that was stored in another
+    type or unit, or of which slices are missing, is found; one that was flipped or
+    resampled is not. Slices that are nearly empty do not count.
+
+    Raises:
+        DataError: If there are such slices (E332).
+    """
+    seen: dict[str, tuple[str, SliceRecord]] = {}
+    shared: dict[tuple[str, str, str, str], list[tuple[SliceRecord, SliceRecord]]] = {}
+    for split, records in splits.items():
+        for record in records:
+            if not record.sha256:
+                continue
+            first_split, first = seen.setdefault(record.sha256, (split, record))
+            if first_split != split or first.subject != record.subject:
+                pair = (first_split, first.volume, split, record.volume)
+                shared.setdefault(pair, []).append((first, record))
+    if not shared:
+        return
+    (first_split, first_volume, split, volume), slices = next(iter(shared.items()))
+    first, second = slices[0]
+    more = f" ({len(shared)} such pairs of volumes)" if len(shared) > 1 else ""
+    raise DataError(
+        "E332",
+        f"{first_volume} (subject {first.subject}, split {first_split!r}) and {volume} "
+        f"(subject {second.subject}, split {split!r}) hold {len(slices)} equal slices, "
+        f"the first {first.key} and {second.key}{more}: the same scan twice; remove "
+        "one of the files, or give both one subject",
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with sorted keys, whole or not at all."""
     write_atomically(path, json.dumps(value, indent=1, sort_keys=True))
-
-
-def _load(path: Path) -> dict[str, str]:
-    try:
-        memo = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        log.warning("%s cannot be read; every volume is hashed again", path)
-        return {}
-    return memo if isinstance(memo, dict) else {}
-
-
-def _stamp(source: Source, volume: Volume) -> str:
-    path = Path(volume.path).absolute()
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(
-            "E302", f"{path}: {error.strerror}; fetch the file again"
-        ) from None
-    parts = [
-        source.name, str(READER_VERSION), volume.options, str(path),
-        str(status.st_size), str(status.st_mtime_ns),
-    ]  # fmt: skip
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

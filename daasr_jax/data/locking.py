@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from daasr_jax.data.sources.base import log
+from daasr_jax.files import sync_folder
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -30,7 +31,7 @@ def exclusive(path: Path) -> Iterator[bool]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            log.info("waiting for another process that prepares the same data")
+            log.info("waiting for another process that prepares data in this cache")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -41,19 +42,20 @@ def exclusive(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-@contextlib.contextmanager
-def new_folder(final: Path, *, alone: bool) -> Iterator[Path]:
-    """A fresh folder beside `final`, removed at the end unless it was published.
+def remove_leftovers(place: Path) -> None:
+    """Removes what killed processes of this machine have left of folders in `place`.
 
-    Args:
-        final: The name it will have once complete.
-        alone: No other process of this machine writes the same folder; what killed
-            ones have left of it is removed.
+    No other process may be writing there.
     """
-    prefix = f".{final.name}.incomplete-{os.uname().nodename}-"
-    for leftover in final.parent.glob(f"{prefix}*") if alone else ():
+    for leftover in place.glob(f".*{_mark()}*"):
         log.info("removing the remains of an interrupted preparation: %s", leftover)
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A fresh folder beside `final`, removed at the end unless it was published."""
+    prefix = f".{final.name}{_mark()}"
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
     try:
         yield folder
@@ -62,14 +64,25 @@ def new_folder(final: Path, *, alone: bool) -> Iterator[Path]:
 
 
 def publish(folder: Path, final: Path) -> None:
-    """Renames a complete folder to its final name; an existing one is kept."""
+    """Renames a complete folder to its final name; an existing one is kept.
+
+    After the return the folder outlasts a crash.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        else:
+            sync_folder(path)
     folder.chmod(0o755)
+    sync_folder(folder)
     try:
         folder.rename(final)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
+    sync_folder(final.parent)
+
+
+def _mark() -> str:
+    return f".incomplete-{os.uname().nodename}-"

@@ -3,6 +3,7 @@
 Two tracks. `random`: any slice of the split that does not share the subject (or,
 looser, the volume) with its target, each equally likely. `aligned`: a slice of the same
 subject, either the neighbour in the same volume or the same place in another contrast.
+A slice with the pixels of its target is never drawn.
 """
 
 import dataclasses
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from daasr_jax.data.content import write_json
-from daasr_jax.data.settings import EXCLUDES, TRACKS
+from daasr_jax.data.settings import ALIGNED, EXCLUDES, TRACKS
+from daasr_jax.data.sources.base import log
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import ConfigError, DataError
 
-ALIGNED = ("neighbour", "contrast")
 _EVALUATION = "evaluation"
 
 
@@ -53,9 +54,13 @@ class Pairing:
 class ReferenceRule:
     """The candidates of every slice of a table, and a draw among them.
 
+    A slice with the pixels of the target, up to a factor, is no candidate on the track
+    `random` where both are of one subject. Elsewhere it is an error.
+
     Raises:
         ConfigError: For an unknown track, exclude or aligned value (E211).
-        DataError: If a slice has no candidate (E312).
+        DataError: If a slice has no candidate (E312), or one with its own pixels
+            (E333).
     """
 
     def __init__(
@@ -85,12 +90,18 @@ class ReferenceRule:
             )
         self._keys = table.keys
         self._several: list[np.ndarray] | None = None
+        self._twins: dict[int, set[int]] = {}
         if track == "random":
             self._group(table, exclude)
-        elif aligned == "neighbour":
-            self._several = _neighbours(table)
-        else:
-            self._several = _other_contrasts(table)
+            self._keep_twins_apart(table)
+            return
+        self._several = _ALIGNED_CANDIDATES[aligned](table)
+        if not all(map(len, self._several)):
+            raise _lacking(table, self._several, aligned)
+        for i, others in enumerate(self._several):
+            for k in others[table.hashes[others] == table.hashes[i]]:
+                if table.hashes[i]:
+                    raise _same_pixels(table, i, int(k))
 
     def candidates(self, i: int) -> np.ndarray:
         """Indices that may be the reference of slice i, ordered by name.
@@ -100,20 +111,25 @@ class ReferenceRule:
         if self._several is not None:
             return self._several[i]
         start, stop = self._start[i], self._stop[i]
-        return np.concatenate([self._order[:start], self._order[stop:]])
+        others = np.concatenate([self._order[:start], self._order[stop:]])
+        twins = self._twins.get(i)
+        return others[~np.isin(others, list(twins))] if twins else others
 
     def allows(self, i: int, reference: int) -> bool:
         """Whether this slice may be the reference of slice i."""
         if self._several is not None:
             return reference in self._several[i]
-        return bool(self._groups[i] != self._groups[reference])
+        twins = self._twins.get(i, ())
+        return bool(self._groups[i] != self._groups[reference]) and (
+            reference not in twins
+        )
 
     def draw(self, i: int, *, seed: int, epoch: int | str = _EVALUATION) -> int:
         """The reference of slice i: a function of seed, epoch and names only."""
         text = f"{seed}/{epoch}/{self._keys[i]}".encode()
         number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
-        if self._several is not None:
-            among = self._several[i]
+        if self._several is not None or i in self._twins:
+            among = self.candidates(i)
             return int(among[number % len(among)])
         start, stop = int(self._start[i]), int(self._stop[i])
         place = number % (len(self._order) - (stop - start))
@@ -144,6 +160,27 @@ class ReferenceRule:
                 f"from another {exclude} is possible; {remedy}",
             )
 
+    def _keep_twins_apart(self, table: SliceTable) -> None:
+        """Notes the candidates of each slice that have its pixels."""
+        order = np.argsort(table.hashes, kind="stable")
+        _, starts = np.unique(table.hashes[order], return_index=True)
+        for members in np.split(order, starts[1:]):
+            if len(members) < 2 or not table.hashes[members[0]]:
+                continue
+            for i in members.tolist():
+                twins = {k for k in members.tolist() if self.allows(i, k)}
+                for k in sorted(twins):
+                    if table.subjects[k] != table.subjects[i]:
+                        raise _same_pixels(table, i, k)
+                if twins:
+                    self._twins[i] = twins
+                if not len(self.candidates(i)):
+                    raise DataError(
+                        "E312",
+                        f"every slice that could be the reference of {table.keys[i]} "
+                        f"in split {table.name!r} has its pixels: add subjects",
+                    )
+
 
 def draw_pairing(
     table: SliceTable,
@@ -166,7 +203,8 @@ def draw_pairing(
 
     Raises:
         ConfigError: For an unknown value (E211).
-        DataError: If a slice has no possible reference (E312).
+        DataError: If a slice has no possible reference (E312), or one with its own
+            pixels (E333).
     """
     rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
     drawn = [rule.draw(i, seed=seed) for i in range(len(table))]
@@ -255,13 +293,7 @@ def _by_volume(table: SliceTable) -> dict[str, np.ndarray]:
 
 def _neighbours(table: SliceTable) -> list[np.ndarray]:
     out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
-    for volume, members in _by_volume(table).items():
-        if len(members) < 2:
-            raise DataError(
-                "E312",
-                f"volume {volume} of split {table.name!r} has one slice, so none has a "
-                "neighbour: widen data.slice_range or leave the subject out",
-            )
+    for members in _by_volume(table).values():
         for k, i in enumerate(members):
             out[i] = members[[j for j in (k - 1, k + 1) if 0 <= j < len(members)]]
     return out
@@ -271,7 +303,6 @@ def _other_contrasts(table: SliceTable) -> list[np.ndarray]:
     members = _by_volume(table)
     first = {volume: int(indices[0]) for volume, indices in members.items()}
     out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
-    lacking = []
     place = (table.index + 0.5) / table.n_slices
     for volume, indices in members.items():
         own = first[volume]
@@ -282,17 +313,81 @@ def _other_contrasts(table: SliceTable) -> list[np.ndarray]:
             and table.contrasts[i] != table.contrasts[own]
             and (not table.studies[own] or table.studies[i] == table.studies[own])
         ]
-        if not others:
-            lacking.append((str(table.subjects[own]), volume))
         for i in indices:
             nearest = [o[np.argmin(np.abs(place[o] - place[i]))] for o in others]
             out[i] = np.array(nearest, np.int64)
-    if lacking:
-        subject, volume = lacking[0]
-        raise DataError(
-            "E312",
-            f"subject {subject} has no other contrast beside {volume} in split "
-            f"{table.name!r} ({len(lacking)} such volumes): leave them out by "
-            "data.subjects or data.contrasts, or set reference.aligned=neighbour",
-        )
     return out
+
+
+_ALIGNED_CANDIDATES = {"neighbour": _neighbours, "contrast": _other_contrasts}
+
+
+def with_reference(table: SliceTable, *, aligned: str) -> SliceTable:
+    """The slices of a split that have a reference on the track `aligned`.
+
+    The others are left out as targets and as references, and counted in the log.
+
+    Args:
+        table: The split, not empty.
+        aligned: `neighbour` or `contrast`.
+
+    Raises:
+        DataError: If no slice has a reference (E312).
+    """
+    left = table
+    while True:
+        candidates = _ALIGNED_CANDIDATES[aligned](left)
+        kept = [i for i, others in enumerate(candidates) if len(others)]
+        if not kept:
+            raise _lacking(left, candidates, aligned)
+        if len(kept) == len(left):
+            break
+        left = left.only(kept)
+    lost = sorted(set(table.volumes.tolist()) - set(left.volumes.tolist()))
+    if lost:
+        log.info(
+            "split %r: %d of %d volumes (%d of %d slices) have %s and are left out, "
+            "the first %s",
+            table.name,
+            len(lost),
+            len(set(table.volumes.tolist())),
+            len(table) - len(left),
+            len(table),
+            _WITHOUT[aligned],
+            lost[0],
+        )
+    return left
+
+
+_WITHOUT = {"neighbour": "one slice only", "contrast": "no other contrast beside them"}
+
+
+def _lacking(
+    table: SliceTable, candidates: list[np.ndarray], aligned: str
+) -> DataError:
+    lacking = [i for i, others in enumerate(candidates) if not len(others)]
+    volume, subject = table.volumes[lacking[0]], table.subjects[lacking[0]]
+    count = len(set(table.volumes[lacking].tolist()))
+    if aligned == "neighbour":
+        return DataError(
+            "E312",
+            f"volume {volume} of split {table.name!r} has one slice, so none has a "
+            f"neighbour ({count} such volumes): widen data.slice_first and "
+            "data.slice_last or leave the subject out",
+        )
+    return DataError(
+        "E312",
+        f"subject {subject} has no other contrast beside {volume} in split "
+        f"{table.name!r} ({count} such volumes): leave them out by data.subjects or "
+        "data.contrasts, or set reference.aligned=neighbour",
+    )
+
+
+def _same_pixels(table: SliceTable, i: int, reference: int) -> DataError:
+    return DataError(
+        "E333",
+        f"{table.keys[i]} (subject {table.subjects[i]}) and {table.keys[reference]} "
+        f"(subject {table.subjects[reference]}) of split {table.name!r} hold the same "
+        "pixels, and one would be the reference of the other: remove one of the "
+        "files, or leave it out by data.contrasts or data.subjects",
+    )

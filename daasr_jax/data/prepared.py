@@ -1,34 +1,31 @@
-"""The prepared set: every slice once, normalised and resized, in a TFDS data set.
+"""The prepared set: the splits of a data set as lists of prepared slices.
 
-It lies in the cache under the SHA-256 of all that determines it (voxels, names, splits,
-settings, code version), so a change of data or settings makes another set and an
-unchanged one is found again. It is written beside its place and renamed when complete.
+The slices lie in the cache by volume, see `store`. The key of a set is a SHA-256 of the
+name and the pixels of every slice of every split: equal keys are equal data.
 """
 
 import dataclasses
 import hashlib
 import json
-import shutil
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from daasr_jax.data.builder import INDEX_FILE, PreparedSlices, quiet_tfds
-from daasr_jax.data.content import check_copies, hash_volumes, write_json
-from daasr_jax.data.locking import exclusive, new_folder, publish
+from daasr_jax.data.content import check_copies, check_leaks, write_json
+from daasr_jax.data.pairs import with_reference
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.data.slices import central_slices
 from daasr_jax.data.sources import choose_source
-from daasr_jax.data.sources.base import Source, log
-from daasr_jax.data.splits import SPLITS, Splits, assign_splits, check_references
-from daasr_jax.data.table import SliceRecord, SliceTable, record_reader
+from daasr_jax.data.sources.base import Volume, log
+from daasr_jax.data.splits import (
+    Splits,
+    assign_splits,
+    check_references,
+    printable,
+    split_of,
+)
+from daasr_jax.data.store import Stored, StoredImages, prepare_volumes, read_index
+from daasr_jax.data.table import SliceRecord, SliceTable
 from daasr_jax.errors import DataError, ResourceError
-from daasr_jax.files import file_hash
-
-# Raise it when the same data and settings would give other prepared slices.
-PREPARATION_VERSION = 1
-_MANIFEST = "manifest.json"
-_SPARE_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,39 +33,61 @@ class PreparedSet:
     """The splits of one data set, ready to be read.
 
     Attributes:
-        splits: `train`, `val` and `test`; a table may be empty.
-        key: SHA-256 of contents, settings and code version, hexadecimal.
-        directory: Folder of the prepared set.
+        splits: `train`, `val` and `test`; a table may be empty. On the track `aligned`
+            slices without a reference are left out.
+        key: SHA-256 of the names and pixels of all slices, hexadecimal.
+        directory: Folder of the cache.
         dataset: Name for people, such as `nifti:openms` or `template:mni152`.
+        split: The splits as a split file has them, ready for JSON.
+        subjects: Names of the subjects of each split, sorted.
+        volume_hashes: Content hashes of the volumes of each split, sorted.
+        slice_hashes: Hashes of the slices of each split, sorted, without those of
+            nearly empty slices; see `slices.slice_hash`.
     """
 
     splits: dict[str, SliceTable]
     key: str
     directory: str
     dataset: str
+    split: dict[str, list[str]]
+    subjects: dict[str, list[str]]
+    volume_hashes: dict[str, list[str]]
+    slice_hashes: dict[str, list[str]]
+
+    def subject_hashes(self, salt: str) -> dict[str, list[str]]:
+        """SHA-256 of salt and name of each split's subjects, sorted, hexadecimal."""
+
+        def salted(name: str) -> str:
+            return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
+
+        return {s: sorted(map(salted, names)) for s, names in self.subjects.items()}
+
+    def write_split(self, path: Path) -> None:
+        """Writes a file that `data.split_file` takes, whole or not at all."""
+        write_json(path, self.split)
 
 
-def prepare(settings: DataSettings) -> PreparedSet:
-    """Finds the volumes, assigns the splits and prepares the slices once.
+def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
+    """Finds the volumes, assigns the splits and prepares what is not yet prepared.
 
-    Several processes may call it at the same time: one builds, the others wait.
+    Several processes may call it at the same time: one prepares, the others wait. A
+    cache that holds everything is only read.
 
     Args:
         settings: Where the data lie and how they are prepared.
-
-    Returns:
-        The set, its files verified against their SHA-256.
+        check: Compare the prepared files with their SHA-256. One of several processes
+            that share a cache is enough.
 
     Raises:
-        ConfigError: If the settings do not fit the data (E201 to E214).
-        DataError: If the data cannot be used (E301 to E316), or the prepared set is
-            damaged (E311).
+        ConfigError: If the settings do not fit the data (E201 to E214, E330).
+        DataError: If the data cannot be used (E301 to E316, E332), or the prepared set
+            is damaged (E311).
         ResourceError: If the disk is too small (E601) or the cache cannot be written
             (E602).
     """
     source = choose_source(settings)
     try:
-        volumes = source.scan(settings)
+        volumes = [_printable(volume) for volume in source.scan(settings)]
     except OSError as error:
         raise DataError(
             "E301",
@@ -76,35 +95,60 @@ def prepare(settings: DataSettings) -> PreparedSet:
             "correct its permissions or give another --config.data.root=DIR",
         ) from None
     splits = assign_splits(volumes, settings)
-    cache = settings.cache_path
     used = [volume for members in splits.values() for volume in members]
+    cache = settings.cache_path
     try:
-        hashes = hash_volumes(source, used, cache, settings.root)
-        check_copies(splits, hashes)
-        key = _set_key(splits, hashes, settings)
-        directory = cache / "prepared" / key
-        with exclusive(directory.with_suffix(".lock")) as alone:
-            if not directory.is_dir():
-                _check_disk(splits, settings, directory.parent)
-                with new_folder(directory, alone=alone) as folder:
-                    _build(folder, source, splits, hashes, settings, key)
-                    publish(folder, directory)
-    except OSError as error:
+        os.fspath(cache).encode()
+        stored = prepare_volumes(source, used, settings)
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None)
+        if isinstance(error, UnicodeEncodeError):
+            reason = "its name is not UTF-8"
         raise ResourceError(
             "E602",
-            f"the cache {cache} cannot be used ({error.strerror or error}): "
+            f"the cache {cache} cannot be used ({reason or error}): "
             "give --config.data.cache_dir=DIR, a folder that can be written",
         ) from None
-    name = Path(settings.root).absolute().name if settings.root else "mni152"
-    tables = _open(directory, settings)
-    if settings.track == "random":
-        for split, table in tables.items():
+    hashes = {key: volume.content for key, volume in stored.items()}
+    check_copies(splits, hashes)
+    records = _records(splits, stored, check=check)
+    check_leaks(records)
+    tables = {
+        split: SliceTable(
+            split,
+            members,
+            settings.size,
+            StoredImages(members, stored, settings.size),
+        )
+        for split, members in records.items()
+    }
+    for split, table in tables.items():
+        if settings.track == "random":
             check_references(split, splits[split], settings.exclude, len(table))
-    prepared = PreparedSet(tables, key, str(directory), f"{source.name}:{name}")
+        elif len(table):
+            tables[split] = with_reference(table, aligned=settings.aligned)
+    name = Path(settings.root).absolute().name if settings.root else "mni152"
+    contrasts = settings.contrasts
+    prepared = PreparedSet(
+        splits=tables,
+        key=_key(records, stored),
+        directory=str(cache),
+        dataset=f"{source.name}:{printable(name)}",
+        split=split_of(
+            splits, [v for v in volumes if not contrasts or v.contrast in contrasts]
+        ),
+        subjects={s: sorted({v.subject for v in vs}) for s, vs in splits.items()},
+        volume_hashes={
+            s: sorted(hashes[v.key] for v in vs) for s, vs in splits.items()
+        },
+        slice_hashes={
+            s: sorted(r.sha256 for r in rs if r.sha256) for s, rs in records.items()
+        },
+    )
     log.info(
         "%s, prepared set %s: %s",
         prepared.dataset,
-        key[:12],
+        prepared.key[:12],
         ", ".join(
             f"{split} {len(table)} slices of {len(set(table.volumes.tolist()))} volumes"
             f" of {len(set(table.subjects.tolist()))} subjects"
@@ -114,117 +158,35 @@ def prepare(settings: DataSettings) -> PreparedSet:
     return prepared
 
 
-def verify(directory: Path) -> None:
-    """Compares every file of a prepared set with the SHA-256 taken when it was built.
-
-    Raises:
-        DataError: If a file is missing, changed or added (E311).
-    """
-    remedy = f"delete the folder {directory} to have it prepared again"
-    try:
-        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-        expected: dict[str, str] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(
-            "E311", f"{directory / _MANIFEST} cannot be read; {remedy}"
-        ) from None
-    found = _files(directory)
-    for name in sorted(set(expected) | set(found)):
-        path = directory / name
-        if name not in found:
-            raise DataError("E311", f"{path} is missing; {remedy}")
-        if name not in expected:
-            raise DataError("E311", f"{path} is not part of the set; {remedy}")
-        if file_hash(path) != expected[name]:
-            raise DataError("E311", f"{path} has changed on disk; {remedy}")
+def _printable(volume: Volume) -> Volume:
+    names = ("key", "subject", "contrast", "study", "folder")
+    return dataclasses.replace(
+        volume, **{name: printable(getattr(volume, name)) for name in names}
+    )
 
 
-def _set_key(splits: Splits, hashes: dict[str, str], settings: DataSettings) -> str:
+def _records(
+    splits: Splits, stored: Mapping[str, Stored], *, check: bool
+) -> dict[str, list[SliceRecord]]:
+    """The slices of every split, in the order of their volumes' keys."""
+    return {
+        split: [
+            SliceRecord(v.key, v.subject, v.contrast, v.study, i, v.shape[0], digest)
+            for v in members
+            for i, digest in read_index(stored[v.key], check=check)
+        ]
+        for split, members in splits.items()
+    }
+
+
+def _key(
+    records: Mapping[str, Sequence[SliceRecord]], stored: Mapping[str, Stored]
+) -> str:
     content = {
         split: [
-            [v.key, v.subject, v.contrast, v.study, v.options, hashes[v.key]]
-            for v in splits[split]
+            [*dataclasses.astuple(record), stored[record.volume].folder.name]
+            for record in members
         ]
-        for split in SPLITS
+        for split, members in records.items()
     }
-    parts = {
-        "version": PREPARATION_VERSION,
-        "content": content,
-        "size": settings.size,
-        "resize": settings.resize,
-        "slice_range": settings.slice_range,
-        "slice_step": settings.slice_step,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _build(
-    folder: Path,
-    source: Source,
-    splits: Splits,
-    hashes: dict[str, str],
-    settings: DataSettings,
-    key: str,
-) -> None:
-    builder = PreparedSlices(
-        data_dir=str(folder),
-        source=source,
-        splits=splits,
-        hashes=hashes,
-        settings=settings,
-    )
-    builder.build(folder)
-    files = {name: file_hash(folder / name) for name in _files(folder)}
-    write_json(folder / _MANIFEST, {"key": key, "files": files})
-
-
-def _check_disk(splits: Splits, settings: DataSettings, place: Path) -> None:
-    count = sum(
-        len(central_slices(v.shape[0], settings.slice_range, settings.slice_step))
-        for members in splits.values()
-        for v in members
-    )
-    need = int(1.1 * count * settings.size**2 * 4) + _SPARE_BYTES
-    free = shutil.disk_usage(place).free
-    if need > free:
-        raise ResourceError(
-            "E601",
-            f"{count} prepared slices need {need / 2**20:.0f} MiB, {place} has "
-            f"{free / 2**20:.0f} MiB free: give --config.data.cache_dir=DIR on a "
-            "larger disk, or lower data.n_volumes",
-        )
-
-
-def _files(directory: Path) -> list[str]:
-    return sorted(
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != _MANIFEST
-    )
-
-
-def _open(directory: Path, settings: DataSettings) -> dict[str, SliceTable]:
-    verify(directory)
-    index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
-    with quiet_tfds():
-        builder = PreparedSlices(data_dir=str(directory), settings=settings)
-    tables = {}
-    for split in SPLITS:
-        records = [SliceRecord(*row) for row in index[split]]
-        read = _no_image
-        if records:
-            source = builder.records(split)
-            if len(source) != len(records):
-                raise DataError(
-                    "E311",
-                    f"split {split!r} in {directory} holds {len(source)} records, its "
-                    f"index {len(records)}; delete the folder {directory} to have it "
-                    "prepared again",
-                )
-            read = record_reader(source, records, settings.size, str(directory))
-        tables[split] = SliceTable(split, records, settings.size, read)
-    return tables
-
-
-def _no_image(i: int) -> np.ndarray:
-    raise IndexError(f"slice {i} of an empty split.")
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,13 +5,15 @@ import os
 import re
 from pathlib import Path
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, ResourceError
 
 LAYOUTS = ("auto", "fastmri", "nifti", "template")
 RESIZES = ("stretch", "pad")
 SLICE_AXES = ("auto", "axial", "coronal", "sagittal")
 EXCLUDES = ("subject", "volume", "slice")
 TRACKS = ("random", "aligned")
+ALIGNED = ("neighbour", "contrast")
+SPLITS = ("train", "val", "test")
 FASTMRI_TARGETS = ("auto", "reconstruction_esc", "reconstruction_rss", "kspace")
 
 # "patient01/study1_FLAIR.nii.gz": subject, study (optional) and contrast.
@@ -34,8 +36,10 @@ class DataSettings:
         resize: `stretch` resizes both sides to `size`; `pad` first pads with zeros to
             a square, which keeps the aspect ratio.
         n_volumes: At most this many volumes of a folder (of a split where subjects are
-            named); 0 keeps all.
+            named); 0 keeps all. Not applied with `split_file` or `whole`.
         seed: Draws the volumes and the subjects of the splits.
+        split_file: JSON file with the lists `train`, `val` and `test` of names of
+            subjects or keys of volumes; the splits are exactly these.
         val_fraction: Share of the subjects that validate, in [0, 1).
         test_fraction: Share of the subjects that test, in (0, 1); not used where
             the data has an official validation folder.
@@ -50,16 +54,23 @@ class DataSettings:
             over 1.5 times both others, else axially.
         slice_range: Part of a volume's slices to keep, as fractions in [0, 1].
         slice_step: Keep every n-th slice of that part.
+        whole: Split that takes every volume, or every one of the subjects that are
+            named for it; the others are empty. Without it the splits are drawn.
         exclude: What a reference may not share with its target: `subject`, `volume`
             or `slice`. Read only to refuse splits without references.
         track: `random` or `aligned`: whether `exclude` applies to the splits.
+        aligned: `neighbour` or `contrast`: which volumes the track `aligned` leaves
+            out, because none of their slices has a reference.
         folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
         target: fastMRI only: which dataset of a file is the image. `auto` prefers
             `reconstruction_esc`, then `reconstruction_rss`, then `kspace`.
 
+    A place that begins with `~` is meant as the shell means it.
+
     Raises:
-        ConfigError: If a value is outside its range (E211) or the pattern is not a
-            regular expression with the group `subject` (E212).
+        ConfigError: If a value is outside its range (E211), the pattern is not a
+            regular expression with the group `subject` (E212), or the splits are
+            given in two ways (E331).
     """
 
     root: str = ""
@@ -69,6 +80,7 @@ class DataSettings:
     resize: str = "stretch"
     n_volumes: int = 200
     seed: int = 0
+    split_file: str = ""
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     train_subjects: tuple[str, ...] = ()
@@ -79,8 +91,10 @@ class DataSettings:
     slice_axis: str = "auto"
     slice_range: tuple[float, float] = (0.0, 1.0)
     slice_step: int = 1
+    whole: str = ""
     exclude: str = "subject"
     track: str = "random"
+    aligned: str = "neighbour"
     folders: tuple[str, ...] = ()
     target: str = "auto"
 
@@ -91,11 +105,14 @@ class DataSettings:
                 if isinstance(value, str):
                     value = (value,)
                 object.__setattr__(self, field.name, tuple(value))
+        for name in ("root", "cache_dir", "split_file"):
+            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         _choice("data.layout", self.layout, LAYOUTS)
         _choice("data.resize", self.resize, RESIZES)
         _choice("data.slice_axis", self.slice_axis, SLICE_AXES)
         _choice("reference.exclude", self.exclude, EXCLUDES)
         _choice("reference.track", self.track, TRACKS)
+        _choice("reference.aligned", self.aligned, ALIGNED)
         _choice("data.target", self.target, FASTMRI_TARGETS)
         _range("data.size", self.size, 16 <= self.size <= 4096, "16 to 4096")
         _range("data.n_volumes", self.n_volumes, self.n_volumes >= 0, "0 or more")
@@ -106,7 +123,9 @@ class DataSettings:
         _range("data.test_fraction", test, 0 < test < 1, "in (0, 1)")
         cut = self.slice_range
         good_cut = len(cut) == 2 and 0 <= cut[0] < cut[1] <= 1
-        _range("data.slice_range", cut, good_cut, "two rising fractions in [0, 1]")
+        wanted = "two rising fractions in [0, 1]"
+        _range("data.slice_first, data.slice_last", cut, good_cut, wanted)
+        self._check_one_way()
         try:
             groups = re.compile(self.pattern).groupindex
         except re.error as error:
@@ -123,20 +142,47 @@ class DataSettings:
 
     @property
     def cache_path(self) -> Path:
-        """The cache folder, with the default filled in."""
+        """The cache folder, with the default filled in.
+
+        Raises:
+            ResourceError: If the default is in a home folder and there is none (E602).
+        """
         if self.cache_dir:
-            return Path(self.cache_dir).expanduser().absolute()
+            return Path(self.cache_dir).absolute()
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(base).expanduser().absolute() / "daasr_jax"
+        try:
+            return Path(base).expanduser().absolute() / "daasr_jax"
+        except RuntimeError:
+            raise ResourceError(
+                "E602",
+                f"there is no home folder for the cache ({base}): give "
+                "--config.data.cache_dir=DIR, a folder that can be written",
+            ) from None
 
     @property
     def named_subjects(self) -> dict[str, tuple[str, ...]]:
-        """The three subject lists by split name."""
+        """The three lists by split name."""
         return {
             "train": self.train_subjects,
             "val": self.val_subjects,
             "test": self.test_subjects,
         }
+
+    def _check_one_way(self) -> None:
+        if self.whole:
+            _choice("the split of all volumes", self.whole, SPLITS)
+        named = [s for s, names in self.named_subjects.items() if names]
+        ways = [f"data.subjects.{s}" for s in named if s != self.whole][:1]
+        if self.split_file:
+            ways.append("data.split_file")
+        if self.whole:
+            ways.append(f"all volumes in the split {self.whole!r}")
+        if len(ways) > 1:
+            raise ConfigError(
+                "E331",
+                f"the splits are given in {len(ways)} ways ({', '.join(ways)}): "
+                "keep one of them",
+            )
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:

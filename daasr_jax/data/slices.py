@@ -1,5 +1,7 @@
 """From a volume to prepared slices: which are kept, their range and their size."""
 
+import hashlib
+
 import numpy as np
 from PIL import Image
 
@@ -7,6 +9,12 @@ from daasr_jax.errors import DataError
 
 # Intensities below zero, as a share of the maximum, that interpolation may leave.
 _MAX_NEGATIVE = 0.1
+# How far the largest voxel may lie above all but 0.1 % of the positive ones, as a
+# factor. Of 66 real volumes (T1w, T2w, FLAIR, MEMPRAGE, spin echo) the largest has
+# 3.5, a skull-stripped T1w head.
+_HOT, _HOT_SHARE = 20, 0.001
+# Slices with fewer voxels than this above or below zero are alike by chance.
+_LEAST_VOXELS = 16
 
 
 def central_slices(count: int, cut: tuple[float, float], step: int) -> range:
@@ -36,7 +44,42 @@ def voxel_fault(volume: np.ndarray) -> str:
         return f"all voxels are {low}: a blank volume"
     if high <= 0 or -float(low) > _MAX_NEGATIVE * float(high):
         return f"intensities run from {low} to {high}; magnitude images start at 0"
-    return ""
+    return _hot_voxel(volume)
+
+
+def _hot_voxel(volume: np.ndarray) -> str:
+    """A damaged voxel would set the range of the whole volume."""
+    positive = volume[volume > 0]
+    # of few voxels at least the largest is left out
+    place = min(int((1 - _HOT_SHARE) * positive.size), positive.size - 2)
+    usual = float(np.partition(positive, place)[place]) if place >= 0 else np.inf
+    high = float(volume.max())
+    if high <= _HOT * usual:
+        return ""
+    where = int(np.argmax(volume.max(axis=(1, 2))))
+    return (
+        f"one voxel of slice {where} is {high:.4g}, {high / usual:.3g} times what all "
+        f"but {100 * _HOT_SHARE:g} % of the foreground stay below ({usual:.4g}), and "
+        f"would set the range of the volume; {_HOT} times is the most that is taken"
+    )
+
+
+def slice_hash(image: np.ndarray, size: int, mode: str) -> str:
+    """SHA-256 of a slice's prepared pixels, hexadecimal; empty for a nearly empty one.
+
+    The slice is divided by its own maximum here. So a scan in another unit or type, or
+    of which slices are missing, has the hashes of the scan.
+
+    Args:
+        image: (H, W) real, in any unit, not all zero.
+        size: Side of a prepared slice.
+        mode: `stretch` or `pad`, see `resized`.
+    """
+    if np.count_nonzero(image) < _LEAST_VOXELS:
+        return ""
+    values = image.astype(np.float64)
+    pixels = resized((values / np.abs(values).max()).astype(np.float32), size, mode)
+    return hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest()
 
 
 def normalised(volume: np.ndarray) -> np.ndarray:
@@ -88,7 +131,8 @@ def not_blank(volume: np.ndarray, kept: range, name: str) -> list[int]:
         raise DataError(
             "E315",
             f"{name}: no slice with an image is left of {len(volume)}: widen "
-            "data.slice_range, lower data.slice_step or leave the subject out",
+            "data.slice_first and data.slice_last, lower data.slice_step or leave the "
+            "subject out",
         )
     return left
 

@@ -1,15 +1,17 @@
 """Which volume trains, validates and tests: always by subject, drawn by a seed."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from daasr_jax.data.settings import DataSettings
+from daasr_jax.data.settings import SPLITS, DataSettings
 from daasr_jax.data.sources.base import Volume, log
 from daasr_jax.errors import ConfigError, DataError
 
-SPLITS = ("train", "val", "test")
 _DRAW_VOLUMES, _DRAW_SUBJECTS = 1, 2
 # A split needs two subjects for each to have a reference from the other.
 _LEAST = 2
@@ -17,28 +19,46 @@ _LEAST = 2
 Splits = dict[str, list[Volume]]
 
 
+def printable(name: str) -> str:
+    r"""A name from the file system as text that can be written anywhere.
+
+    Bytes that are no UTF-8 become `\xNN`, and UTF-8 is read as such whatever the
+    locale, so that a scan has one name on every machine.
+
+    Example:
+        >>> printable(os.fsdecode(b"patient\xe9"))
+        'patient\\xe9'
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def assign_splits(volumes: Sequence[Volume], settings: DataSettings) -> Splits:
     """Distributes volumes over `train`, `val` and `test`.
 
-    In this order of precedence: the split the source gives (the template); the subject
-    lists of the settings; the official folders, where the val folder tests and the
-    subjects that validate are taken out of the train folder; fractions of subjects.
+    In this order of precedence: `settings.whole`; the split file; the split the source
+    gives (the template); the subject lists of the settings; the official folders, where
+    the val folder tests and the subjects that validate are taken out of the train
+    folder; fractions of subjects.
 
     Args:
         volumes: What a scan found.
-        settings: Subject lists, fractions, contrasts, `n_volumes` and the seed.
+        settings: Lists, fractions, contrasts, `n_volumes` and the seed.
 
     Returns:
         Volumes by split, sorted by key; `val` may be empty.
 
     Raises:
-        ConfigError: For an unknown contrast (E204) or subject (E203), or a subject in
-            two lists (E206).
+        ConfigError: For an unknown contrast (E204) or subject (E203), a subject in
+            two lists (E206), or a split file that cannot be used (E330).
         DataError: For a subject in both official folders (E305), too few subjects
             (E306), or a split in which no reference is possible (E307).
     """
     volumes = sorted(_of_contrasts(volumes, settings.contrasts), key=lambda v: v.key)
-    if all(volume.split for volume in volumes):
+    if settings.whole:
+        splits = _whole(volumes, settings)
+    elif settings.split_file:
+        splits = _by_file(volumes, Path(settings.split_file))
+    elif all(volume.split for volume in volumes):
         splits = {s: [v for v in volumes if v.split == s] for s in SPLITS}
     elif any(settings.named_subjects.values()):
         splits = _by_lists(volumes, settings)
@@ -50,6 +70,26 @@ def assign_splits(volumes: Sequence[Volume], settings: DataSettings) -> Splits:
         for name, members in splits.items():
             check_references(name, members, settings.exclude)
     return splits
+
+
+def split_of(splits: Splits, volumes: Iterable[Volume]) -> dict[str, list[str]]:
+    """The splits as a split file has them: `data.split_file` gives them again.
+
+    Args:
+        splits: What `assign_splits` made.
+        volumes: What the scan found, of the contrasts in use. A subject stands for its
+            volumes where all of them are in the split, else their keys are listed.
+    """
+    of_subject: dict[str, set[str]] = {}
+    for volume in volumes:
+        of_subject.setdefault(volume.subject, set()).add(volume.key)
+    lists: dict[str, list[str]] = {}
+    for split, members in splits.items():
+        keys = {volume.key for volume in members}
+        lists[split] = sorted(
+            {v.subject if of_subject[v.subject] <= keys else v.key for v in members}
+        )
+    return lists
 
 
 def check_references(
@@ -189,32 +229,97 @@ def _val_count(available: int, total: int, fraction: float) -> int:
 
 
 def _by_lists(volumes: list[Volume], settings: DataSettings) -> Splits:
-    known = sorted({volume.subject for volume in volumes})
+    splits = _listed(volumes, settings.named_subjects, _setting)
+    return {
+        split: _draw(members, settings.n_volumes, settings.seed, f"split {split!r}")
+        for split, members in splits.items()
+    }
+
+
+def _whole(volumes: list[Volume], settings: DataSettings) -> Splits:
+    names = settings.named_subjects[settings.whole]
+    if names:
+        return _listed(volumes, {settings.whole: names}, _setting)
+    return {s: volumes if s == settings.whole else [] for s in SPLITS}
+
+
+def _setting(split: str) -> str:
+    return f"data.subjects.{split}"
+
+
+def _by_file(volumes: list[Volume], path: Path) -> Splits:
+    wanted = "it must be JSON with the lists train, val and test of subjects"
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(
+            "E330", f"data.split_file {path} cannot be read ({reason}): {wanted}"
+        ) from None
+    if not isinstance(lists, dict) or not lists or not lists.keys() <= set(SPLITS):
+        found = f"keys {', '.join(lists) or 'none'}" if isinstance(lists, dict) else ""
+        found = found or f"a {type(lists).__name__}"
+        raise ConfigError("E330", f"data.split_file {path} holds {found}: {wanted}")
+    for split, names in lists.items():
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ConfigError(
+                "E330",
+                f"data.split_file {path}: {split} is no list of texts; {wanted}",
+            )
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(
+                "E206",
+                f"subject {twice[0]} is named twice in {split} of data.split_file "
+                f"{path}: keep it once",
+            )
+    return _listed(volumes, lists, lambda split: f"{split} of data.split_file {path}")
+
+
+def _listed(
+    volumes: list[Volume],
+    lists: Mapping[str, Collection[str]],
+    place: Callable[[str], str],
+) -> Splits:
+    """The volumes that each list names, by subject or by key.
+
+    Args:
+        volumes: All.
+        lists: Names by split; a split may be absent.
+        place: Where the list of a split is written, for the messages.
+    """
     owner: dict[str, str] = {}
     splits: Splits = {}
-    for split, names in settings.named_subjects.items():
-        wanted = {_resolve(name, known, split) for name in names}
-        for subject in sorted(wanted):
-            if subject in owner:
+    for split in SPLITS:
+        members = _named(volumes, lists.get(split, ()), place(split))
+        for volume in members:
+            # a source that decides the splits itself has one subject in all
+            name = volume.key if volume.split else volume.subject
+            first = owner.setdefault(name, split)
+            if first != split:
                 raise ConfigError(
                     "E206",
-                    f"subject {subject} is named in data.subjects.{owner[subject]} and "
-                    f"in data.subjects.{split}: keep it in one of them",
+                    f"subject {volume.subject} is named in {place(first)} and in "
+                    f"{place(split)}: keep it in one of them",
                 )
-            owner[subject] = split
-        members = _members(volumes, wanted)
-        splits[split] = _draw(
-            members, settings.n_volumes, settings.seed, f"split {split!r}"
-        )
-    left_out = len(set(known) - set(owner))
+        splits[split] = members
+    used = {volume.subject for members in splits.values() for volume in members}
+    left_out = len({volume.subject for volume in volumes} - used)
     if left_out:
         log.info("%d subjects are in no list and left out", left_out)
     return splits
 
 
-def _resolve(name: str, known: list[str], split: str) -> str:
-    """The subject meant by its full name or by an ending that only it has."""
-    if name in known:
+def _named(volumes: list[Volume], names: Collection[str], where: str) -> list[Volume]:
+    subjects = sorted({volume.subject for volume in volumes})
+    keys = [volume.key for volume in volumes]
+    found = {_resolve(printable(name), subjects, keys, where) for name in names}
+    return [v for v in volumes if v.subject in found or v.key in found]
+
+
+def _resolve(name: str, known: list[str], keys: list[str], where: str) -> str:
+    """The subject meant by its full name or an ending that only it has, or a key."""
+    if name in known or name in keys:
         return name
     endings = [subject for subject in known if subject.endswith(name)]
     if len(endings) == 1:
@@ -222,13 +327,14 @@ def _resolve(name: str, known: list[str], split: str) -> str:
     if endings:
         raise ConfigError(
             "E203",
-            f"data.subjects.{split} names {name!r}, which fits {', '.join(endings[:5])}"
+            f"{where} names {name!r}, which fits {', '.join(endings[:5])}"
             ": give the full name",
         )
-    near = difflib.get_close_matches(name, known, 3, 0.3) or known[:3]
+    names = [*known, *keys] if "/" in name else known
+    near = difflib.get_close_matches(name, names, 3, 0.3) or names[:3]
     raise ConfigError(
         "E203",
-        f"data.subjects.{split} names {name!r}, which no volume has; "
+        f"{where} names {name!r}, which no volume has; "
         f"the nearest are: {', '.join(near)}",
     )
 

@@ -2,11 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-
-from daasr_jax.errors import DataError
 
 # A split that fits here stays decoded in memory after its first reading.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -23,6 +20,8 @@ class SliceRecord:
         study: The visit; empty where unknown.
         index: Place of the slice in its volume, from 0.
         n_slices: Slices of the volume as stored, kept or not.
+        sha256: Of the prepared pixels up to a factor, see `slices.slice_hash`; empty
+            where the slice is nearly empty or not known.
     """
 
     volume: str
@@ -31,6 +30,7 @@ class SliceRecord:
     study: str
     index: int
     n_slices: int
+    sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -51,6 +51,7 @@ class SliceTable:
         index: (N,) int64, place of the slice in its volume.
         n_slices: (N,) int64, slices of that volume, kept or not.
         keys: N unique names, `volume#012`.
+        hashes: (N,) str, of the pixels up to a factor; empty where not known.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class SliceTable:
         self.index = np.array([r.index for r in records], dtype=np.int64)
         self.n_slices = np.array([r.n_slices for r in records], dtype=np.int64)
         self.keys = [r.key for r in records]
-        self._read = read
+        self.hashes = np.array([r.sha256 for r in records], dtype=str)
+        self._records, self._read = records, read
         fits = len(records) * size * size * 4 <= memory_budget
         empty: list[np.ndarray | None] = [None] * len(records)
         self._memory = empty if fits else None
@@ -82,6 +84,14 @@ class SliceTable:
     def __repr__(self) -> str:
         subjects = len(set(self.subjects.tolist()))
         return f"SliceTable({self.name!r}, {len(self)} slices, {subjects} subjects)"
+
+    def only(self, kept: Sequence[int]) -> "SliceTable":
+        """The table of some of the slices, in the order given."""
+
+        def read(i: int) -> np.ndarray:
+            return self._read(kept[i])
+
+        return SliceTable(self.name, [self._records[i] for i in kept], self.size, read)
 
     def image(self, i: int) -> np.ndarray:
         """The image of slice i, (size, size, 1) float32 in [0, 1], read-only.
@@ -98,28 +108,3 @@ class SliceTable:
         if image is None:
             image = self._memory[i] = self._read(i)
         return image
-
-
-def record_reader(
-    source: Sequence[Any], records: Sequence[SliceRecord], size: int, directory: str
-) -> Callable[[int], np.ndarray]:
-    """`read(i)` over a TFDS data source, checked against the index of the set."""
-
-    def read(i: int) -> np.ndarray:
-        remedy = f"delete the folder {directory} to have it prepared again"
-        try:
-            item = source[i]
-        except Exception as error:  # array_record raises several bare types
-            raise DataError(
-                "E311", f"record {i} of the prepared set is damaged ({error}); {remedy}"
-            ) from None
-        record, image = records[i], item["image"]
-        named = (item["volume"].decode(), int(item["index"]))
-        if named != (record.volume, record.index) or image.shape != (size, size, 1):
-            raise DataError(
-                "E311", f"record {i} of the prepared set is {named}; {remedy}"
-            )
-        image.setflags(write=False)
-        return image
-
-    return read

@@ -45,7 +45,8 @@ def data_settings(config: Config) -> data.DataSettings:
         size=d.size,
         resize=d.resize,
         n_volumes=d.n_volumes,
-        seed=config.seed,
+        seed=d.seed,
+        split_file=d.split_file,
         val_fraction=d.val_fraction,
         test_fraction=d.test_fraction,
         train_subjects=names(d.subjects.train),
@@ -60,6 +61,7 @@ def data_settings(config: Config) -> data.DataSettings:
         slice_step=d.slice_step,
         exclude=config.reference.exclude,
         track=config.reference.track,
+        aligned=config.reference.aligned,
     )
 
 

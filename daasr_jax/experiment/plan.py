@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from daasr_jax import data
@@ -69,7 +70,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     if config.train.start_from and not begun:
         start = load_run(Path(config.train.start_from))
         log.info("starting from %s, step %d", config.train.start_from, start.step)
-    prepared = data.prepare(parts.data_settings(config))
+    prepared = data.prepare(parts.data_settings(config), check=jax.process_index() == 0)
     table = prepared.splits["train"]
     train = config.train
     mesh = devices.make_mesh(train.batch_size, train.devices, train.accumulate)

@@ -96,7 +96,7 @@ def test_neighbour_among_kept_slices():
 def test_neighbour_of_a_single_slice():
     with pytest.raises(DataError) as error:
         draw_pairing(table(slices=1), track="aligned")
-    one_line(error.value, "E312", "p0/T1", "data.slice_range")
+    one_line(error.value, "E312", "p0/T1", "data.slice_first and data.slice_last")
 
 
 def test_other_contrast_at_the_same_place():

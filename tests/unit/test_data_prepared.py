@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from daasr_jax.data import DataSettings, draw_pairing, prepare, training_batches
-from daasr_jax.data import prepared as prepared_module
+from daasr_jax.data import store as store_module
 from daasr_jax.data.slices import central_slices, normalised, resized, voxel_fault
 from daasr_jax.data.sources import fastmri
 from daasr_jax.errors import DataError, ResourceError
@@ -40,8 +41,18 @@ def root(tmp_path):
     return fastmri_root(tmp_path / "data")
 
 
+def store(cache):
+    return cache / f"prepared-v{store_module.PREPARATION_VERSION}"
+
+
 def incomplete(cache):
-    return [p for p in (cache / "prepared").iterdir() if "incomplete" in p.name]
+    return [p for p in store(cache).iterdir() if "incomplete" in p.name]
+
+
+def first_volume(cache):
+    """Folder of one prepared volume, and its file of records."""
+    path = min(store(cache).rglob("*.array_record*"))
+    return path.parents[2], path
 
 
 class TestSlices:
@@ -105,7 +116,8 @@ class TestPrepare:
         caplog.set_level(logging.INFO, "daasr_jax")
         found = prepare(settings(root, cache))
         assert found.dataset == "fastmri:data"
-        assert found.directory == str(cache / "prepared" / found.key)
+        assert found.directory == str(cache)
+        assert sum(path.is_dir() for path in store(cache).iterdir()) == 8
         assert {n: len(t) for n, t in found.splits.items()} == {
             "train": 16,
             "val": 8,
@@ -129,7 +141,7 @@ class TestPrepare:
 
     def test_second_call_reads_the_first_ones_work(self, root, cache, monkeypatch):
         first = prepare(settings(root, cache))
-        monkeypatch.setattr(prepared_module, "_build", None)
+        monkeypatch.setattr(store_module, "_prepare", None)
         monkeypatch.setattr(
             fastmri, "SOURCE", fastmri.Source("fastmri", fastmri.scan, None)
         )
@@ -185,7 +197,7 @@ class TestPrepare:
         assert found.splits["test"].index.tolist() == [1, 3, 1, 3]
         with pytest.raises(DataError) as error:
             prepare(settings(root, cache, slice_range=(0.0, 0.01)))
-        one_line(error.value, "E315", "data.slice_range")
+        one_line(error.value, "E315", "data.slice_first and data.slice_last")
         assert not incomplete(cache)
 
     def test_constant_slices_are_dropped_and_counted(self, root, cache, caplog):
@@ -274,23 +286,14 @@ class TestBadVoxels:
         prepare(settings(root, cache))
         assert "hold the same voxels" in caplog.text
 
-    def test_file_changed_behind_its_time_stamp(self, root, cache):
-        path = root / "multicoil_val/file_000.h5"
-        image = scan_voxels(100).astype(np.float32)
-        with h5py.File(path, "w") as file:
-            file["reconstruction_rss"] = image
-            file.attrs["patient_id"] = "val00"
+    def test_volume_that_is_read_otherwise_than_before(self, root, cache):
         prepare(settings(root, cache))
-        before = path.stat()
-        data = path.read_bytes()
-        voxel = image[1, 12].tobytes()
-        assert data.count(voxel) == 1
-        path.write_bytes(data.replace(voxel, image[2, 12].tobytes()))
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        shutil.rmtree(cache / "prepared")
+        path = cache / "content-v2.json"
+        memory = json.loads(path.read_text())
+        path.write_text(json.dumps(dict.fromkeys(memory, "0" * 64)))
         with pytest.raises(DataError) as error:
             prepare(settings(root, cache))
-        one_line(error.value, "E316", path)
+        one_line(error.value, "E316", root / "multicoil_train/file_000.h5")
 
 
 class TestKey:
@@ -318,7 +321,7 @@ class TestKey:
         with h5py.File(path, "a") as file:
             file.attrs["acquisition"] = "AXT1"
         keys.add(prepare(settings(root, cache)).key)
-        monkeypatch.setattr(prepared_module, "PREPARATION_VERSION", 99)
+        monkeypatch.setattr(store_module, "PREPARATION_VERSION", 99)
         keys.add(prepare(settings(root, cache)).key)
         assert len(keys) == 4
 
@@ -331,9 +334,9 @@ class TestKey:
 
     def test_damaged_memory_is_rebuilt(self, root, cache, caplog):
         first = prepare(settings(root, cache)).key
-        (cache / "content-v1.json").write_text("{")
+        (cache / "content-v2.json").write_text("{")
         assert prepare(settings(root, cache)).key == first
-        assert "hashed again" in caplog.text
+        assert "every volume is read again" in caplog.text
 
 
 class TestDamage:
@@ -342,7 +345,7 @@ class TestDamage:
 
         def failing(volume):
             reads.append(volume)
-            if len(reads) == 12:  # four volumes into the second reading
+            if len(reads) == 5:
                 raise KeyboardInterrupt
             return fastmri.read(volume)
 
@@ -359,7 +362,7 @@ class TestDamage:
 
         def failing(volume):
             reads.append(volume)
-            if len(reads) == 12:
+            if len(reads) == 5:
                 raise DataError("E302", f"{volume.path}: gone; fetch the file again")
             return fastmri.read(volume)
 
@@ -394,8 +397,8 @@ class TestDamage:
 
     @pytest.mark.parametrize("what", ["flip", "truncate", "remove", "add", "index"])
     def test_changed_set_is_refused(self, root, cache, what):
-        directory = Path(prepare(settings(root, cache)).directory)
-        path = next(directory.rglob("*train.array_record*"))
+        prepare(settings(root, cache))
+        directory, path = first_volume(cache)
         data = bytearray(path.read_bytes())
         if what == "flip":
             data[len(data) // 2] ^= 1
@@ -409,7 +412,7 @@ class TestDamage:
             path.write_bytes(b"x")
         else:
             path = directory / "index.json"
-            path.write_text(path.read_text().replace("train00", "train99"))
+            path.write_text(path.read_text().replace("0,", "1,"))
         with pytest.raises(DataError) as error:
             prepare(settings(root, cache))
         one_line(error.value, "E311", path.name, f"delete the folder {directory}")
@@ -417,21 +420,22 @@ class TestDamage:
         assert len(prepare(settings(root, cache)).splits["train"]) == 16
 
     def test_lost_manifest(self, root, cache):
-        directory = Path(prepare(settings(root, cache)).directory)
+        prepare(settings(root, cache))
+        directory, _ = first_volume(cache)
         (directory / "manifest.json").unlink()
         with pytest.raises(DataError) as error:
             prepare(settings(root, cache))
         one_line(error.value, "E311", "manifest.json", directory)
 
     def test_record_damaged_after_opening(self, root, cache):
-        train = prepare(settings(root, cache)).splits["train"]
-        path = next((cache / "prepared").rglob("*train.array_record*"))
+        tables = prepare(settings(root, cache)).splits.values()
+        _, path = first_volume(cache)
         data = bytearray(path.read_bytes())
         for place in range(0, len(data), 64):
             data[place] ^= 255
         path.write_bytes(data)
         with pytest.raises(DataError) as error:
-            [train.image(i) for i in range(len(train))]
+            [table.image(i) for table in tables for i in range(len(table))]
         one_line(error.value, "E311", "delete the folder")
 
 
@@ -471,13 +475,13 @@ def test_training_on_a_prepared_set(root, cache):
 
 KILLED = """
 import os
-from daasr_jax.data import DataSettings, prepare
+from daasr_jax.data import DataSettings, prepare, store
 from daasr_jax.data.sources import fastmri
 reads = []
 def dying(volume):
     reads.append(volume)
-    if len(reads) == 12:
-        os._exit(9)
+    if len(reads) == 5:
+        store._files = lambda folder: os._exit(9)
     return fastmri.read(volume)
 fastmri.SOURCE = fastmri.Source("fastmri", fastmri.scan, dying)
 prepare(DataSettings(root={root!r}, cache_dir={cache!r}, size=32))

@@ -95,7 +95,8 @@ class TestLayout:
     def test_bad_settings(self, field, value):
         with pytest.raises(ConfigError) as error:
             DataSettings(**{field: value})
-        one_line(error.value, field, value)
+        name = {"slice_range": "data.slice_first, data.slice_last"}.get(field, field)
+        one_line(error.value, name, value)
 
     def test_lists_become_tuples(self):
         assert DataSettings(contrasts=["T1"]).contrasts == ("T1",)
