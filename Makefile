@@ -39,7 +39,7 @@ cuda: $(VENV)/installed requirements-cuda.txt  ## Add the CUDA build of JAX to i
 
 quickstart: $(VENV)/installed  ## Train, evaluate and picture DAASR x4 on the template
 	@$(BIN)/python train.py --config configs/quickstart_x4.py --workdir $(RUN)
-	@$(BIN)/python eval.py --config configs/quickstart_x4.py --workdir $(RUN)
+	@$(BIN)/python eval.py --workdir $(RUN) --force
 
 lint: $(VENV)/installed-dev  ## Style, types, spelling
 	@$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Evaluates a run: `python eval.py --config CONFIG --workdir DIR [--split test]`."""
+"""Evaluates a run: `python eval.py --workdir RUN [--split test]`."""
 
 from daasr_jax.eval import main
 

@@ -1,4 +1,4 @@
-"""Trains a model: `python train.py --config configs/fastmri_x4.py --workdir DIR`."""
+"""Trains a model: `python train.py --config configs/fastmri_x4.py`."""
 
 from daasr_jax.train import main
 

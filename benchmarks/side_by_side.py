@@ -121,12 +121,12 @@ def rate(run: Run, data: str, work: Path, turn: int) -> float:
 
 def train_and_evaluate(run: Run, data: str, work: Path, steps: int) -> dict[str, Any]:
     folder = work / run.name
-    result = folder / "eval_test.json"
+    result = folder / f"eval_test_{run.track}.json"
     if not result.exists():
         steps_flag = f"--config.train.steps={steps}"
         log = folder / "log.txt"
         call(command("train.py", run, data, folder, steps_flag), log)
-        call(command("eval.py", run, data, folder, steps_flag), log)
+        call([sys.executable, "eval.py", f"--workdir={folder}"], log)
     return json.loads(result.read_text())
 
 

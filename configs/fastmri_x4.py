@@ -48,7 +48,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data = ConfigDict(
         {
             "root": "",  # else $DAASR_DATA, else usual_root
-            "usual_root": "data/fastmri",
+            "usual_root": "data/fastmri",  # where there is such a folder here
             "layout": "auto",
             "cache_dir": "",
             "size": 256,
@@ -156,7 +156,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "border": -1,  # pixels cut off every side; -1: the scale
             "resamples": 10_000,  # of the bootstrap
             "seed": 0,  # of the bootstrap
-            "show_progress": True,
+            "show_progress": True,  # draw a bar
         }
     )
     return config.lock()

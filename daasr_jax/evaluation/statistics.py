@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 _DRAWN = 10**6  # numbers of the resampling that are held at once
 MIN_SUBJECTS = 6  # fewer say too little of others: no interval
 
 
-def compared(scores: Mapping[str, Sequence[float]]) -> np.ndarray:
+def compared(scores: Mapping[str, ArrayLike]) -> np.ndarray:
     """The slices that a comparison of methods is over, (N,) bool.
 
     A PSNR of +inf (identical images) has no mean. Its slice is left out for every
@@ -22,20 +23,20 @@ def compared(scores: Mapping[str, Sequence[float]]) -> np.ndarray:
     Args:
         scores: Method -> one value of a metric for each slice.
     """
-    return ~np.isposinf(list(scores.values())).any(axis=0)
+    return ~np.any(np.isposinf(np.asarray(list(scores.values()))), axis=0)
 
 
-def finite_mean(values: Sequence[float]) -> float | None:
+def finite_mean(values: ArrayLike) -> float | None:
     """Mean; None, which JSON can hold, where a value is not finite or there is none."""
     x = np.asarray(values, np.float64)
-    return float(x.mean()) if len(x) and np.isfinite(x).all() else None
+    return float(x.mean()) if x.size and np.isfinite(x).all() else None
 
 
 def summary(
-    values: Sequence[float],
-    subjects: Sequence[str],
+    values: ArrayLike,
+    subjects: ArrayLike,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: ArrayLike | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def summary(
         return out
     out["mean"] = float(x.mean())
     out["std"] = float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if len(set(subjects)) >= MIN_SUBJECTS:
+    if len(np.unique(np.asarray(subjects))) >= MIN_SUBJECTS:
         sums, counts = _cells(x, subjects, seeds)
         means = _resampled(sums, counts, resamples, seed)
         n = sums.shape[1]
@@ -81,7 +82,7 @@ def summary(
 
 
 def _cells(
-    x: np.ndarray, subjects: Sequence[str], seeds: Sequence[int] | None
+    x: np.ndarray, subjects: ArrayLike, seeds: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each seed and subject, (seeds, subjects)."""
     _, column = np.unique(np.asarray(subjects), return_inverse=True)

@@ -35,7 +35,7 @@ def setup(config: Config) -> Config:
 
 
 def place_of_data(config: Config) -> Config:
-    """The configuration with its data root filled in.
+    """The configuration with its data root filled in, an absolute path.
 
     That is `data.root`, else `$DAASR_DATA`, else the folder `data.usual_root` of the
     configuration where there is one. The template needs none.
@@ -44,9 +44,9 @@ def place_of_data(config: Config) -> Config:
         ConfigError: If none of the three is given (E201).
     """
     d = config.data
-    if d.layout == "template" or d.root:
+    if d.layout == "template":
         return config
-    root = os.environ.get("DAASR_DATA", "")
+    root = d.root or os.environ.get("DAASR_DATA", "")
     if not root and d.usual_root and Path(d.usual_root).is_dir():
         root = d.usual_root
     if not root:
@@ -57,7 +57,7 @@ def place_of_data(config: Config) -> Config:
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.root = root
+        config.data.root = str(Path(root).expanduser().absolute())
     return config.lock()
 
 

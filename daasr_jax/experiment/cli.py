@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -105,21 +106,24 @@ def run(main: Callable[[Any, str | None], None], *, of_run: bool = False) -> Non
 
 def _open_run() -> None:
     """Has the overrides on the command line read against the run's own record."""
-    from daasr_jax.experiment.record import RECORD
+    from daasr_jax.experiment.record import RECORD, no_run
 
     words = [w for w in sys.argv[1:] if re.match(r"--?workdir(=|$)", w)]
     if words and words[-1].endswith("workdir"):
         words.append("=" + "".join(sys.argv[sys.argv.index(words[-1]) + 1 :][:1]))
     folder = words[-1].partition("=")[2] if words else ""
     file = Path(folder).expanduser() / RECORD
-    if folder and file.is_file():
+    if folder and not file.is_file():
+        _stop(no_run(Path(folder)))
+    if folder:
         sys.argv.insert(1, f"--config={file}")
 
 
 def _parse(argv: Sequence[str], module: str) -> list[str]:
     if any(word in ("-h", "--h", "-help", "--help") for word in argv[1:]):
-        print(manual(module, [module, __name__]))
-        sys.exit(0)
+        with contextlib.suppress(BrokenPipeError):  # of `| head`
+            print(manual(module, [module, __name__]), flush=True)
+        os._exit(0)
     try:
         return flags.FLAGS(list(sys.argv))
     except UserError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import sys
 import types
 from importlib.machinery import SourceFileLoader
@@ -27,13 +28,16 @@ def load(name: str) -> Config:
 
     Args:
         name: The file, see `locate`, perhaps with an argument of its `get_config` after
-            a colon.
+            a colon; or the `config.json` of a run.
 
     Raises:
         ConfigError: If there is no such file, or it cannot be run (E225).
     """
     file, colon, argument = name.partition(":")
     try:
+        if Path(name).suffix == ".json":
+            record = json.loads(Path(name).read_text(encoding="utf-8"))
+            return ConfigDict(record["config"]).lock()
         path = locate(file)
         _offer_shipped()
         loader = SourceFileLoader("experiment_file", str(path))

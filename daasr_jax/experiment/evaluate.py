@@ -90,19 +90,25 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         )
     if request.lpips:
         checks.check_lpips(config)
-    if request.out:
-        target = _checked_target(Path(request.out).expanduser(), folder, request.force)
+    target = Path(request.out).expanduser() if request.out else None
+    own_data = "data.root" not in request.given and not request.subjects
+    if own_data and target is None:
+        target = folder / f"eval_{request.split}_{_track(config)}.json"
+    if target:
+        _check_target(target, folder, force=request.force)
     prepared, split, what = _data(config, record, folder, request)
-    if not request.out:
-        name = f"eval_{what}_{_track(config)}.json"
-        target = _checked_target(folder / name, folder, request.force)
     table = prepared.splits[split]
     if not len(table):
         raise ConfigError(
             "E228",
             f"the {split} split is empty; give another --split or more subjects.",
         )
-    overlap = _overlap(folder, prepared, split, what, request)
+    overlap: dict[str, Any] = {"known": True}
+    if prepared.key != record.get("prepared_sha256"):  # not the run's own split
+        overlap = _overlap(folder, prepared, split, request)
+    if target is None:
+        target = folder / f"eval_{what}_{_track(config)}.json"
+        _check_target(target, folder, force=request.force)
     pairing = parts.make_pairing(config, table)
     run = load_run(folder)
     border = checks.metric_border(config)
@@ -196,8 +202,8 @@ def _track(config: Config) -> str:
     )
 
 
-def _checked_target(target: Path, folder: Path, force: bool) -> Path:
-    """The result file, after asking whether it may be written.
+def _check_target(target: Path, folder: Path, *, force: bool) -> None:
+    """Asks whether a result may be written.
 
     Raises:
         ConfigError: For another ending (E229), a name that could be one of the run's
@@ -217,7 +223,6 @@ def _checked_target(target: Path, folder: Path, force: bool) -> Path:
             "E253",
             f"{target} is there already; give --force to replace it, or another --out.",
         )
-    return target
 
 
 def _data(
@@ -233,12 +238,13 @@ def _data(
     own = settings
     if (folder / subjects.SPLIT).exists():
         own = dataclasses.replace(settings, split_file=str(folder / subjects.SPLIT))
+    check = jax.process_index() == 0
     chosen = tuple(x.strip() for x in request.subjects.split(",") if x.strip())
     if "data.root" not in request.given and not chosen:
-        return data.prepare(own), request.split, request.split
+        return data.prepare(own, check=check), request.split, request.split
     if not chosen:
         try:
-            prepared = data.prepare(own)
+            prepared = data.prepare(own, check=check)
         except ConfigError as error:
             if error.code != "E203":
                 raise
@@ -246,17 +252,21 @@ def _data(
             if subjects.is_own(folder, prepared, request.split):
                 return prepared, request.split, request.split
     whole = dataclasses.replace(
-        settings, whole=True, n_volumes=0, test_subjects=chosen,
-        train_subjects=(), val_subjects=(),
-    )  # fmt: skip
-    prepared = data.prepare(whole)
+        settings,
+        whole="test",
+        split_file="",
+        train_subjects=(),
+        val_subjects=(),
+        test_subjects=chosen,
+    )
+    prepared = data.prepare(whole, check=check)
     name = "subjects" if chosen else Path(settings.root).name or "data"
     log.info("all %d slices are evaluated, of %s", len(prepared.splits["test"]), name)
     return prepared, "test", re.sub(r"[^\w.-]", "_", name)
 
 
 def _overlap(
-    folder: Path, prepared: data.PreparedSet, split: str, what: str, request: Request
+    folder: Path, prepared: data.PreparedSet, split: str, request: Request
 ) -> dict[str, Any]:
     """Who was evaluated of those that the run learned from, for the report.
 
@@ -270,7 +280,6 @@ def _overlap(
         )
         return {"known": False}
     found = subjects.overlap(seen, prepared, split)
-    asked = request.allow_overlap or what in ("train", "val")
-    if found and not asked:
+    if found and not request.allow_overlap and split not in ("train", "val"):
         raise subjects.refuse(found, folder)
     return {"known": True, **found}

@@ -70,7 +70,6 @@ def import_system(config_file: str, source: Path, target: Path) -> str:
             module.convert(tensors),
             target,
             config,
-            config_file,
             {"converted": source.name, "sha256": sha256},
         )
     except ValueError as error:
@@ -83,7 +82,6 @@ def write_run(
     converted: Converted,
     folder: Path,
     config: Any,
-    config_file: str,
     source: dict[str, str],
 ) -> str:
     """Writes `config.json` and a checkpoint at step 0, which is nobody's training.
@@ -92,7 +90,6 @@ def write_run(
         converted: The weights and the model that holds them.
         folder: Of the run, made where it is absent.
         config: Of the system; its model is changed to the one of the weights.
-        config_file: Where that configuration lies.
         source: What names the weights in reports: `converted`, `sha256`.
 
     Returns:
@@ -136,15 +133,9 @@ def write_run(
         checkpoints.save(0, state, {})
     finally:
         checkpoints.close()
-    words = ["--config", config_file]
-    words += [f"--config.{name}={_flag(value)}" for name, value in flags.items()]
-    words += ["--workdir", str(folder), "--config.data.root=DIR"]
+    words = ["--workdir", str(folder), "--config.data.root=DIR"]
     last = f"evaluate by: {command('eval')} {shlex.join(words)}"
     return f"{converted.assumed}\n{last}" if converted.assumed else last
-
-
-def _flag(value: Any) -> str:
-    return "".join(str(value).split())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

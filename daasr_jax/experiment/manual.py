@@ -124,7 +124,9 @@ def key_words(config: Any) -> dict[str, str]:
             about = _attributes(PARTS.get(value.name))
             words |= {f"model.kwargs.{key}.{k}": v for k, v in about.items()}
             words[f"model.kwargs.{key}.name"] = model.get(key, "")
-    return words | _comments(locate(_BASE).read_text(encoding="utf-8"))
+    words |= _comments(locate(_BASE).read_text(encoding="utf-8"))
+    same = {k: v for k, v in words.items() if k.startswith("optimiser.")}
+    return {f"adversarial.{key}": text for key, text in same.items()} | words
 
 
 def _attributes(kind: type) -> dict[str, str]:
@@ -133,9 +135,12 @@ def _attributes(kind: type) -> dict[str, str]:
     section = re.search(r"^Attributes:\n((?:    .*\n?|\n)*)", text, re.MULTILINE)
     if section is None:
         return {}
-    entries = re.split(r"^(\w+): ", textwrap.dedent(section[1]), flags=re.MULTILINE)
-    names, words = entries[1::2], entries[2::2]
-    return {n: " ".join(w.split()) for n, w in zip(names, words, strict=True)}
+    entries = re.split(r"^([\w, ]+): ", textwrap.dedent(section[1]), flags=re.MULTILINE)
+    return {
+        name: " ".join(words.split())
+        for names, words in zip(entries[1::2], entries[2::2], strict=True)
+        for name in names.split(", ")
+    }
 
 
 def _comments(source: str) -> dict[str, str]:

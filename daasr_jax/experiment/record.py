@@ -15,7 +15,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from daasr_jax.errors import CheckpointError, ConfigError
-from daasr_jax.experiment.installation import commit_id
+from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
@@ -197,7 +197,7 @@ def record_config(
         "config": config,
         "config_sha256": config_sha256(config),
         "commit": commit,
-        "commits": [*(c for c in commits if c != commit), commit],
+        "commits": list(dict.fromkeys([*commits, commit])),
     } | inputs
     if jax.process_index() == 0:
         try:
@@ -206,6 +206,15 @@ def record_config(
             raise ConfigError(
                 "E209", f"{path} cannot be written: {error.strerror}."
             ) from None
+
+
+def no_run(folder: Path) -> CheckpointError:
+    """The error of a folder without a record (E404)."""
+    return CheckpointError(
+        "E404",
+        f"{folder} is no run: no {RECORD} there that can be read; "
+        f"train into it first: {command('train')}",
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -236,7 +245,8 @@ def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a run with what an evaluation is given beside it.
 
     Args:
-        record: Of the run.
+        record: Of the run. Imported weights learned from no data that it could name,
+            so all settings of the data are the evaluation's.
         given: Key -> value, from the command line.
 
     Raises:
@@ -244,10 +254,11 @@ def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             the run (E250).
     """
     flat = _flat(record["config"])
+    free = (*EVALUATED, *(() if record.get("prepared_sha256") else ("data",)))
     for key, value in given.items():
-        if _under(key, EVALUATED) or flat.get(key) == _plain(value):
+        if _under(key, free) or flat.get(key) == _plain(value):
             continue
-        allowed = [k for k in flat if _under(k, EVALUATED)]
+        allowed = [k for k in flat if _under(k, free)]
         near = difflib.get_close_matches(key, allowed, n=1, cutoff=0)[0]
         raise ConfigError(
             "E250",
@@ -255,8 +266,9 @@ def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"trained with {flat.get(key)!r}; nearest that is: --config.{near}.",
         )
     config = ConfigDict(record["config"])
-    allowed = {k: v for k, v in given.items() if _under(k, EVALUATED)}
-    config.update_from_flattened_dict(allowed)
+    config.update_from_flattened_dict(
+        {key: value for key, value in given.items() if _under(key, free)}
+    )
     return config.to_dict()
 
 
@@ -276,7 +288,7 @@ def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> 
     differing = [
         f"{key} is {ran.get(key, 'absent')!r} there and {flat.get(key, 'absent')!r} in "
         "--config"
-        for key in sorted(ran.keys() | flat.keys())
+        for key in sorted(ran.keys() | flat.keys(), key=lambda k: (k.count("."), k))
         if ran.get(key) != flat.get(key) and not _under(key, free)
     ]
     if differing:

@@ -13,7 +13,7 @@ from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import command
-from daasr_jax.experiment.record import RECORD, read_record
+from daasr_jax.experiment.record import RECORD, no_run, read_record
 from daasr_jax.files import file_hash
 from daasr_jax.runtime import devices
 from daasr_jax.training.checkpoints import Checkpoints
@@ -51,11 +51,7 @@ def open_record(folder: Path) -> dict[str, Any]:
     """
     record = read_record(folder)
     if not record:
-        raise CheckpointError(
-            "E404",
-            f"{folder} is no run: no {RECORD} there that can be read; "
-            f"train into it first: {command('train')}",
-        )
+        raise no_run(folder)
     for key, value in load("fastmri_x4").items():
         own = record["config"].get(key)
         # the keys of these two are of the model and of the objective
@@ -125,14 +121,14 @@ def list_runs(place: Path) -> str:
 
 def _restore(config: Config, folder: Path) -> tuple[int, int, dict[str, Any]]:
     """`(step, newest step, variables)`, the variables of the best checkpoint."""
+    training = parts.make_training(config, steps=1, steps_per_epoch=1)
+    template = jax.eval_shape(lambda: parts.make_state(config, *training))
+    template = devices.replicated((template.gen, template.batch_stats))
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(
             "E403",
             f"{folder} holds no checkpoints; train into it first: {command('train')}",
         )
-    training = parts.make_training(config, steps=1, steps_per_epoch=1)
-    template = jax.eval_shape(lambda: parts.make_state(config, *training))
-    template = devices.replicated((template.gen, template.batch_stats))
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best()

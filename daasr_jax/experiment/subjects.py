@@ -39,7 +39,7 @@ def record_subjects(prepared: PreparedSet, folder: Path) -> None:
         "subjects": prepared.subject_hashes(salt),
         "volumes": prepared.volume_hashes,
     }
-    write_atomically(folder / SPLIT, json.dumps(prepared.split, indent=1))
+    prepared.write_split(folder / SPLIT)
     write_atomically(folder / SEEN, json.dumps(seen, indent=1))
 
 
@@ -59,8 +59,8 @@ def read_seen(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(
             "E416",
-            f"{path} cannot be read ({type(error).__name__}), so nothing tells whom the "
-            "run was trained on; restore it from a copy.",
+            f"{path} cannot be read ({type(error).__name__}), so nothing tells whom "
+            "the run was trained on; restore it from a copy.",
         ) from None
     return seen
 

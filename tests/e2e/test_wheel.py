@@ -143,14 +143,14 @@ def test_train_evaluate_and_list(installed):
     record = json.loads((work / "run/config.json").read_text(encoding="utf-8"))
     assert record["commit"] == f"daasr_jax {daasr_jax.__version__} (wheel)"
 
-    evaluated = installed.run(
-        *("-m", "daasr_jax.eval", "--config", "own", *SMALL, "--workdir", "run")
-    )
+    evaluated = installed.run(*("-m", "daasr_jax.eval", "--workdir", "run"))
     assert evaluated["code"] == 0, evaluated["err"]
-    assert "result:  run/eval_test.json" in evaluated["out"]
-    report = json.loads((work / "run/eval_test.json").read_text(encoding="utf-8"))
+    assert "result:     run/eval_test_random.json" in evaluated["out"]
+    report = json.loads(
+        (work / "run/eval_test_random.json").read_text(encoding="utf-8")
+    )
     assert report["checkpoint_step"] == 2
-    assert (work / "run/eval_test.png").exists()
+    assert (work / "run/eval_test_random.png").exists()
 
     listed = finish(listing)
     assert listed["code"] == 0, listed["err"]

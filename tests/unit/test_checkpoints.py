@@ -15,6 +15,7 @@ import pytest
 
 from daasr_jax.errors import CheckpointError, ResourceError
 from daasr_jax.files import write_atomically
+from daasr_jax.runtime import devices
 from daasr_jax.training import checkpoints as module
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.manifest import seal, verify
@@ -98,6 +99,50 @@ def test_best_is_the_latest_without_scores(tmp_path):
     steps, latest, best = opened(tmp_path, read_only=True)
     assert latest == best == 3
     assert 2 in steps
+
+
+@pytest.mark.parametrize(
+    ("rule", "best"), [("psnr", 2), ("ssim", 3), ("lpips", 1), ("last", 4)]
+)
+def test_what_is_best_is_a_setting(tmp_path, rule, best):
+    scores = {
+        "psnr": [20.0, 30.0, 25.0, 22.0],
+        "ssim": [0.7, 0.8, 0.9, 0.6],
+        "lpips_alex": [0.1, 0.3, 0.2, 0.4],
+    }
+    store = Checkpoints(tmp_path, best_by=rule)
+    for k in range(4):
+        store.save(k + 1, state(k + 1), {name: x[k] for name, x in scores.items()})
+    store.close()
+    assert opened(tmp_path, read_only=True) == (sorted({best, 3, 4}), 4, best)
+    store = Checkpoints(tmp_path, read_only=True)
+    assert store.metrics(4) == {name: x[3] for name, x in scores.items()}
+    store.close()
+
+
+def test_a_step_before_the_adversarial_term_is_never_best(tmp_path):
+    store = Checkpoints(tmp_path, best_from=3)
+    for step, score in enumerate([40.0, 35.0, 25.0, 22.0], 1):
+        store.save(step, state(step), {"psnr": score})
+    store.close()
+    assert opened(tmp_path, read_only=True) == ([3, 4], 4, 3)
+
+
+@pytest.mark.parametrize("smoothed", [True, False])
+def test_only_the_generator_is_read(tmp_path, smoothed):
+    ema = {"conv": {"kernel": jnp.full((2, 3), 7.0)}} if smoothed else {}
+    store = Checkpoints(tmp_path)
+    store.save(1, state(1, ema=ema, disc={"x": jnp.ones(5)}), {})
+    store.close()
+    store = Checkpoints(tmp_path, read_only=True)
+    like = devices.replicated((state(0).gen, state(0).batch_stats))
+    got = store.restore_generator(1, *like)
+    assert set(got) == {"params", "batch_stats"}
+    assert got["params"]["conv"]["kernel"][0, 0] == (7 if smoothed else 1)
+    wrong = jax.ShapeDtypeStruct((9, 3), jnp.float32)
+    with pytest.raises(CheckpointError, match=r"E402.*conv/kernel is float32\(2, 3\)"):
+        store.restore_generator(1, {"conv": {"kernel": wrong}}, like[1])
+    store.close()
 
 
 def test_round_trip_bit_for_bit(kept):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from daasr_jax.errors import ConfigError
-from daasr_jax.experiment import checks, parts, record
+from daasr_jax.errors import CheckpointError, ConfigError
+from daasr_jax.experiment import checks, manual, parts, record
+from daasr_jax.experiment.configuration import shipped
 from daasr_jax.models.daasr import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +232,84 @@ def test_hash_leaves_places_out():
     assert record.config_sha256(a.to_dict()) == record.config_sha256(b.to_dict())
     b.seed = 1
     assert record.config_sha256(a.to_dict()) != record.config_sha256(b.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, ("psnr", 0)),
+        ({"train.start_from": "RUN"}, ("last", 0)),
+        ({"adversarial.objective": "bce", "adversarial.start_step": 9}, ("last", 9)),
+        ({"adversarial.objective": "bce", "train.best_by": "lpips"}, ("lpips", 0)),
+    ],
+)
+def test_what_is_best(changes, rule):
+    config = load("fastmri_x4")
+    config.update_from_flattened_dict(changes)
+    assert checks.best_rule(config) == rule
+    assert checks.best_rule(load("fastmri_x4_gan")) == ("last", 0)
+    config.train.best_by = "mse"
+    with pytest.raises(ConfigError, match=r"E210.*best_by.*psnr, ssim, lpips, last"):
+        checks.check_ranges(config)
+
+
+def test_the_place_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DAASR_DATA", raising=False)
+    config = load("fastmri_x4")
+    with pytest.raises(ConfigError, match=r"E201.*root=DIR.*DAASR_DATA.*data/fastmri"):
+        checks.place_of_data(config)
+    assert checks.place_of_data(load("quickstart_x4")).data.root == ""
+    (tmp_path / "data/fastmri").mkdir(parents=True)
+    assert checks.place_of_data(config).data.root == str(tmp_path / "data/fastmri")
+    monkeypatch.setenv("DAASR_DATA", "/elsewhere")
+    assert checks.place_of_data(config).data.root == "/elsewhere"
+    assert config.data.root == ""
+    config.data.root = "/given"
+    assert checks.place_of_data(config).data.root == "/given"
+
+
+@pytest.mark.parametrize("name", [*shipped(), "hat_x4:published"])
+def test_every_key_is_explained(name):
+    config = load(*name.split(":"))
+    words = manual.key_words(config)
+    named = ("losses.", "perceptual.picture")  # terms of the user's own
+    lacking = [k for k, _ in manual._flat(config) if k not in words]
+    assert not [k for k in lacking if not k.startswith(named)]
+
+
+class TestRunsThatHaveBeen:
+    def log(self, folder, last):
+        lines = [json.dumps({"step": n}) for n in range(1, last + 1)]
+        (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"st']))
+
+    def test_killed_before_its_first_checkpoint(self, tmp_path, caplog):
+        self.log(tmp_path, 10)
+        record.check_new(tmp_path, first_save=10)
+        record.check_new(tmp_path / "none", first_save=10)
+
+    @pytest.mark.parametrize(
+        "sign", ["manifests/4.json", "checkpoints_set_aside/4_damaged_0", "eval_a.json"]
+    )
+    def test_signs(self, tmp_path, sign):
+        path = tmp_path / sign
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        with pytest.raises(CheckpointError, match=rf"E415.*{sign}.*--workdir"):
+            record.check_new(tmp_path, first_save=10)
+
+    def test_a_log_beyond_the_first_checkpoint(self, tmp_path):
+        self.log(tmp_path, 11)
+        with pytest.raises(CheckpointError, match=r"E415.*metrics.jsonl up to step 11"):
+            record.check_new(tmp_path, first_save=10)
+
+    def test_commits_are_kept(self, tmp_path, monkeypatch):
+        config = load("fastmri_x4").to_dict()
+        inputs = {"prepared_sha256": "p", "perceptual": {}, "start": None}
+        for begun, commit in enumerate(["a", "b", "b", "a"]):
+            monkeypatch.setattr(record, "commit_id", lambda commit=commit: commit)
+            record.record_config(config, tmp_path, inputs, begun=begun > 0)
+        assert record.read_record(tmp_path)["commits"] == ["a", "b"]
+        (tmp_path / "config.json").unlink()
+        with pytest.raises(ConfigError, match=r"E208.*config.json is missing"):
+            record.record_config(config, tmp_path, inputs, begun=True)
