@@ -21,7 +21,7 @@ from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.experiment import checks, parts, subjects
 from daasr_jax.experiment.installation import commit_id
-from daasr_jax.experiment.record import check_same, trained_with, with_given
+from daasr_jax.experiment.record import changed, check_same, trained_with, with_given
 from daasr_jax.experiment.saved_run import TrainedRun, load_run, open_record
 from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import SMALLEST, load_lpips
@@ -147,7 +147,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
             "prepared_sha256": prepared.key,
             "evaluated": what,
             "overlap": overlap,
-            "given": {k: v for k, v in request.given.items() if k != "data.root"},
+            "given": changed(record["config"], config.to_dict()),
             "config": config.name,
             "preset": config.preset,
             **_source(record, run),

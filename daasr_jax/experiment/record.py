@@ -272,6 +272,16 @@ def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return config.to_dict()
 
 
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Keys with another value, but for the places where data and cache lie."""
+    ran, flat = _flat(before), _flat(after)
+    return {
+        key: value
+        for key, value in flat.items()
+        if ran.get(key) != value and key not in _PLACES
+    }
+
+
 def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     """Refuses a configuration that is not the one a run was trained by.
 

@@ -96,7 +96,7 @@ def list_runs(place: Path) -> str:
     """The runs in a folder, in its folders and in those of `runs/`, a line each.
 
     Raises:
-        CheckpointError: If there is none (E404).
+        ConfigError: If there is none (E224).
     """
     found = (f for part in ("", "*/", "runs/*/") for f in place.glob(part + RECORD))
     lines = []
@@ -111,8 +111,8 @@ def list_runs(place: Path) -> str:
         words += f" x{config['scale']}, step {max(steps, default=0)}"
         lines.append(f"{folder}: {words}; {', '.join(results) or 'not evaluated'}")
     if not lines:
-        raise CheckpointError(
-            "E404",
+        raise ConfigError(
+            "E224",
             f"no run lies in {place.resolve()} or its folder runs; give --workdir=RUN, "
             f"or train first: {command('train')} --help",
         )

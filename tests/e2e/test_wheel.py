@@ -163,7 +163,7 @@ def test_refusals(installed):
     nothing = installed.run(
         *("-m", "daasr_jax.eval", "--config=quickstart_x4:fast", "--workdir=none")
     )
-    assert not complaint(nothing, "E403", 4, "python -m daasr_jax.train")
+    assert not complaint(nothing, "E404", 4, "python -m daasr_jax.train")
     weights = installed.run(
         *("-m", "daasr_jax.experiment.import_weights", "--config=hat_x5"),
         *("--torch=none.pth", "--out=converted"),

@@ -43,8 +43,7 @@ def test_command_line_and_configuration(tmp_path):
     check(
         {
             "no config": (["train.py", run], "E223", 2, "--config=configs"),
-            "no workdir": (["train.py", *SMALL, data], "E224", 2, "--workdir"),
-            "eval without config": (["eval.py", run], "E223", 2, "--config"),
+            "eval of no run": (["eval.py", run], "E404", 4, "run é 1 is no run"),
             "mistyped flag": ([*ok, "--wrkdir=x"], "E225", 2, "wrkdir"),
             "stray word": ([*ok, "config.seed=3"], "E225", 2, "config.seed=3"),
             "mistyped key": (
@@ -111,7 +110,7 @@ def test_command_line_and_configuration(tmp_path):
             ),
             "eval of nothing": (
                 ["eval.py", *SMALL, data, f"--workdir={tmp_path / 'none'}"],
-                "E403", 4, "holds no checkpoints",
+                "E404", 4, "none is no run",
             ),
         },
         tmp_path / "cache",
@@ -142,7 +141,10 @@ def test_data(tmp_path):
     names = "--config.data.subjects."
     check(
         {
-            "no root": (["train.py", *SMALL, run], "E201", 2, "--config.data.root"),
+            "no root": (
+                ["train.py", *SMALL, run], "E201", 2,
+                "--config.data.root=DIR", "DAASR_DATA", "data/brain",
+            ),
             "missing root": (train(tmp_path / "none"), "E301", 3, "none"),
             "empty root": (train(tmp_path / "empty"), "E301", 3, "empty", ".h5"),
             "truncated": (train(tmp_path / "cut"), "E302", 3, "file_001.h5"),

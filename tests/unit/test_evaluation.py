@@ -22,6 +22,7 @@ from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import describe_training, make_report, make_table
 from daasr_jax.evaluation.statistics import compared, finite_mean, summary
 from daasr_jax.experiment import evaluate
+from daasr_jax.experiment.record import record_config
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.resampling import downsample, upsample
@@ -381,9 +382,10 @@ class TestLpips:
         config.update_from_flattened_dict(
             {"data.size": size, "evaluate.border": border, "data.root": "/nowhere"}
         )
-        (tmp_path / "checkpoints").mkdir()
+        inputs = {"prepared_sha256": "x", "perceptual": {}, "start": None}
+        record_config(config.to_dict(), tmp_path, inputs)
         with pytest.raises(ConfigError, match=f"{side} pixels a side") as caught:
-            evaluate.evaluate_run(config, str(tmp_path), "test", None, lpips=True)
+            evaluate.evaluate_run(str(tmp_path), evaluate.Request(lpips=True))
         assert caught.value.code == "E231"
         assert "\n" not in str(caught.value)
 
