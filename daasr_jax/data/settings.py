@@ -13,11 +13,7 @@ SLICE_AXES = ("auto", "axial", "coronal", "sagittal")
 EXCLUDES = ("subject", "volume", "slice")
 TRACKS = ("random", "aligned")
 FASTMRI_TARGETS = ("auto", "reconstruction_esc", "reconstruction_rss", "kspace")
-
-# "patient01/study1_FLAIR.nii.gz": subject, study (optional) and contrast.
-DEFAULT_PATTERN = (
-    r"(?P<subject>[^/]+)/(?:(?P<study>[^/]*)_)?(?P<contrast>[^_/]+)\.nii(?:\.gz)?$"
-)
+SUBJECTS_FROM = ("auto", "file", "attribute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +40,10 @@ class DataSettings:
         val_subjects: Subjects to validate on.
         test_subjects: Subjects to test on.
         contrasts: Contrasts to keep; empty keeps all.
-        pattern: NIfTI only: regular expression, searched in the path below `root`
-            (with `/`), with the group `subject` and perhaps `study` and `contrast`.
+        pattern: NIfTI only: `auto` knows the trees of BIDS and IXI, and in others the
+            folder of a subject; else a regular expression, searched in the path below
+            `root` (with `/`), with the group `subject` and perhaps `study` and
+            `contrast`.
         slice_axis: NIfTI only: `auto` cuts across the thickest voxel side when it is
             over 1.5 times both others, else axially.
         slice_range: Part of a volume's slices to keep, as fractions in [0, 1].
@@ -54,6 +52,9 @@ class DataSettings:
             or `slice`. Read only to refuse splits without references.
         track: `random` or `aligned`: whether `exclude` applies to the splits.
         folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
+        subject_from: fastMRI only: whether the subject is the `attribute` patient_id of
+            a file or the name of the `file`. `auto` takes the name where the attribute
+            is missing, and says so.
         target: fastMRI only: which dataset of a file is the image. `auto` prefers
             `reconstruction_esc`, then `reconstruction_rss`, then `kspace`.
 
@@ -75,13 +76,14 @@ class DataSettings:
     val_subjects: tuple[str, ...] = ()
     test_subjects: tuple[str, ...] = ()
     contrasts: tuple[str, ...] = ()
-    pattern: str = DEFAULT_PATTERN
+    pattern: str = "auto"
     slice_axis: str = "auto"
     slice_range: tuple[float, float] = (0.0, 1.0)
     slice_step: int = 1
     exclude: str = "subject"
     track: str = "random"
     folders: tuple[str, ...] = ()
+    subject_from: str = "auto"
     target: str = "auto"
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ class DataSettings:
         _choice("data.slice_axis", self.slice_axis, SLICE_AXES)
         _choice("reference.exclude", self.exclude, EXCLUDES)
         _choice("reference.track", self.track, TRACKS)
+        _choice("data.subject_from", self.subject_from, SUBJECTS_FROM)
         _choice("data.target", self.target, FASTMRI_TARGETS)
         _range("data.size", self.size, 16 <= self.size <= 4096, "16 to 4096")
         _range("data.n_volumes", self.n_volumes, self.n_volumes >= 0, "0 or more")
@@ -106,7 +109,10 @@ class DataSettings:
         _range("data.test_fraction", test, 0 < test < 1, "in (0, 1)")
         cut = self.slice_range
         good_cut = len(cut) == 2 and 0 <= cut[0] < cut[1] <= 1
-        _range("data.slice_range", cut, good_cut, "two rising fractions in [0, 1]")
+        cuts = "data.slice_first and data.slice_last"
+        _range(cuts, cut, good_cut, "two rising fractions in [0, 1]")
+        if self.pattern == "auto":
+            return
         try:
             groups = re.compile(self.pattern).groupindex
         except re.error as error:

@@ -88,7 +88,8 @@ def not_blank(volume: np.ndarray, kept: range, name: str) -> list[int]:
         raise DataError(
             "E315",
             f"{name}: no slice with an image is left of {len(volume)}: widen "
-            "data.slice_range, lower data.slice_step or leave the subject out",
+            "data.slice_first and data.slice_last, lower data.slice_step or leave the "
+            "subject out",
         )
     return left
 

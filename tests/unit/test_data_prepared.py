@@ -185,7 +185,7 @@ class TestPrepare:
         assert found.splits["test"].index.tolist() == [1, 3, 1, 3]
         with pytest.raises(DataError) as error:
             prepare(settings(root, cache, slice_range=(0.0, 0.01)))
-        one_line(error.value, "E315", "data.slice_range")
+        one_line(error.value, "E315", "data.slice_first")
         assert not incomplete(cache)
 
     def test_constant_slices_are_dropped_and_counted(self, root, cache, caplog):

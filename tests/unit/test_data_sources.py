@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import gzip
 import logging
+import os
 
 import h5py
 import nibabel as nib
@@ -9,6 +12,7 @@ import pytest
 from daasr_jax.data import DataSettings
 from daasr_jax.data.kspace import center_crop, ifft2c, recon_size, rss_from_kspace
 from daasr_jax.data.sources import base, choose_source, fastmri, nifti, template
+from daasr_jax.data.splits import assign_splits
 from daasr_jax.errors import ConfigError, DataError
 from tests.data_fixtures import (
     HEADER,
@@ -87,15 +91,21 @@ class TestLayout:
             ("slice_step", 0),
             ("val_fraction", 1.0),
             ("test_fraction", 0.0),
-            ("slice_range", (0.5, 0.5)),
             ("pattern", "(?P<subject"),
             ("pattern", "nothing"),
+            ("subject_from", "name"),
         ],
     )
     def test_bad_settings(self, field, value):
         with pytest.raises(ConfigError) as error:
             DataSettings(**{field: value})
         one_line(error.value, field, value)
+
+    @pytest.mark.parametrize("cut", [(0.5, 0.5), (0.8, 0.2), (0.0, 1.5)])
+    def test_bad_cut_names_the_keys(self, cut):
+        with pytest.raises(ConfigError) as error:
+            DataSettings(slice_range=cut)
+        one_line(error.value, "E211", "data.slice_first", "data.slice_last", cut)
 
     def test_lists_become_tuples(self):
         assert DataSettings(contrasts=["T1"]).contrasts == ("T1",)
@@ -162,7 +172,7 @@ class TestFastMri:
         source, (volume,) = scan(tmp_path, target="reconstruction_rss")
         np.testing.assert_array_equal(source.read(volume), rss)
 
-    def test_all_bad_files_in_one_error(self, tmp_path):
+    def test_all_bad_files_in_one_error(self, tmp_path, caplog):
         image = scan_voxels(1).astype(np.float32)
         good = write_rss(tmp_path / "a_good.h5", 1, "p")
         (tmp_path / "b_empty.h5").touch()
@@ -171,21 +181,28 @@ class TestFastMri:
         (tmp_path / "d_cut.h5").write_bytes(cut[: len(cut) // 2])
         (tmp_path / "e_noise.h5").write_bytes(b"\x00\x01noise" * 100)
         write_h5(tmp_path / "f_key.h5", subject="p", reconstruction_es=image)
-        write_h5(tmp_path / "g_id.h5", subject=None, reconstruction_rss=image)
         with pytest.raises(DataError) as error:
             scan(tmp_path)
         one_line(
             error.value,
             "E302",
-            "6 of 7",
+            "5 of 6",
             "b_empty.h5: is empty",
             "web page",
             "d_cut.h5: damaged HDF5 file",
             "e_noise.h5: is not an HDF5 file",
             "reconstruction_es",
-            "and 1 more",
         )
         assert "a_good" not in str(error.value)
+        assert "more" not in str(error.value)
+        for i in range(8):
+            (tmp_path / f"h_{i}.h5").write_bytes(b"noise")
+        with pytest.raises(DataError) as error:
+            scan(tmp_path)
+        one_line(error.value, "13 of 14", "and 8 more, all in the warnings above")
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warned) == 13
+        assert any("h_7.h5: is not an HDF5 file" in text for text in warned)
 
     @pytest.mark.parametrize(
         ("arrays", "why"),
@@ -207,12 +224,78 @@ class TestFastMri:
             scan(tmp_path)
         one_line(error.value, path, why)
 
-    def test_missing_id_is_named(self, tmp_path):
+    def test_without_ids_the_file_names_are_the_subjects(self, tmp_path, caplog):
         image = scan_voxels(1).astype(np.float32)
-        write_h5(tmp_path / "a.h5", subject=None, reconstruction_rss=image)
+        for name in "abcd":
+            path = tmp_path / f"{name}.h5"
+            write_h5(path, subject=None, reconstruction_rss=image)
+        write_rss(tmp_path / "e.h5", 1, "patient5")
+        volumes = scan(tmp_path)[1]
+        assert [v.subject for v in volumes] == ["a", "b", "c", "d", "patient5"]
+        assert "4 of 5 files have no attribute patient_id" in caplog.text
+        assert "a, b, c and 1 more" in caplog.text
+        caplog.clear()
+        volumes = scan(tmp_path, subject_from="file")[1]
+        assert [v.subject for v in volumes] == list("abcde")
+        assert not caplog.records
+        with pytest.raises(DataError) as error:
+            scan(tmp_path, subject_from="attribute")
+        one_line(error.value, "E302", "4 of 5", "patient_id", "subject_from=file")
+
+    def test_named_subjects_without_ids(self, tmp_path):
+        image = scan_voxels(1).astype(np.float32)
+        for name in "abcd":
+            path = tmp_path / f"multicoil_train/{name}.h5"
+            write_h5(path, subject=None, reconstruction_rss=image)
+        lists = {"train_subjects": ("a", "b"), "test_subjects": ("c", "d")}
+        wanted = DataSettings(root=str(tmp_path), **lists)
+        splits = assign_splits(scan(tmp_path, **lists)[1], wanted)
+        named = {s: [v.subject for v in members] for s, members in splits.items()}
+        assert named == {"train": ["a", "b"], "val": [], "test": ["c", "d"]}
+
+    def test_contrasts_choose_before_the_image_is_looked_at(self, tmp_path):
+        write_rss(tmp_path / "a.h5", 1, "p1", "AXT1")
+        bad = {"reconstruction_rss": np.ones((16, 16), np.float32)}
+        write_h5(tmp_path / "b.h5", subject="p2", contrast="AXT2", **bad)
+        volumes = scan(tmp_path, contrasts="AXT1")[1]
+        assert [v.key for v in volumes] == ["a"]
+        with pytest.raises(ConfigError) as error:
+            scan(tmp_path, contrasts="FLAIR")
+        one_line(error.value, "E204", "FLAIR", "AXT1, AXT2")
+
+    def test_endings_in_any_case_and_doubles(self, tmp_path):
+        write_rss(tmp_path / "a.H5", 1, "p1")
+        write_rss(tmp_path / "b.h5", 2, "p2")
+        assert [v.key for v in scan(tmp_path)[1]] == ["a", "b"]
+        write_rss(tmp_path / "b.H5", 2, "p2")
         with pytest.raises(DataError) as error:
             scan(tmp_path)
-        one_line(error.value, "patient_id")
+        one_line(error.value, "E322", "b.h5", "b.H5", "two files of one scan")
+
+    def test_a_locked_file_is_not_damaged(self, tmp_path):
+        path = write_rss(tmp_path / "a.h5", 1, "p")
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(DataError) as error:
+                scan(tmp_path)
+        words = ("Resource temporarily unavailable", "HDF5_USE_FILE_LOCKING")
+        one_line(error.value, "E302", path, *words)
+        assert "damaged HDF5" not in str(error.value)
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO])
+    def test_what_the_system_said_is_passed_on(self, tmp_path, monkeypatch, code):
+        path = write_rss(tmp_path / "a.h5", 1, "p")
+        source, (volume,) = scan(tmp_path)
+
+        def refuse(*_, **__):
+            raise OSError(code, "h5py's own words")
+
+        monkeypatch.setattr(h5py, "File", refuse)
+        for action in (lambda: scan(tmp_path), lambda: source.read(volume)):
+            with pytest.raises(DataError) as error:
+                action()
+            one_line(error.value, "E302", path, os.strerror(code))
+            assert "damaged HDF5" not in str(error.value)
 
     def test_data_outside_the_file_is_refused(self, tmp_path):
         secret = tmp_path / "secret.bin"
