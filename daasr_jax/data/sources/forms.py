@@ -131,7 +131,7 @@ def check_people(places: Mapping[str, Place]) -> None:
     for path, spot in places.items():
         contexts[spot.subject].add(spot.context)
         for name in set(_PERSON.findall(path)):
-            if name == spot.subject or name not in spot.subject:
+            if not _tells_apart(spot.subject, name):
                 under[name].add(spot.subject)
     for name, subjects in sorted(under.items()):
         if len(subjects) > 1:
@@ -151,6 +151,14 @@ def check_people(places: Mapping[str, Place]) -> None:
                 "or as several: give --config.data.pattern, whose group "
                 f"(?P<subject>...) takes {subject} alone, or the folder with it",
             )
+
+
+def _tells_apart(subject: str, name: str) -> bool:
+    """Whether a subject is the person `name` of some place, such as `site1/sub-01`."""
+    if name not in subject:
+        return False
+    words = [word for word in re.split(r"[_/. ]", subject.replace(name, "")) if word]
+    return not all(_SESSION.fullmatch(w) or _CONTRAST.fullmatch(w) for w in words)
 
 
 def _by_pattern(paths: Sequence[str], pattern: re.Pattern[str]) -> dict[str, Place]:
@@ -227,8 +235,7 @@ def _in_folders(folders: list[str], name: str, shared: int) -> Place | None:
         study = "_".join(w for w in study.split("_") if _SESSION.fullmatch(w))
     if not subject:
         return None
-    rest = [f for i, f in enumerate(folders) if i != at and i >= shared]
-    visits = [f for f in rest if _SESSION.fullmatch(f)]
+    visits = [f for i, f in enumerate(folders) if i != at and _SESSION.fullmatch(f)]
     visits = visits or [folders[i] for i in people if i > at]
     return Place(subject, (visits or [study])[0], contrast, _context(folders[:at]))
 
