@@ -51,7 +51,11 @@ def _check_root(settings: DataSettings) -> None:
             "give --config.data.root=DIR, an existing folder",
         )
     if not os.access(root, os.R_OK | os.X_OK):
-        raise DataError("E301", f"the data root {settings.root} cannot be read")
+        raise DataError(
+            "E301",
+            f"the data root {settings.root} cannot be read: correct its permissions or "
+            "give another --config.data.root=DIR",
+        )
 
 
 def _detect(root: Path) -> str:

@@ -101,7 +101,8 @@ def scan(settings: DataSettings) -> list[Volume]:
     if settings.contrasts:
         log.info("data.contrasts takes %d of %d volumes", len(volumes), len(found))
     _warn(found, remarks)
-    log_subjects(volumes, f"data.subject_from={settings.subject_from}")
+    by = {"auto": "patient_id or file", "file": "file", "attribute": "patient_id"}
+    log_subjects(volumes, by[settings.subject_from])
     return volumes
 
 
