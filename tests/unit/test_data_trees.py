@@ -1,5 +1,6 @@
 """Which files of a tree are taken, and which person each of them belongs to."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -336,7 +337,7 @@ class TestWalk:
         (tmp_path / "p3/T2.nii").symlink_to("../.git/annex/objects/a/k2.nii")
         with pytest.raises(DataError) as error:
             scan(tmp_path)
-        one_line(error.value, "E320", "1 of 4", tmp_path / "p3/T2.nii", "datalad get")
+        one_line(error.value, "E320", "1 links", tmp_path / "p3/T2.nii", "datalad get")
         assert "damaged" not in str(error.value)
         assert len(scan(tmp_path, contrasts="T1")) == 3
 
@@ -352,6 +353,53 @@ class TestWalk:
         with pytest.raises(DataError) as error:
             scan(tmp_path)
         one_line(error.value, "E320", path, "-> /mnt/not_mounted/file: mount the disk")
+
+    def test_linked_folders_that_are_not_there(self, tmp_path):
+        root = write(tmp_path / "n", "p1/T1.nii", "p2/T1.nii")
+        (root / "README.txt").symlink_to("gone.txt")
+        (root / "LICENSE").symlink_to(".git/annex/objects/x/LICENSE")
+        assert len(scan(root)) == 2
+        (root / "p3").symlink_to("/mnt/not_mounted/p3")
+        with pytest.raises(DataError) as error:
+            scan(root)
+        one_line(error.value, "E320", f"{root / 'p3'} -> /mnt/not_mounted/p3")
+        root = fastmri_root(tmp_path / "f")
+        (root / "brain_train").symlink_to("/mnt/not_mounted/train")
+        with pytest.raises(DataError) as error:
+            scan(root)
+        one_line(error.value, "E320", root / "brain_train")
+        assert len(scan(root, folders="multicoil_train")) == 6
+
+    def test_a_link_into_a_closed_folder(self, tmp_path, monkeypatch):
+        root = write(tmp_path / "root", "p1/T1.nii")
+        store = write(tmp_path / "store", "p2/T1.nii")
+        (root / "p2").symlink_to(store / "p2")
+        (root / "notes.txt").symlink_to(store / "notes.txt")
+        listed = os.scandir
+
+        class Closed:
+            """A link whose target may not be looked at."""
+
+            def __init__(self, name):
+                self.name = name
+
+            def is_dir(self):
+                raise PermissionError(13, "Permission denied")
+
+            def is_symlink(self):
+                return True
+
+        @contextlib.contextmanager
+        def scandir(path):
+            if Path(path).name == "p2":
+                raise PermissionError(13, "Permission denied")
+            with listed(path) as found:
+                yield [Closed(e.name) if e.is_symlink() else e for e in found]
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(DataError) as error:
+            scan(root)
+        one_line(error.value, "E302", "1 folders", f"{root / 'p2'} (Permission denied)")
 
     @pytest.mark.parametrize(
         ("content", "remedy"),

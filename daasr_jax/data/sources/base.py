@@ -167,8 +167,8 @@ def report_bad_files(root: str, bad: Sequence[tuple[Path, str]], total: int) -> 
     )
 
 
-def report_dangling(root: str, paths: Sequence[Path], total: int) -> None:
-    """Raises one DataError (E320) for files that are links to nothing, if any."""
+def report_dangling(root: str | Path, paths: Sequence[Path]) -> None:
+    """Raises one DataError (E320) for links to nothing, if any."""
     if not paths:
         return
     first = paths[0]
@@ -179,9 +179,9 @@ def report_dangling(root: str, paths: Sequence[Path], total: int) -> None:
         remedy = "mount the disk that it leads to, or correct the link"
     raise DataError(
         "E320",
-        f"{len(paths)} of {total} files under {root} are links whose content is not "
-        f"here, the first is {first} -> {target}: {remedy}; data.contrasts, "
-        "data.pattern and data.folders can leave files out",
+        f"{len(paths)} links under {root} lead to content that is not here, the first "
+        f"is {first} -> {target}: {remedy}; data.contrasts, data.pattern and "
+        "data.folders can leave files out",
     )
 
 

@@ -83,7 +83,7 @@ def scan(settings: DataSettings) -> list[Volume]:
     files = _find(tree, settings.folders)
     report_doubles([(_key(path, root), path) for path, _ in files])
     dangling = sorted(set(tree.dangling) & {path for path, _ in files})
-    report_dangling(settings.root, dangling, len(files))
+    report_dangling(root, dangling)
     found, bad = [], []
     remarks: dict[str, list[tuple[Path, str]]] = {}
     for path, role in track(files, "reading headers", len(files)):
@@ -131,7 +131,7 @@ def read(volume: Volume) -> np.ndarray:
 def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
     """The files to use, with their roles; what is left out is said."""
     root = tree.root
-    unread = [path for path, _ in tree.unreadable if path != root]
+    unread = [path for path, _ in tree.unreadable if path != root] + tree.lost
     every = sorted({path.name for path in (*tree.folders, *unread)})
     roles = {
         name: match[1]
@@ -146,7 +146,8 @@ def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
             f"of {root}; there are: {', '.join(sorted(roles)) or 'none'}",
         )
     used = {name: role for name, role in roles.items() if not wanted or name in wanted}
-    # an unreadable folder that is not used stops nobody
+    # a folder that is not used stops nobody
+    tree.lost = [path for path in tree.lost if path.name in (used or every)]
     tree.unreadable = [
         (path, why)
         for path, why in tree.unreadable

@@ -71,7 +71,7 @@ def scan(settings: DataSettings) -> list[Volume]:
     form, places = _choose(sorted(paths), settings)
     report_doubles([(without_ending(name), paths[name]) for name in places])
     dangling = set(tree.dangling) & {paths[name] for name in places}
-    report_dangling(settings.root, sorted(dangling), len(places))
+    report_dangling(root, sorted(dangling))
     volumes, bad = [], []
     remarks: dict[str, list[Path]] = {}
     for name, spot in track(places.items(), "reading headers", len(places)):

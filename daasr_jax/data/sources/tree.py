@@ -5,13 +5,20 @@ skipped is named with its number.
 """
 
 import dataclasses
+import errno
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from daasr_jax.data.sources.base import log, some, system_words
+from daasr_jax.data.sources.base import (
+    log,
+    report_dangling,
+    some,
+    system_words,
+)
 from daasr_jax.errors import DataError
 
 # Folders that a system or a file server keeps for itself, deleted files among them.
@@ -40,6 +47,7 @@ class Tree:
         files: Data files, sorted; links to files among them.
         folders: Folders that were read, without the root.
         dangling: Data files that are links to nothing.
+        lost: Other links to nothing, whose names are those of folders.
         unreadable: Folders that could not be read, and what the system said.
         hidden: Hidden folders and data files, which are skipped.
         repeated: Links to folders that were read already, which are skipped.
@@ -51,6 +59,7 @@ class Tree:
     files: list[Path] = dataclasses.field(default_factory=list)
     folders: list[Path] = dataclasses.field(default_factory=list)
     dangling: list[Path] = dataclasses.field(default_factory=list)
+    lost: list[Path] = dataclasses.field(default_factory=list)
     unreadable: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
     hidden: list[Path] = dataclasses.field(default_factory=list)
     repeated: list[Path] = dataclasses.field(default_factory=list)
@@ -61,7 +70,8 @@ class Tree:
         """Says what was skipped and which links lead elsewhere.
 
         Raises:
-            DataError: If a folder could not be read (E302).
+            DataError: If a folder could not be read (E302), or is a link to nothing
+                (E320).
         """
         if self.unreadable:
             named = some([f"{path} ({why})" for path, why in self.unreadable])
@@ -71,6 +81,7 @@ class Tree:
                 f"{named}; correct their permissions (chmod -R u+rX), or give another "
                 "--config.data.root=DIR",
             )
+        report_dangling(self.root, self.lost)
         if self.hidden:
             log.info(
                 "skipped %d hidden folders and files: %s",
@@ -154,7 +165,7 @@ def walk(root: Path, endings: tuple[str, ...], *, depth: int | None = None) -> T
             tree.folders.append(folder)
         for entry in entries:
             path = folder / entry.name
-            if not _is_folder(entry):
+            if not _is_folder(entry, endings):
                 _sort_in(tree, entry, path, endings, top)
             elif entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                 tree.hidden.append(path)
@@ -177,6 +188,8 @@ def _sort_in(
 ) -> None:
     name = entry.name.lower()
     if not name.endswith(endings):
+        if _named_as_folder(name) and entry.is_symlink() and not _is_here(path):
+            tree.lost.append(path)
         ending = os.path.splitext(name)[1]
         if ending in _FOREIGN and not name.startswith("."):
             tree.foreign[ending] += 1
@@ -195,11 +208,18 @@ def _sort_in(
             tree.outside.append(path)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str], endings: tuple[str, ...]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads into an unreadable folder, or to itself
+    except PermissionError:  # a link into a closed folder; reading it will say so
+        name = entry.name.lower()
+        return _named_as_folder(name) and not name.endswith(endings)
+    except OSError:  # a link to itself
         return False
+
+
+def _named_as_folder(name: str) -> bool:
+    return not name.startswith(".") and not re.search(r"\.[a-z0-9]{1,5}$", name)
 
 
 def _leads_to_file(path: Path) -> bool:
@@ -209,6 +229,15 @@ def _leads_to_file(path: Path) -> bool:
         return True  # it is reported when it is opened
     except OSError:
         return False
+
+
+def _is_here(path: Path) -> bool:
+    """False for a link to nothing, but for one into an annex or a circle of links."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP or "annex/objects" in os.readlink(path)
+    return True
 
 
 def _holds(folder: str, path: str) -> bool:
