@@ -529,6 +529,10 @@ class TestKspace:
         assert line.startswith("2 of 2 k-space files")
         for part in (words, tmp_path / "a.h5", "--config.data.resize=pad"):
             assert str(part) in line
+        caplog.clear()
+        scan(tmp_path, resize="pad")
+        assert "resize=pad" not in caplog.text
+        assert words in caplog.text
 
     @pytest.mark.parametrize("kind", ["packed", "many", "beside"])
     def test_the_length_of_a_header_is_judged_before_it_is_read(

@@ -185,6 +185,11 @@ class TestSubjects:
             scan(write(tmp_path, *names), pattern=pattern)
         one_line(error.value, "E321", word, "--config.data.pattern")
 
+    @pytest.mark.parametrize("name", ["t1_pat2.nii", "T1_sub.nii", "subtraction_1.nii"])
+    def test_words_of_scanners_are_no_people(self, tmp_path, name):
+        volumes = scan(write(tmp_path, f"p1/{name}", f"p2/{name}"))
+        assert [v.subject for v in volumes] == ["p1", "p2"]
+
     def test_the_way_out_of_two_people_of_one_name(self, tmp_path):
         write(tmp_path, "ds1/sub-01/sub-01_T1w.nii", "ds2/sub-01/sub-01_T1w.nii")
         two = scan(tmp_path, pattern=r"(?P<subject>ds\d/sub-\d+)/")

@@ -100,7 +100,7 @@ def scan(settings: DataSettings) -> list[Volume]:
     volumes = [one.volume for one in found if one.volume]
     if settings.contrasts:
         log.info("data.contrasts takes %d of %d volumes", len(volumes), len(found))
-    _warn(found, remarks)
+    _warn(found, remarks, settings.resize)
     by = {"auto": "patient_id or file", "file": "file", "attribute": "patient_id"}
     log_subjects(volumes, by[settings.subject_from])
     return volumes
@@ -184,7 +184,9 @@ def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
     return [(path, "") for path in plain]
 
 
-def _warn(found: Sequence[_Found], remarks: dict[str, list[tuple[Path, str]]]) -> None:
+def _warn(
+    found: Sequence[_Found], remarks: dict[str, list[tuple[Path, str]]], resize: str
+) -> None:
     named = [one.volume.subject for one in found if one.volume and one.by_file]
     if named:
         log.warning(
@@ -195,16 +197,18 @@ def _warn(found: Sequence[_Found], remarks: dict[str, list[tuple[Path, str]]]) -
             len(found),
             some(named),
         )
+    remedy = "; --config.data.resize=pad keeps the shape of images that are not square"
+    remedy *= resize != "pad"
     for remark, places in remarks.items():
         path, sizes = places[0]
         log.warning(
-            "%d of %d k-space files %s; the first is %s: %s; "
-            "--config.data.resize=pad keeps the shape of images that are not square",
+            "%d of %d k-space files %s; the first is %s: %s%s",
             len(places),
             len(found),
             remark,
             path,
             sizes,
+            remedy,
         )
 
 

@@ -64,7 +64,7 @@ _PERSON_FOLDER = _names(
 )
 # A name that means one person wherever it stands.
 _PERSON = re.compile(
-    r"(?<![a-z0-9])(sub-[a-z0-9]+|(?:sub|subj|subject|patient|pat|participant)[-_]?\d+"
+    r"(?<![a-z0-9])(sub-[a-z0-9]+|(?:sub|subj|subject|patient|participant)[-_]?\d+"
     r"|ixi\d+|oas\d{4,}|\d{3}_s_\d{4})(?![a-z0-9])",
     re.IGNORECASE,
 )
