@@ -18,7 +18,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from daasr_jax.data import DEFAULT_PATTERN
 from daasr_jax.experiment.keywords import keywords
 from daasr_jax.models.daasr import PRESETS
 
@@ -62,7 +61,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "contrasts": "",
             "folders": "",
             "target": "auto",
-            "pattern": DEFAULT_PATTERN,
+            "subject_from": "auto",  # "attribute" patient_id, or "file" name
+            "pattern": "auto",  # or a regular expression with (?P<subject>...)
             "slice_axis": "auto",
             "slice_first": 0.0,  # part of a volume's slices to keep, of [0, 1]: from
             "slice_last": 1.0,  # likewise: to

@@ -8,11 +8,10 @@ from daasr_jax.data.batches import (
 )
 from daasr_jax.data.pairs import Pairing, ReferenceRule, draw_pairing, load_pairing
 from daasr_jax.data.prepared import PreparedSet, prepare
-from daasr_jax.data.settings import DEFAULT_PATTERN, DataSettings
+from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.table import SliceTable
 
 __all__ = [
-    "DEFAULT_PATTERN",
     "DataSettings",
     "Pairing",
     "PreparedSet",

@@ -16,7 +16,7 @@ from daasr_jax.errors import DataError
 from daasr_jax.files import write_atomically
 
 # Raise it when a reader changes what it returns for the same file.
-READER_VERSION = 1
+READER_VERSION = 2
 MEMORY_FILE = "content-v2.json"
 
 

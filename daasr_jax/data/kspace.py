@@ -5,6 +5,8 @@ import re
 import numpy as np
 
 MAX_HEADER_BYTES = 2**20
+# fastMRI reads out twice the field of view: 640 rows for 320 to 400 columns.
+_OVERSAMPLED = 1.6
 
 
 def ifft2c(kspace: np.ndarray) -> np.ndarray:
@@ -81,7 +83,90 @@ def recon_size(header: bytes | str, height: int, width: int) -> tuple[int, int]:
         ValueError: If the header is too long, declares a document type or an entity,
             or has no reconSpace matrix size.
     """
-    text = header.decode("utf-8", "replace") if isinstance(header, bytes) else header
+    rows, columns = _asked(header, height, width)
+    return min(rows, height), min(columns, width)
+
+
+def check_axes(shape: tuple[int, ...], header: bytes | str | None) -> None:
+    """Refuses a k-space whose axes are in another order than fastMRI's.
+
+    Args:
+        shape: (slices, coils, readout, phase) or (slices, readout, phase).
+        header: The XML of `ismrmrd_header`, where there is one.
+
+    Raises:
+        ValueError: If the sizes, or the header's numbers of coils and slices, say so.
+    """
+    order = "the order is (slices, coils, readout, phase)"
+    slices, coils, (height, width) = shape[0], 1, shape[-2:]
+    if len(shape) == 3:
+        order = "the order is (slices, readout, phase) where there are no coils"
+    else:
+        coils = shape[1]
+    plane = f"cannot be {{}} beside planes of {height}x{width}: {order}"
+    if coils > min(height, width):
+        fault = plane.format("coils")
+        raise ValueError(f"kspace is {shape}, and its axis 1 ({coils}) {fault}")
+    if slices > max(height, width) and slices > 4 * min(height, width):
+        fault = plane.format("slices")
+        raise ValueError(f"kspace is {shape}, and its axis 0 ({slices}) {fault}")
+    if header is None or coils == slices:
+        return
+    text = _text(header)
+    counts = [
+        int(found[1]) if (found := re.search(form, text)) else -1
+        for form in (
+            r"<receiverChannels>\s*(\d{1,6})\s*</receiverChannels>",
+            r"<slice>\s*<minimum>0</minimum>\s*<maximum>(\d{1,6})</maximum>",
+        )
+    ]
+    if (counts[0], counts[1] + 1) == (slices, coils):
+        raise ValueError(
+            f"kspace is {shape}, and ismrmrd_header has {slices} coils and {coils} "
+            f"slices: {order}"
+        )
+
+
+def plane_remark(
+    height: int, width: int, header: bytes | str | None
+) -> tuple[str, str] | None:
+    """What is odd in a plane of k-space that is used all the same.
+
+    Args:
+        height: Rows, the readout.
+        width: Columns, the phase encoding.
+        header: The XML of `ismrmrd_header`, where there is one.
+
+    Returns:
+        The kind of oddity, as what is said of the file, and its sizes; None without.
+    """
+    if header is not None:
+        rows, columns = _asked(header, height, width)
+        if rows <= height and columns <= width:
+            return None
+        kept = f"{min(rows, height)}x{min(columns, width)}"
+        return (
+            "hold less than their ismrmrd_header asks for",
+            f"{height} rows (readout) and {width} columns (phase) where it asks for "
+            f"{rows} and {columns}, so its images are {kept}",
+        )
+    if height >= _OVERSAMPLED * width:
+        return (
+            "have no ismrmrd_header and seem oversampled along the readout",
+            f"{height} rows (readout) and {width} columns (phase), all kept",
+        )
+    if width >= _OVERSAMPLED * height:
+        return (
+            "have no ismrmrd_header and seem to hold the readout as their last axis, "
+            "where the order is (slices, coils, readout, phase)",
+            f"{height} rows and {width} columns, all kept",
+        )
+    return None
+
+
+def _asked(header: bytes | str, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that the header asks for, within the k-space or not."""
+    text = _text(header)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"ismrmrd_header is longer than {MAX_HEADER_BYTES} bytes")
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
@@ -93,7 +178,11 @@ def recon_size(header: bytes | str, height: int, width: int) -> tuple[int, int]:
     encoded = _matrix_size(text, "encodedSpace")
     if encoded == (width, height) and height != width:
         rows, columns = columns, rows
-    return min(rows, height), min(columns, width)
+    return rows, columns
+
+
+def _text(header: bytes | str) -> str:
+    return header.decode("utf-8", "replace") if isinstance(header, bytes) else header
 
 
 def _matrix_size(text: str, space: str) -> tuple[int, int] | None:

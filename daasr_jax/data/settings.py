@@ -15,11 +15,7 @@ TRACKS = ("random", "aligned")
 ALIGNED = ("neighbour", "contrast")
 SPLITS = ("train", "val", "test")
 FASTMRI_TARGETS = ("auto", "reconstruction_esc", "reconstruction_rss", "kspace")
-
-# "patient01/study1_FLAIR.nii.gz": subject, study (optional) and contrast.
-DEFAULT_PATTERN = (
-    r"(?P<subject>[^/]+)/(?:(?P<study>[^/]*)_)?(?P<contrast>[^_/]+)\.nii(?:\.gz)?$"
-)
+SUBJECTS_FROM = ("auto", "file", "attribute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +44,10 @@ class DataSettings:
         val_subjects: Subjects to validate on.
         test_subjects: Subjects to test on.
         contrasts: Contrasts to keep; empty keeps all.
-        pattern: NIfTI only: regular expression, searched in the path below `root`
-            (with `/`), with the group `subject` and perhaps `study` and `contrast`.
+        pattern: NIfTI only: `auto` knows the trees of BIDS and IXI, and in others the
+            folder of a subject; else a regular expression, searched in the path below
+            `root` (with `/`), with the group `subject` and perhaps `study` and
+            `contrast`.
         slice_axis: NIfTI only: `auto` cuts across the thickest voxel side when it is
             over 1.5 times both others, else axially.
         slice_range: Part of a volume's slices to keep, as fractions in [0, 1].
@@ -62,6 +60,9 @@ class DataSettings:
         aligned: `neighbour` or `contrast`: which volumes the track `aligned` leaves
             out, because none of their slices has a reference.
         folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
+        subject_from: fastMRI only: whether the subject is the `attribute` patient_id of
+            a file or the name of the `file`. `auto` takes the name where the attribute
+            is missing, and says so.
         target: fastMRI only: which dataset of a file is the image. `auto` prefers
             `reconstruction_esc`, then `reconstruction_rss`, then `kspace`.
 
@@ -87,7 +88,7 @@ class DataSettings:
     val_subjects: tuple[str, ...] = ()
     test_subjects: tuple[str, ...] = ()
     contrasts: tuple[str, ...] = ()
-    pattern: str = DEFAULT_PATTERN
+    pattern: str = "auto"
     slice_axis: str = "auto"
     slice_range: tuple[float, float] = (0.0, 1.0)
     slice_step: int = 1
@@ -96,6 +97,7 @@ class DataSettings:
     track: str = "random"
     aligned: str = "neighbour"
     folders: tuple[str, ...] = ()
+    subject_from: str = "auto"
     target: str = "auto"
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class DataSettings:
         _choice("reference.exclude", self.exclude, EXCLUDES)
         _choice("reference.track", self.track, TRACKS)
         _choice("reference.aligned", self.aligned, ALIGNED)
+        _choice("data.subject_from", self.subject_from, SUBJECTS_FROM)
         _choice("data.target", self.target, FASTMRI_TARGETS)
         _range("data.size", self.size, 16 <= self.size <= 4096, "16 to 4096")
         _range("data.n_volumes", self.n_volumes, self.n_volumes >= 0, "0 or more")
@@ -126,6 +129,8 @@ class DataSettings:
         wanted = "two rising fractions in [0, 1]"
         _range("data.slice_first, data.slice_last", cut, good_cut, wanted)
         self._check_one_way()
+        if self.pattern == "auto":
+            return
         try:
             groups = re.compile(self.pattern).groupindex
         except re.error as error:

@@ -55,6 +55,7 @@ def data_settings(config: Config) -> data.DataSettings:
         contrasts=names(d.contrasts),
         folders=names(d.folders),
         target=d.target,
+        subject_from=d.subject_from,
         pattern=d.pattern,
         slice_axis=d.slice_axis,
         slice_range=(d.slice_first, d.slice_last),

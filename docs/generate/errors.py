@@ -21,6 +21,7 @@ COMMAND = "python docs/generate/errors.py"
 
 # One code, one meaning. Codes that several modules raise, with that meaning:
 SHARED = {
+    "E204": "data.contrasts names a contrast that no volume has",
     "E209": "the folder of the run cannot be written",
     "E210": "a setting of the configuration does not fit",
     "E211": "a setting of the data is outside its range",

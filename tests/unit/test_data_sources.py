@@ -1,5 +1,10 @@
+import errno
+import fcntl
 import gzip
 import logging
+import os
+import resource
+import tracemalloc
 
 import h5py
 import nibabel as nib
@@ -9,6 +14,7 @@ import pytest
 from daasr_jax.data import DataSettings
 from daasr_jax.data.kspace import center_crop, ifft2c, recon_size, rss_from_kspace
 from daasr_jax.data.sources import base, choose_source, fastmri, nifti, template
+from daasr_jax.data.splits import assign_splits
 from daasr_jax.errors import ConfigError, DataError
 from tests.data_fixtures import (
     HEADER,
@@ -27,6 +33,26 @@ def fft2c(image):
     shifted = np.fft.ifftshift(image, axes=(-2, -1))
     spectrum = np.fft.fft2(shifted, axes=(-2, -1), norm="ortho")
     return np.fft.fftshift(spectrum, axes=(-2, -1))
+
+
+def shifted(affine, by):
+    moved = affine.copy()
+    moved[0, 3] += by
+    return moved
+
+
+def turned(affine, degrees):
+    """The affine turned about the first axis of the patient."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[c, -s], [s, c]]
+    return turn @ affine
+
+
+def sheared(affine, by):
+    shear = np.eye(4)
+    shear[0, 1] = by
+    return shear @ affine
 
 
 def scan(root, **changes):
@@ -87,9 +113,9 @@ class TestLayout:
             ("slice_step", 0),
             ("val_fraction", 1.0),
             ("test_fraction", 0.0),
-            ("slice_range", (0.5, 0.5)),
             ("pattern", "(?P<subject"),
             ("pattern", "nothing"),
+            ("subject_from", "name"),
         ],
     )
     def test_bad_settings(self, field, value):
@@ -97,6 +123,12 @@ class TestLayout:
             DataSettings(**{field: value})
         name = {"slice_range": "data.slice_first, data.slice_last"}.get(field, field)
         one_line(error.value, name, value)
+
+    @pytest.mark.parametrize("cut", [(0.5, 0.5), (0.8, 0.2), (0.0, 1.5)])
+    def test_bad_cut_names_the_keys(self, cut):
+        with pytest.raises(ConfigError) as error:
+            DataSettings(slice_range=cut)
+        one_line(error.value, "E211", "data.slice_first", "data.slice_last", cut)
 
     def test_lists_become_tuples(self):
         assert DataSettings(contrasts=["T1"]).contrasts == ("T1",)
@@ -163,7 +195,7 @@ class TestFastMri:
         source, (volume,) = scan(tmp_path, target="reconstruction_rss")
         np.testing.assert_array_equal(source.read(volume), rss)
 
-    def test_all_bad_files_in_one_error(self, tmp_path):
+    def test_all_bad_files_in_one_error(self, tmp_path, caplog):
         image = scan_voxels(1).astype(np.float32)
         good = write_rss(tmp_path / "a_good.h5", 1, "p")
         (tmp_path / "b_empty.h5").touch()
@@ -172,21 +204,28 @@ class TestFastMri:
         (tmp_path / "d_cut.h5").write_bytes(cut[: len(cut) // 2])
         (tmp_path / "e_noise.h5").write_bytes(b"\x00\x01noise" * 100)
         write_h5(tmp_path / "f_key.h5", subject="p", reconstruction_es=image)
-        write_h5(tmp_path / "g_id.h5", subject=None, reconstruction_rss=image)
         with pytest.raises(DataError) as error:
             scan(tmp_path)
         one_line(
             error.value,
             "E302",
-            "6 of 7",
+            "5 of 6",
             "b_empty.h5: is empty",
             "web page",
             "d_cut.h5: damaged HDF5 file",
             "e_noise.h5: is not an HDF5 file",
             "reconstruction_es",
-            "and 1 more",
         )
         assert "a_good" not in str(error.value)
+        assert "more" not in str(error.value)
+        for i in range(8):
+            (tmp_path / f"h_{i}.h5").write_bytes(b"noise")
+        with pytest.raises(DataError) as error:
+            scan(tmp_path)
+        one_line(error.value, "13 of 14", "and 8 more, all in the warnings above")
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warned) == 13
+        assert any("h_7.h5: is not an HDF5 file" in text for text in warned)
 
     @pytest.mark.parametrize(
         ("arrays", "why"),
@@ -208,12 +247,78 @@ class TestFastMri:
             scan(tmp_path)
         one_line(error.value, path, why)
 
-    def test_missing_id_is_named(self, tmp_path):
+    def test_without_ids_the_file_names_are_the_subjects(self, tmp_path, caplog):
         image = scan_voxels(1).astype(np.float32)
-        write_h5(tmp_path / "a.h5", subject=None, reconstruction_rss=image)
+        for name in "abcd":
+            path = tmp_path / f"{name}.h5"
+            write_h5(path, subject=None, reconstruction_rss=image)
+        write_rss(tmp_path / "e.h5", 1, "patient5")
+        volumes = scan(tmp_path)[1]
+        assert [v.subject for v in volumes] == ["a", "b", "c", "d", "patient5"]
+        assert "4 of 5 files have no attribute patient_id" in caplog.text
+        assert "a, b, c and 1 more" in caplog.text
+        caplog.clear()
+        volumes = scan(tmp_path, subject_from="file")[1]
+        assert [v.subject for v in volumes] == list("abcde")
+        assert not caplog.records
+        with pytest.raises(DataError) as error:
+            scan(tmp_path, subject_from="attribute")
+        one_line(error.value, "E302", "4 of 5", "patient_id", "subject_from=file")
+
+    def test_named_subjects_without_ids(self, tmp_path):
+        image = scan_voxels(1).astype(np.float32)
+        for name in "abcd":
+            path = tmp_path / f"multicoil_train/{name}.h5"
+            write_h5(path, subject=None, reconstruction_rss=image)
+        lists = {"train_subjects": ("a", "b"), "test_subjects": ("c", "d")}
+        wanted = DataSettings(root=str(tmp_path), **lists)
+        splits = assign_splits(scan(tmp_path, **lists)[1], wanted)
+        named = {s: [v.subject for v in members] for s, members in splits.items()}
+        assert named == {"train": ["a", "b"], "val": [], "test": ["c", "d"]}
+
+    def test_contrasts_choose_before_the_image_is_looked_at(self, tmp_path):
+        write_rss(tmp_path / "a.h5", 1, "p1", "AXT1")
+        bad = {"reconstruction_rss": np.ones((16, 16), np.float32)}
+        write_h5(tmp_path / "b.h5", subject="p2", contrast="AXT2", **bad)
+        volumes = scan(tmp_path, contrasts="AXT1")[1]
+        assert [v.key for v in volumes] == ["a"]
+        with pytest.raises(ConfigError) as error:
+            scan(tmp_path, contrasts="FLAIR")
+        one_line(error.value, "E204", "FLAIR", "AXT1, AXT2")
+
+    def test_endings_in_any_case_and_doubles(self, tmp_path):
+        write_rss(tmp_path / "a.H5", 1, "p1")
+        write_rss(tmp_path / "b.h5", 2, "p2")
+        assert [v.key for v in scan(tmp_path)[1]] == ["a", "b"]
+        write_rss(tmp_path / "b.H5", 2, "p2")
         with pytest.raises(DataError) as error:
             scan(tmp_path)
-        one_line(error.value, "patient_id")
+        one_line(error.value, "E322", "b.h5", "b.H5", "two files of one scan")
+
+    def test_a_locked_file_is_not_damaged(self, tmp_path):
+        path = write_rss(tmp_path / "a.h5", 1, "p")
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(DataError) as error:
+                scan(tmp_path)
+        words = ("Resource temporarily unavailable", "HDF5_USE_FILE_LOCKING")
+        one_line(error.value, "E302", path, *words)
+        assert "damaged HDF5" not in str(error.value)
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO])
+    def test_what_the_system_said_is_passed_on(self, tmp_path, monkeypatch, code):
+        path = write_rss(tmp_path / "a.h5", 1, "p")
+        source, (volume,) = scan(tmp_path)
+
+        def refuse(*_, **__):
+            raise OSError(code, "h5py's own words")
+
+        monkeypatch.setattr(h5py, "File", refuse)
+        for action in (lambda: scan(tmp_path), lambda: source.read(volume)):
+            with pytest.raises(DataError) as error:
+                action()
+            one_line(error.value, "E302", path, os.strerror(code))
+            assert "damaged HDF5" not in str(error.value)
 
     def test_data_outside_the_file_is_refused(self, tmp_path):
         secret = tmp_path / "secret.bin"
@@ -363,6 +468,101 @@ class TestKspace:
             scan(tmp_path)
         one_line(error.value, path, "entity")
 
+    @pytest.mark.parametrize(
+        ("shape", "words"),
+        [
+            ((64, 48, 4, 3), "axis 1 (48) cannot be coils beside planes of 4x3"),
+            ((3, 64, 48, 4), "axis 1 (64) cannot be coils beside planes of 48x4"),
+            ((64, 48, 12), "axis 0 (64) cannot be slices beside planes of 48x12"),
+            ((64, 4, 48, 12), "axis 0 (64) cannot be slices beside planes of 48x12"),
+        ],
+    )
+    def test_axes_in_another_order(self, tmp_path, shape, words):
+        kspace = np.ones(shape, np.complex64)
+        path = write_h5(tmp_path / "a.h5", subject="p", kspace=kspace)
+        with pytest.raises(DataError) as error:
+            scan(tmp_path)
+        one_line(error.value, "E302", path, words, "the order is (slices, ")
+        one_line(error.value, "readout, phase)")
+
+    def test_coils_and_slices_by_the_header(self, tmp_path):
+        more = (
+            "<receiverChannels>5</receiverChannels><encodingLimits><slice>"
+            "<minimum>0</minimum><maximum>2</maximum></slice></encodingLimits>"
+        )
+        header = HEADER.format(ex=32, ey=24, x=24, y=24) + more
+        right, swapped = np.ones((2, 3, 5, 32, 24), np.complex64), None
+        write_h5(tmp_path / "a.h5", subject="p", header=header, kspace=right[0])
+        assert scan(tmp_path)[1][0].shape == (3, 24, 24)
+        swapped = right[0].transpose(1, 0, 2, 3)
+        write_h5(tmp_path / "b.h5", subject="p", header=header, kspace=swapped)
+        with pytest.raises(DataError) as error:
+            scan(tmp_path)
+        one_line(error.value, "b.h5", "has 5 coils and 3 slices: the order is (slices")
+
+    @pytest.mark.parametrize(
+        ("plane", "asked", "words"),
+        [
+            ((64, 32), None, "seem oversampled along the readout; the first is"),
+            ((64, 37), None, "64 rows (readout) and 37 columns (phase), all kept"),
+            ((32, 64), None, "the readout as their last axis, where the order is"),
+            ((64, 26), (32, 32), "26 columns (phase) where it asks for 32 and 32, so "
+             "its images are 32x26"),
+            ((24, 64), (32, 32), "24 rows (readout) and 64 columns"),
+            ((64, 40), (32, 32), ""),
+            ((40, 32), None, ""),
+        ],
+    )  # fmt: skip
+    def test_planes_that_are_odd_are_said(self, tmp_path, caplog, plane, asked, words):
+        header = None
+        if asked:
+            header = HEADER.format(ex=plane[0], ey=plane[1], x=asked[0], y=asked[1])
+        kspace = np.ones((2, 3, *plane), np.complex64)
+        for name in "ab":
+            path = tmp_path / f"{name}.h5"
+            write_h5(path, subject=name, header=header, kspace=kspace)
+        scan(tmp_path)
+        said = [r.getMessage() for r in caplog.records]
+        if not words:
+            assert not said
+            return
+        (line,) = said
+        assert line.startswith("2 of 2 k-space files")
+        for part in (words, tmp_path / "a.h5", "--config.data.resize=pad"):
+            assert str(part) in line
+        caplog.clear()
+        scan(tmp_path, resize="pad")
+        assert "resize=pad" not in caplog.text
+        assert words in caplog.text
+
+    @pytest.mark.parametrize("kind", ["packed", "many", "beside"])
+    def test_the_length_of_a_header_is_judged_before_it_is_read(
+        self, tmp_path, monkeypatch, kind
+    ):
+        kspace = np.ones((2, 16, 16), np.complex64)
+        path = write_h5(tmp_path / "a.h5", subject="p", kspace=kspace)
+        with h5py.File(path, "a") as file:
+            name = "ismrmrd_header"
+            if kind == "packed":  # 64 MiB in some KiB
+                file.create_dataset(
+                    name, (1,), f"S{2**26}", chunks=(1,), compression="gzip"
+                )
+                file[name][0] = b"<"
+            elif kind == "many":
+                file.create_dataset(
+                    name, (2**20,), "S64", chunks=(2**16,), compression="gzip"
+                )
+            else:
+                file[name] = "x" * 2**21
+                monkeypatch.setattr(fastmri, "_MAX_BESIDE_BYTES", 2**20)
+        tracemalloc.start()
+        with pytest.raises(DataError) as error:
+            scan(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        one_line(error.value, path, "ismrmrd_header")
+        assert peak < 2**21
+
 
 class TestNifti:
     def test_names_and_voxels(self, tmp_path):
@@ -503,6 +703,144 @@ class TestNifti:
         nib.save(nib.Nifti1Image(np.ones((16, 16, 16), np.uint8), None), path)
         scan(tmp_path)
         assert "no orientation" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("shape", "good"),
+        [((16, 16, 4, 1), True), ((16, 16, 4, 1, 1), True), ((16, 16, 4, 2), False)],
+    )
+    def test_a_last_axis_of_one(self, tmp_path, shape, good):
+        voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape, order="F")
+        path = tmp_path / "p/T1.nii.gz"
+        path.parent.mkdir()
+        nib.save(nib.Nifti1Image(voxels, LPS_AFFINE), path)
+        if not good:
+            with pytest.raises(DataError) as error:
+                scan(tmp_path)
+            one_line(error.value, "E302", path, shape, "three axes")
+            return
+        source, (volume,) = scan(tmp_path)
+        assert volume.shape == (4, 16, 16)
+        wanted = voxels.reshape(shape[:3]).transpose(2, 1, 0)
+        np.testing.assert_array_equal(source.read(volume), wanted)
+
+    @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+    @pytest.mark.parametrize("order", ["<", ">"])
+    def test_the_content_says_whether_a_file_is_packed(self, tmp_path, kind, order):
+        voxels = scan_voxels(3)
+        header = kind.header_class(endianness=order)
+        image = kind(np.transpose(voxels, (2, 1, 0)), LPS_AFFINE, header)
+        image.set_data_dtype(np.uint16)
+        (tmp_path / "p").mkdir()
+        plain = image.to_bytes()
+        (tmp_path / "p/plain.nii.gz").write_bytes(plain)
+        (tmp_path / "p/packed.nii").write_bytes(gzip.compress(plain))
+        source, volumes = scan(tmp_path)
+        assert len(volumes) == 2
+        for volume in volumes:
+            np.testing.assert_array_equal(source.read(volume), voxels)
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO])
+    def test_what_the_system_said_is_passed_on(self, tmp_path, monkeypatch, code):
+        path = write_nifti(tmp_path / "p/T1.nii", scan_voxels(1))
+        source, (volume,) = scan(tmp_path)
+
+        def refuse(*_, **__):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(type(path), "open", refuse)
+        for action in (lambda: scan(tmp_path), lambda: source.read(volume)):
+            with pytest.raises(DataError) as error:
+                action()
+            one_line(error.value, "E302", path, os.strerror(code))
+            assert "damaged NIfTI" not in str(error.value)
+
+    @pytest.mark.parametrize("values", [(0, 1), (0, 1, 2, 4), (0, 0.5, 1, 3, 5, 7, 9)])
+    def test_a_mask_under_another_name_is_refused(self, tmp_path, values):
+        rng = np.random.default_rng(0)
+        voxels = rng.choice(np.array(values, np.float32), (12, 20, 20))
+        path = write_nifti(tmp_path / "p/T1.nii.gz", voxels)
+        source, (volume,) = scan(tmp_path)
+        with pytest.raises(DataError) as error:
+            source.read(volume)
+        one_line(error.value, "E302", path, f"{len(values)} values only", "_mask")
+
+    def test_few_values_that_are_no_mask(self, tmp_path):
+        voxels = np.zeros((12, 20, 20), np.float32)
+        blank = write_nifti(tmp_path / "p/blank.nii.gz", voxels)
+        voxels[5, 3:12, 7] = np.arange(9)  # nine values, all in one place
+        write_nifti(tmp_path / "p/sparse.nii.gz", voxels)
+        source, volumes = scan(tmp_path)
+        assert volumes[0].path == str(blank)
+        for volume in volumes:  # a blank volume is reported elsewhere
+            assert source.read(volume).shape == (12, 20, 20)
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            ({"shape": (600, 600, 373)}, "no image packs so well"),
+            ({"offset": 2e9}, "vox_offset"),
+            ({"offset": 2e7}, "vox_offset"),
+        ],
+    )
+    def test_a_small_file_that_unpacks_to_much(self, tmp_path, change, why):
+        """A MB of zeros that is a whole, valid file of 256 MiB."""
+        image = nib.Nifti1Image(np.zeros((16, 16, 16), np.uint16), LPS_AFFINE)
+        block = bytearray(image.to_bytes()[:352])
+        block[42:48] = np.array(change.get("shape", (16, 16, 16)), "<i2").tobytes()
+        block[108:112] = np.float32(change.get("offset", 352)).tobytes()
+        path = tmp_path / "p/T1.nii.gz"
+        path.parent.mkdir()
+        with gzip.open(path, "wb", compresslevel=9) as file:
+            file.write(block)
+            # an extension that claims everything up to the voxels
+            file.write(np.array([2**28, 4], "<i4").tobytes())
+            for _ in range(256):
+                file.write(bytes(2**20))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        tracemalloc.start()
+        with pytest.raises(DataError) as error:
+            scan(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        one_line(error.value, "E302", path, why)
+        assert peak < 2**22
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+
+    @pytest.mark.parametrize(
+        ("sform", "qform", "words"),
+        [
+            (LPS_AFFINE, LPS_AFFINE @ np.diag([-1, -1, 1, 1]), "sform and a qform"),
+            (LPS_AFFINE, np.diag([-0.7, -0.7, 3.2, 1]), "sform and a qform"),
+            (LPS_AFFINE, shifted(LPS_AFFINE, 2.0), "sform and a qform"),
+            (LPS_AFFINE, shifted(LPS_AFFINE, 1e-3), ""),
+            (LPS_AFFINE, None, ""),
+            (turned(LPS_AFFINE, 45), None, "more than 35 degrees"),
+            (turned(LPS_AFFINE, 40), turned(LPS_AFFINE, 40), "more than 35 degrees"),
+            (turned(LPS_AFFINE, 20), turned(LPS_AFFINE, 20), ""),
+            (sheared(LPS_AFFINE, 0.3), None, "sheared"),
+            (sheared(LPS_AFFINE, -0.2), None, "sheared"),
+            (sheared(LPS_AFFINE, 0.01), None, ""),
+        ],
+    )
+    def test_orientations_that_are_odd_are_said_once(
+        self, tmp_path, caplog, sform, qform, words
+    ):
+        for name in ("p1", "p2"):
+            path = tmp_path / f"{name}/T1.nii"
+            path.parent.mkdir()
+            voxels = np.transpose(scan_voxels(1), (2, 1, 0))
+            image = nib.Nifti1Image(voxels, sform)
+            image.set_sform(sform, 1)
+            image.set_qform(qform, 0 if qform is None else 1)
+            nib.save(image, path)
+        assert len(scan(tmp_path)[1]) == 2
+        said = [r.getMessage() for r in caplog.records]
+        if not words:
+            assert not said
+            return
+        (line,) = said
+        for part in ("2 of 2 NIfTI headers", words, tmp_path / "p1/T1.nii"):
+            assert str(part) in line
 
 
 class TestTemplate:

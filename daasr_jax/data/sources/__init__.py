@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.data.sources.base import Source, Volume, is_data_file
+from daasr_jax.data.sources.base import ENDINGS, Source, Volume
+from daasr_jax.data.sources.tree import walk
 from daasr_jax.errors import ConfigError, DataError
 
 __all__ = ["Source", "Volume", "choose_source"]
@@ -42,25 +43,32 @@ def _check_root(settings: DataSettings) -> None:
     root = Path(settings.root)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
+        if root.is_symlink() and not root.exists():
+            what = f"is a link to {os.readlink(root)}, which is not there"
         raise DataError(
             "E301",
             f"the data root {settings.root} {what}: "
             "give --config.data.root=DIR, an existing folder",
         )
     if not os.access(root, os.R_OK | os.X_OK):
-        raise DataError("E301", f"the data root {settings.root} cannot be read")
+        raise DataError(
+            "E301",
+            f"the data root {settings.root} cannot be read: correct its permissions or "
+            "give another --config.data.root=DIR",
+        )
 
 
 def _detect(root: Path) -> str:
-    found = set()
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            if is_data_file(path, (".h5",)):
-                found.add("fastmri")
-            elif is_data_file(path, (".nii", ".nii.gz")):
-                found.add("nifti")
-    if len(found) == 2:
+    """The layout by the files under the root; derived ones count only where alone."""
+    tree = walk(root, tuple(e for endings in ENDINGS.values() for e in endings))
+    files = [*tree.files, *tree.dangling]
+    own = [f for f in files if "derivatives" not in f.relative_to(root).parts]
+    found = {
+        layout
+        for layout, endings in ENDINGS.items()
+        if any(path.name.lower().endswith(endings) for path in own or files)
+    }
+    if len(found) > 1:
         raise ConfigError(
             "E213",
             f"both .h5 and .nii files lie under {root}: "
@@ -69,7 +77,7 @@ def _detect(root: Path) -> str:
     if not found:
         raise DataError(
             "E301",
-            f"no .h5 or .nii files under {root}: "
-            "give --config.data.root=DIR, a fastMRI folder or a folder of NIfTI files",
+            f"no .h5 or .nii files under {root}: give --config.data.root=DIR, a "
+            f"fastMRI folder or a folder of NIfTI files{tree.remarks()}",
         )
     return found.pop()

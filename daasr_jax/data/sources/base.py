@@ -2,16 +2,21 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.errors import DataError
+from daasr_jax.errors import ConfigError, DataError
 
 log = logging.getLogger("daasr_jax")
 
+# Endings of the files of each layout, in small letters.
+ENDINGS = {"fastmri": (".h5",), "nifti": (".nii", ".nii.gz")}
 # A file that declares more than this is refused before anything is allocated. The
 # largest fastMRI k-space volume has about 2**28 complex values.
 MAX_VOXELS = 2**29
@@ -70,12 +75,6 @@ class BadFileError(Exception):
     """A file that cannot be used; the message says why, without the file's name."""
 
 
-def is_data_file(path: Path, suffixes: Sequence[str]) -> bool:
-    """True for a visible file of one of these suffixes (not .DS_Store, not ._x.h5)."""
-    name = path.name
-    return not name.startswith(".") and name.lower().endswith(tuple(suffixes))
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none."""
     text = str(error).strip()
@@ -103,15 +102,127 @@ def check_plane(height: int, width: int) -> None:
         )
 
 
+def system_words(error: OSError) -> str:
+    """What the system said, such as `Permission denied`."""
+    return os.strerror(error.errno) if error.errno else first_line(error)
+
+
+def complaint(error: BaseException, what: str) -> str:
+    """Why a file cannot be used: the system's words where it refused, else damage.
+
+    Args:
+        error: What the library raised.
+        what: Such as `HDF5 file`.
+    """
+    if isinstance(error, BadFileError):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"damaged {what} ({first_line(error)})"
+    words = f"cannot be read ({system_words(error)})"
+    if "unable to lock file" in str(error):
+        words += (
+            ", because another program has it open for writing or the file system has "
+            "no locks: end that program, or set HDF5_USE_FILE_LOCKING=FALSE"
+        )
+    return words
+
+
+def check_start(start: bytes) -> None:
+    """Raises BadFileError where a file's first bytes are those of no image at all."""
+    if not start:
+        raise BadFileError("is empty (0 bytes)")
+    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
+        raise BadFileError("is a web page (a failed download?)")
+    if start.startswith(b"version https://git-lfs"):
+        raise BadFileError("is a pointer of Git LFS without the content: git lfs pull")
+    if re.match(rb"/annex/objects/|(\.\./)*\.git/annex/", start):
+        raise BadFileError("is a pointer of git-annex without the content: datalad get")
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first few names and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
 def report_bad_files(root: str, bad: Sequence[tuple[Path, str]], total: int) -> None:
-    """Raises one DataError (E302) that lists the bad files of a scan, if any."""
+    """Raises one DataError (E302) that lists the bad files of a scan, if any.
+
+    More than five are listed in the log, as warnings.
+    """
     if not bad:
         return
     named = "; ".join(f"{path}: {reason}" for path, reason in bad[:_NAMED_FILES])
     more = len(bad) - _NAMED_FILES
-    tail = f"; and {more} more" if more > 0 else ""
+    tail = ""
+    if more > 0:
+        tail = f"; and {more} more, all in the warnings above"
+        for path, reason in bad:
+            log.warning("%s: %s", path, reason)
     raise DataError(
         "E302",
         f"{len(bad)} of {total} files under {root} cannot be used: {named}{tail}; "
-        "fetch them again or move them out of the folder",
+        "fetch damaged ones again; data.contrasts, data.pattern and data.folders can "
+        "leave files out",
+    )
+
+
+def report_dangling(root: str | Path, paths: Sequence[Path]) -> None:
+    """Raises one DataError (E320) for links to nothing, if any."""
+    if not paths:
+        return
+    first = paths[0]
+    target = os.readlink(first)
+    if "annex/objects" in target:
+        remedy = f"datalad get {root} (or git annex get) fetches it"
+    else:
+        remedy = "mount the disk that it leads to, or correct the link"
+    raise DataError(
+        "E320",
+        f"{len(paths)} links under {root} lead to content that is not here, the first "
+        f"is {first} -> {target}: {remedy}; data.contrasts, data.pattern and "
+        "data.folders can leave files out",
+    )
+
+
+def report_doubles(keys: Sequence[tuple[str, Path]]) -> None:
+    """Raises a DataError (E322) where two files differ in their endings only."""
+    seen: dict[str, Path] = {}
+    for key, path in keys:
+        first = seen.setdefault(key, path)
+        if first != path:
+            raise DataError(
+                "E322",
+                f"{first} and {path} are two files of one scan: move one of them out "
+                "of the data root",
+            )
+
+
+def check_contrasts(wanted: Sequence[str], present: Iterable[str]) -> None:
+    """Raises a ConfigError (E204) for a wanted contrast that no volume has."""
+    present = set(present)
+    for contrast in wanted:
+        if contrast not in present:
+            raise ConfigError(
+                "E204",
+                f"data.contrasts names {contrast!r}, which no volume has; "
+                f"there are: {', '.join(sorted(present))}",
+            )
+
+
+def log_subjects(volumes: Sequence[Volume], how: str) -> None:
+    """Says who was found: the number of subjects and the volumes of the first few.
+
+    Args:
+        volumes: What a scan found.
+        how: Where the subjects' names come from.
+    """
+    counts = Counter(volume.subject for volume in volumes)
+    names = [f"{subject} ({counts[subject]})" for subject in sorted(counts)]
+    log.info(
+        "%d volumes of %d subjects by %s: %s",
+        len(volumes),
+        len(counts),
+        how,
+        some(names, _NAMED_FILES),
     )

@@ -9,28 +9,43 @@ thing cannot be checked from Python: the HDF5 library itself may loop without en
 file whose heap of texts is damaged.
 """
 
+import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from daasr_jax.data.kspace import recon_size, rss_from_kspace
+from daasr_jax.data.kspace import (
+    MAX_HEADER_BYTES,
+    check_axes,
+    plane_remark,
+    recon_size,
+    rss_from_kspace,
+)
 from daasr_jax.data.progress import track
 from daasr_jax.data.settings import FASTMRI_TARGETS, DataSettings
 from daasr_jax.data.sources.base import (
+    ENDINGS,
     MAX_DEFLATE_RATIO,
     BadFileError,
     Source,
     Volume,
+    check_contrasts,
     check_plane,
     check_size,
-    first_line,
-    is_data_file,
+    check_start,
+    complaint,
     log,
+    log_subjects,
     report_bad_files,
+    report_dangling,
+    report_doubles,
+    some,
 )
+from daasr_jax.data.sources.tree import Tree, walk
 from daasr_jax.errors import ConfigError, DataError
 
 # Filters inside the HDF5 library (deflate, shuffle, fletcher32, szip, n-bit,
@@ -39,24 +54,55 @@ _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 # What h5py raises for damaged files.
 _READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 _CHUNK_SLACK = 2**16
+# A text of variable length lies in the file outside of the arrays, as it is.
+_MAX_BESIDE_BYTES = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A header that was read; `volume` is None where its contrast is not wanted."""
+
+    contrast: str
+    volume: Volume | None = None
+    by_file: bool = False
+    remark: tuple[str, str] | None = None
 
 
 def scan(settings: DataSettings) -> list[Volume]:
     """Lists the volumes of a fastMRI root by reading every file's header.
 
     Raises:
-        ConfigError: If `settings.folders` names a folder that is not there (E214).
-        DataError: If no file is found (E301), or any file cannot be used (E302).
+        ConfigError: If `settings.folders` names a folder that is not there (E214), or
+            no file has a contrast of `settings.contrasts` (E204).
+        DataError: If no file is found (E301), a folder or a file cannot be used
+            (E302), a file's content is not here (E320), or two files are one scan
+            (E322).
     """
     root = Path(settings.root)
-    files = _find(root, settings.folders)
-    volumes, bad = [], []
+    tree = walk(root, ENDINGS["fastmri"], depth=1)
+    files = _find(tree, settings.folders)
+    report_doubles([(_key(path, root), path) for path, _ in files])
+    dangling = sorted(set(tree.dangling) & {path for path, _ in files})
+    report_dangling(root, dangling)
+    found, bad = [], []
+    remarks: dict[str, list[tuple[Path, str]]] = {}
     for path, role in track(files, "reading headers", len(files)):
         try:
-            volumes.append(_describe(path, root, role, settings.target))
+            one = _describe(path, root, role, settings)
         except BadFileError as error:
             bad.append((path, str(error)))
+            continue
+        found.append(one)
+        if one.remark:
+            remarks.setdefault(one.remark[0], []).append((path, one.remark[1]))
     report_bad_files(settings.root, bad, len(files))
+    check_contrasts(settings.contrasts, {one.contrast for one in found})
+    volumes = [one.volume for one in found if one.volume]
+    if settings.contrasts:
+        log.info("data.contrasts takes %d of %d volumes", len(volumes), len(found))
+    _warn(found, remarks, settings.resize)
+    by = {"auto": "patient_id or file", "file": "file", "attribute": "patient_id"}
+    log_subjects(volumes, by[settings.subject_from])
     return volumes
 
 
@@ -74,7 +120,7 @@ def read(volume: Volume) -> np.ndarray:
             array = _dataset(file, name)[()]
     except (BadFileError, *_READ_ERRORS) as error:
         raise DataError(
-            "E302", f"{volume.path}: {first_line(error)}; fetch the file again"
+            "E302", f"{volume.path}: {complaint(error, 'HDF5 file')}"
         ) from None
     if name != "kspace":
         return array
@@ -82,12 +128,15 @@ def read(volume: Volume) -> np.ndarray:
     return rss_from_kspace(array, (height, width))
 
 
-def _find(root: Path, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
+    """The files to use, with their roles; what is left out is said."""
+    root = tree.root
+    unread = [path for path, _ in tree.unreadable if path != root] + tree.lost
+    every = sorted({path.name for path in (*tree.folders, *unread)})
     roles = {
-        p.name: match[1]
-        for p in folders
-        if (match := re.search(r"(?:^|_)(train|val)$", p.name))
+        name: match[1]
+        for name in every
+        if (match := re.search(r"(?:^|_)(train|val)$", name))
     }
     unknown = sorted(set(wanted) - set(roles))
     if unknown:
@@ -97,13 +146,22 @@ def _find(root: Path, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
             f"of {root}; there are: {', '.join(sorted(roles)) or 'none'}",
         )
     used = {name: role for name, role in roles.items() if not wanted or name in wanted}
-    files = [
-        (path, role)
-        for name, role in sorted(used.items())
-        for path in _h5_files(root / name)
+    # a folder that is not used stops nobody
+    tree.lost = [path for path in tree.lost if path.name in (used or every)]
+    tree.unreadable = [
+        (path, why)
+        for path, why in tree.unreadable
+        if path == root or path.name in (used or every)
     ]
-    plain = _h5_files(root)
-    ignored = [p.name for p in folders if p.name not in used and _h5_files(p)]
+    tree.report()
+    found = sorted([*tree.files, *tree.dangling])
+    plain = [path for path in found if path.parent == root]
+    files = [
+        (path, used[path.parent.name])
+        for path in found
+        if path.parent != root and path.parent.name in used
+    ]
+    ignored = sorted({p.parent.name for p in found if p.parent != root} - set(used))
     if ignored:
         log.info("ignored, no folder of targets: %s", ", ".join(ignored))
     if files:
@@ -120,59 +178,92 @@ def _find(root: Path, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
         raise DataError(
             "E301",
             f"no .h5 files in {root} or in its *_train and *_val folders: "
-            "give --config.data.root=DIR, the folder that holds multicoil_train",
+            "give --config.data.root=DIR, the folder that holds multicoil_train"
+            f"{tree.remarks()}",
         )
     return [(path, "") for path in plain]
 
 
-def _h5_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if is_data_file(p, (".h5",)))
+def _warn(
+    found: Sequence[_Found], remarks: dict[str, list[tuple[Path, str]]], resize: str
+) -> None:
+    named = [one.volume.subject for one in found if one.volume and one.by_file]
+    if named:
+        log.warning(
+            "%d of %d files have no attribute patient_id, so the name of the file is "
+            "the subject: %s; where a person has several files, put them into one list "
+            "of data.subjects",
+            len(named),
+            len(found),
+            some(named),
+        )
+    remedy = "; --config.data.resize=pad keeps the shape of images that are not square"
+    remedy *= resize != "pad"
+    for remark, places in remarks.items():
+        path, sizes = places[0]
+        log.warning(
+            "%d of %d k-space files %s; the first is %s: %s%s",
+            len(places),
+            len(found),
+            remark,
+            path,
+            sizes,
+            remedy,
+        )
 
 
-def _describe(path: Path, root: Path, role: str, target: str) -> Volume:
+def _key(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _describe(path: Path, root: Path, role: str, settings: DataSettings) -> _Found:
     _check_signature(path)
+    remark = None
     try:
         with h5py.File(path, "r") as file:
-            name = _choose(file, target)
+            contrast = _attribute(file, "acquisition")
+            if settings.contrasts and contrast not in settings.contrasts:
+                return _Found(contrast)
+            name = _choose(file, settings.target)
             dataset = _dataset(file, name)
-            subject = _text(file.attrs.get("patient_id"))
+            subject = _attribute(file, "patient_id")
+            by_file = settings.subject_from == "auto" and not subject
+            if by_file or settings.subject_from == "file":
+                subject = path.stem
             if not subject:
                 raise BadFileError(
-                    "has no attribute patient_id, and splits are by subject"
+                    "has no attribute patient_id, and splits are by subject "
+                    "(data.subject_from=file takes the file's name)"
                 )
             options, shape = name, tuple(int(side) for side in dataset.shape)
             if name == "kspace":
-                height, width = _crop(file, shape[-2:])
-                shape, options = (shape[0], height, width), f"{name}:{height}x{width}"
-            contrast = _text(file.attrs.get("acquisition"))
-    except _READ_ERRORS as error:
-        raise BadFileError(f"damaged HDF5 file ({first_line(error)})") from None
+                size, remark = _plane(file, shape)
+                options = f"{name}:{size[0]}x{size[1]}"
+                shape = (shape[0], *size)
+    except (BadFileError, *_READ_ERRORS) as error:
+        raise BadFileError(complaint(error, "HDF5 file")) from None
     check_plane(*shape[1:])
-    relative = path.relative_to(root).with_suffix("")
-    return Volume(
-        key=relative.as_posix(),
+    volume = Volume(
+        key=_key(path, root),
         subject=subject,
         contrast=contrast,
         study="",
         path=str(path),
         shape=(shape[0], shape[1], shape[2]),
-        folder=relative.parent.as_posix(),
+        folder=path.relative_to(root).parent.as_posix(),
         role=role,
         options=options,
     )
+    return _Found(contrast, volume, by_file, remark)
 
 
 def _check_signature(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            start = file.read(1024)
+            check_start(file.read(1024))
     except OSError as error:
-        raise BadFileError(f"cannot be opened ({error.strerror})") from None
-    if not start:
-        raise BadFileError("is empty (0 bytes)")
+        raise BadFileError(complaint(error, "HDF5 file")) from None
     if not h5py.is_hdf5(path):
-        if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
-            raise BadFileError("is a web page, not HDF5 (a failed download?)")
         raise BadFileError("is not an HDF5 file")
 
 
@@ -229,24 +320,65 @@ def _check_storage(dataset: h5py.Dataset, name: str) -> None:
         )
 
 
-def _crop(file: h5py.File, shape: tuple[int, ...]) -> tuple[int, int]:
-    height, width = shape
-    if "ismrmrd_header" not in file:
-        return height, width
-    if not isinstance(file.get("ismrmrd_header", getlink=True), h5py.HardLink):
-        raise BadFileError("ismrmrd_header is a link out of its place")
-    header = file["ismrmrd_header"]
-    if not isinstance(header, h5py.Dataset):
-        raise BadFileError("ismrmrd_header is not a text")
+def _plane(
+    file: h5py.File, shape: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[str, str] | None]:
+    """Height and width of the image of a k-space, and what is odd about it."""
+    height, width = shape[-2:]
     try:
-        return recon_size(_text(header[()]), height, width)
+        header = _header(file)
+        check_axes(shape, header)
+        size = recon_size(header, height, width) if header else (height, width)
+        return size, plane_remark(height, width, header)
     except ValueError as error:
         raise BadFileError(str(error)) from None
 
 
-def _text(value: object) -> str:
-    if value is None:
+def _header(file: h5py.File) -> str | None:
+    """The text of `ismrmrd_header`; its length is judged before it is read."""
+    if "ismrmrd_header" not in file:
+        return None
+    if not isinstance(file.get("ismrmrd_header", getlink=True), h5py.HardLink):
+        raise BadFileError("ismrmrd_header is a link out of its place")
+    header = file["ismrmrd_header"]
+    if not isinstance(header, h5py.Dataset) or header.size != 1:
+        raise BadFileError("ismrmrd_header is not a text")
+    kind = h5py.check_string_dtype(header.dtype)
+    if kind is None:
+        raise BadFileError("ismrmrd_header is not a text")
+    if kind.length is None:
+        length, limit = _bytes_beside(file), _MAX_BESIDE_BYTES
+    else:
+        length, limit = kind.length, MAX_HEADER_BYTES
+    if length > limit:
+        raise BadFileError(f"ismrmrd_header may hold {length} bytes, over {limit}")
+    return _text(np.asarray(header[()]).reshape(-1)[0])
+
+
+def _bytes_beside(file: h5py.File) -> int:
+    """Bytes of a file that are not stored values of an array."""
+    stored = 0
+
+    def add(_: str, item: object) -> None:
+        nonlocal stored
+        if isinstance(item, h5py.Dataset):
+            stored += item.id.get_storage_size()
+
+    file.visititems(add)
+    return file.id.get_filesize() - stored
+
+
+def _attribute(file: h5py.File, name: str) -> str:
+    """A text among the file's attributes; empty where it is missing."""
+    if name not in file.attrs:
         return ""
+    size = file.attrs.get_id(name).get_storage_size()
+    if size > MAX_HEADER_BYTES:
+        raise BadFileError(f"attribute {name} has {size} bytes")
+    return _text(file.attrs[name])
+
+
+def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").strip()
     return str(value).strip()

@@ -1,100 +1,109 @@
 """NIfTI files in a folder tree; subject, study and contrast come from their paths."""
 
-import gzip
-import re
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from daasr_jax.data.progress import track
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources.base import (
-    MAX_DEFLATE_RATIO,
+    ENDINGS,
     BadFileError,
     Source,
     Volume,
-    check_plane,
-    check_size,
-    first_line,
-    is_data_file,
+    check_contrasts,
+    complaint,
     log,
+    log_subjects,
     report_bad_files,
+    report_dangling,
+    report_doubles,
 )
+from daasr_jax.data.sources.forms import (
+    Place,
+    check_people,
+    is_label_map,
+    place,
+    without_ending,
+)
+from daasr_jax.data.sources.nifti_header import (
+    IMAGES,
+    READ_ERRORS,
+    declared_bytes,
+    describe,
+    opened,
+    read_header,
+)
+from daasr_jax.data.sources.tree import walk
 from daasr_jax.errors import DataError
 
-_SUFFIXES = (".nii", ".nii.gz")
-_READ_ERRORS = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-)
 _SLACK_BYTES = 2**20
-# A voxel side this much longer than both others is the slice direction.
-_THICK = 1.5
-_AXES = ("axial", "coronal", "sagittal")
+# A volume of so few values, all voxels counted, is a mask or a label map.
+_FEW_VALUES = 8
 
 
 def scan(settings: DataSettings) -> list[Volume]:
     """Lists the volumes of a NIfTI tree by reading every file's header.
 
+    Masks and label maps by name, paths that do not fit the form of the tree, and
+    contrasts that are not wanted are left out before any file is opened.
+
     Raises:
-        DataError: If no file is found (E301), any file cannot be used (E302), or a
-            path does not match `settings.pattern` (E309).
+        ConfigError: If no path has a contrast of `settings.contrasts` (E204).
+        DataError: If no file is found (E301), a folder or a file cannot be used
+            (E302), no path fits the form of the tree (E309), a file's content is not
+            here (E320), subjects and people do not agree (E321), or two files are one
+            scan (E322).
     """
     root = Path(settings.root)
-    paths = sorted(p for p in root.rglob("*.nii*") if is_data_file(p, _SUFFIXES))
+    tree = walk(root, ENDINGS["nifti"])
+    tree.report()
+    paths = {p.relative_to(root).as_posix(): p for p in (*tree.files, *tree.dangling)}
     if not paths:
         raise DataError(
             "E301",
             f"no .nii or .nii.gz files under {root}: "
-            "give --config.data.root=DIR, a folder of NIfTI files",
+            f"give --config.data.root=DIR, a folder of NIfTI files{tree.remarks()}",
         )
-    pattern = re.compile(settings.pattern)
-    volumes, bad, unplaced = [], [], 0
-    for path in track(paths, "reading headers", len(paths)):
-        relative = path.relative_to(root).as_posix()
-        match = pattern.search(relative)
-        if match is None or not match["subject"]:
-            raise DataError(
-                "E309",
-                f"the path {relative} under {root} does not match data.pattern "
-                f"{settings.pattern!r}: change the pattern or move the file away",
-            )
+    form, places = _choose(sorted(paths), settings)
+    report_doubles([(without_ending(name), paths[name]) for name in places])
+    dangling = set(tree.dangling) & {paths[name] for name in places}
+    report_dangling(root, sorted(dangling))
+    volumes, bad = [], []
+    remarks: dict[str, list[Path]] = {}
+    for name, spot in track(places.items(), "reading headers", len(places)):
+        path = paths[name]
         try:
-            shape, axis, placed = _describe(path, settings.slice_axis)
+            header = describe(path, settings.slice_axis)
         except BadFileError as error:
             bad.append((path, str(error)))
             continue
-        unplaced += not placed
-        groups = match.groupdict()
+        for remark in header.remarks:
+            remarks.setdefault(remark, []).append(path)
         volumes.append(
             Volume(
-                key=re.sub(r"\.nii(\.gz)?$", "", relative, flags=re.IGNORECASE),
-                subject=groups["subject"],
-                contrast=groups.get("contrast") or "",
-                study=groups.get("study") or "",
+                key=without_ending(name),
+                subject=spot.subject,
+                contrast=spot.contrast,
+                study=spot.study,
                 path=str(path),
-                shape=shape,
-                options=axis,
+                shape=header.shape,
+                options=header.axis,
             )
         )
-    report_bad_files(settings.root, bad, len(paths))
-    if unplaced:
+    report_bad_files(settings.root, bad, len(places))
+    for remark, found in remarks.items():
         log.warning(
-            "%d of %d NIfTI headers give no orientation (sform and qform codes are 0); "
-            "their axes are taken as nibabel's default",
-            unplaced,
-            len(paths),
+            "%d of %d NIfTI headers %s; the first is %s",
+            len(found),
+            len(places),
+            remark,
+            found[0],
         )
+    log_subjects(volumes, form)
     return volumes
 
 
@@ -102,40 +111,46 @@ def read(volume: Volume) -> np.ndarray:
     """The voxels of one volume, (slices, height, width), real.
 
     Raises:
-        DataError: If the file cannot be read to its end (E302).
+        DataError: If the file cannot be read to its end, or holds a mask or a label
+            map (E302).
     """
     try:
-        return slices_of(load(Path(volume.path)), volume.options)
-    except (BadFileError, *_READ_ERRORS) as error:
+        array = slices_of(load(Path(volume.path)), volume.options)
+        _check_values(array)
+    except (BadFileError, *READ_ERRORS) as error:
         raise DataError(
-            "E302", f"{volume.path}: {first_line(error)}; fetch the file again"
+            "E302", f"{volume.path}: {complaint(error, 'NIfTI file')}"
         ) from None
+    return array
 
 
 def load(path: Path) -> nib.Nifti1Image:
     """Opens a NIfTI file; a compressed one is read to its end, so its CRC is checked.
 
+    What the file holds decides whether it is unpacked, not its name.
+
     Raises:
-        BadFileError: If the stream is longer than its header declares.
+        BadFileError: If the stream is longer than its header declares, or the header
+            cannot be used.
     """
-    image = nib.load(path)
-    if not isinstance(image, nib.Nifti1Image):
-        raise BadFileError("is not a NIfTI file")
-    if not path.name.lower().endswith(".gz"):
-        return image
-    limit = _declared_bytes(image) + _SLACK_BYTES
-    with gzip.open(path) as stream:
+    with opened(path) as (stream, packed):
+        header = read_header(stream, path, packed=packed)
+        kind = IMAGES[int(header["sizeof_hdr"])]
+        if not packed and path.name.endswith(".nii"):
+            return kind.from_filename(path)  # mapped, not copied
+        stream.seek(0)
+        limit = declared_bytes(header) + _SLACK_BYTES
         data = stream.read(limit + 1)
-    if len(data) > limit:
+    if packed and len(data) > limit:
         raise BadFileError("holds more data than its header declares")
-    return type(image).from_bytes(data)
+    return kind.from_bytes(data)
 
 
 def slices_of(image: nib.Nifti1Image, axis: str) -> np.ndarray:
     """The voxels as slices seen from the patient's feet or side, whatever the storage.
 
     Args:
-        image: A three-dimensional real image.
+        image: A real image of three axes; axes beyond, of length 1, are dropped.
         axis: `axial`: slices upwards, rows to posterior, columns to left.
             `coronal`: slices to posterior, rows downwards, columns to left.
             `sagittal`: slices to left, rows downwards, columns to posterior.
@@ -146,7 +161,8 @@ def slices_of(image: nib.Nifti1Image, axis: str) -> np.ndarray:
     stored = orientations.io_orientation(image.affine)
     wanted = orientations.axcodes2ornt(("L", "P", "S"))
     turn = orientations.ornt_transform(stored, wanted)
-    array = orientations.apply_orientation(np.asanyarray(image.dataobj), turn)
+    array = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    array = orientations.apply_orientation(array, turn)
     spl = np.transpose(array, (2, 1, 0))
     if axis == "coronal":
         spl = np.moveaxis(spl, 1, 0)[:, ::-1]
@@ -155,55 +171,63 @@ def slices_of(image: nib.Nifti1Image, axis: str) -> np.ndarray:
     return np.ascontiguousarray(spl)
 
 
-def _describe(path: Path, wanted: str) -> tuple[tuple[int, int, int], str, bool]:
-    """Shape as slices, slice axis, and whether the header gives an orientation."""
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image):
-            raise BadFileError("is not a NIfTI file")
-        _check_header(image, path)
-        # axis of the file that runs along L, P and S
-        stored = orientations.io_orientation(image.affine)
-    except _READ_ERRORS as error:
-        raise BadFileError(f"damaged NIfTI file ({first_line(error)})") from None
-    sides = np.sqrt(np.square(np.asarray(image.affine)[:3, :3]).sum(axis=0))
-    places = [int(np.flatnonzero(stored[:, 0] == world)[0]) for world in (2, 1, 0)]
-    # from here on in the order superior, posterior, left
-    shape = [int(image.shape[place]) for place in places]
-    spacing = [float(sides[place]) for place in places]
-    if wanted == "auto":
-        thick = int(np.argmax(spacing))
-        others = max(side for i, side in enumerate(spacing) if i != thick)
-        wanted = _AXES[thick] if spacing[thick] > _THICK * others else "axial"
-    slices = shape.pop(_AXES.index(wanted))
-    check_plane(*shape)
-    codes = int(image.header["sform_code"]), int(image.header["qform_code"])
-    return (slices, shape[0], shape[1]), wanted, any(codes)
+def _choose(
+    names: Sequence[str], settings: DataSettings
+) -> tuple[str, dict[str, Place]]:
+    """The form of the tree, and the places of the paths that are wanted."""
+
+    def left_out(rest: Sequence[str], why: str) -> None:
+        if rest:
+            log.warning(
+                "left out %d of %d files: %s; the first is %s",
+                len(rest),
+                len(names),
+                why,
+                rest[0],
+            )
+
+    labels = [
+        name
+        for name in names
+        if is_label_map(name)
+        and without_ending(name).rpartition("_")[2] not in settings.contrasts
+    ]
+    images = sorted(set(names) - set(labels))
+    left_out(labels, "masks and label maps by their names, or derived")
+    form, places = place(images, settings.pattern)
+    unplaced = [name for name in images if name not in places]
+    if not places:
+        raise DataError(
+            "E309",
+            f"none of {len(names)} paths under {settings.root} names a subject by "
+            f"{form}, the first is {(unplaced or labels)[0]}: give a "
+            "--config.data.pattern that does",
+        )
+    left_out(unplaced, f"they name no image by {form}")
+    check_people(places)
+    wanted = settings.contrasts
+    check_contrasts(wanted, {spot.contrast for spot in places.values()})
+    if wanted:
+        every = len(places)
+        places = {n: spot for n, spot in places.items() if spot.contrast in wanted}
+        log.info("data.contrasts takes %d of %d volumes", len(places), every)
+    return form, places
 
 
-def _check_header(image: nib.Nifti1Image, path: Path) -> None:
-    dtype = image.header.get_data_dtype()
-    if dtype.kind not in "fiu":
-        raise BadFileError(f"holds {dtype} values; magnitude images are wanted")
-    if len(image.shape) != 3:
-        raise BadFileError(f"has shape {image.shape}; three axes are wanted")
-    check_size(image.shape)
-    affine = np.asarray(image.affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise BadFileError("has an affine that is not finite or has no volume")
-    if np.isnan(orientations.io_orientation(affine)).any():
-        raise BadFileError("has an affine that drops an axis")
-    declared, size = _declared_bytes(image), path.stat().st_size
-    packed = path.name.lower().endswith(".gz")
-    if declared > (size * MAX_DEFLATE_RATIO if packed else size):
-        raise BadFileError(f"declares {declared} bytes in a file of {size}: truncated")
-
-
-def _declared_bytes(image: nib.Nifti1Image) -> int:
-    """Bytes of the uncompressed file by its header."""
-    voxels = int(np.prod(image.shape, dtype=np.int64))
-    proxy: Any = image.dataobj  # the loaded header itself has forgotten the offset
-    return max(int(proxy.offset), 0) + voxels * image.header.get_data_dtype().itemsize
+def _check_values(array: np.ndarray) -> None:
+    """Raises BadFileError for more than one value, but only a handful."""
+    found: set[float] = set()
+    # a thin sample settles it for an image; a mask is counted to its end
+    for part in (array.ravel()[:: max(1, array.size // 4096)], *array):
+        found.update(np.unique(part[~np.isnan(part)]).tolist())
+        if len(found) > _FEW_VALUES:
+            return
+    if len(found) > 1:
+        values = ", ".join(f"{value:g}" for value in sorted(found))
+        raise BadFileError(
+            f"holds {len(found)} values only ({values}), so it is a mask or a label "
+            "map: end its name in _mask or _seg to have it left out"
+        )
 
 
 SOURCE = Source("nifti", scan, read)

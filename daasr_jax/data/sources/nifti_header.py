@@ -1,0 +1,209 @@
+"""Headers of NIfTI files, read and judged before any voxel.
+
+nibabel sees a file only when its header was found good, so what a header declares costs
+no memory.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from nibabel.affines import apply_affine
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from daasr_jax.data.sources.base import (
+    MAX_DEFLATE_RATIO,
+    BadFileError,
+    check_plane,
+    check_size,
+    check_start,
+    complaint,
+)
+
+# By the size of the header.
+IMAGES: dict[int, Any] = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
+# What nibabel and gzip raise for damaged files.
+READ_ERRORS = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+)
+# What may lie between header and voxels; texts of scanners take a few MiB.
+_MAX_OFFSET = 2**24
+# A file beyond this size that packs better than this holds no image.
+_LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
+# A voxel side this much longer than both others is the slice direction.
+_THICK = 1.5
+_AXES = ("axial", "coronal", "sagittal")
+# The two orientations of a header agree within this share of a voxel's shortest side.
+_AGREEMENT = 0.05
+# Beyond this angle to the body's axes the nearest one is a matter of chance.
+_OBLIQUE_DEGREES = 35.0
+# Axes of a voxel further from right angles than this are sheared.
+_SHEAR_DEGREES = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What is wanted of a header.
+
+    Attributes:
+        shape: Slices, height, width.
+        axis: Across which the slices are cut: axial, coronal or sagittal.
+        remarks: What the user should know, as what is said of the file.
+    """
+
+    shape: tuple[int, int, int]
+    axis: str
+    remarks: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The file's bytes, unpacked where it is a gzip file whatever its name.
+
+    Yields:
+        The stream, and whether the file is packed.
+
+    Raises:
+        BadFileError: If its first bytes are those of no image.
+    """
+    with path.open("rb") as file:
+        start = file.read(256)
+        check_start(start)
+        file.seek(0)
+        if start.startswith(b"\x1f\x8b"):
+            with gzip.open(file) as stream:
+                yield cast(BinaryIO, stream), True
+        else:
+            yield file, False
+
+
+def read_header(stream: BinaryIO, path: Path, *, packed: bool) -> nib.Nifti1Header:
+    """The header after every check that needs no voxel.
+
+    Raises:
+        BadFileError: If the file is not NIfTI or its header cannot be used.
+    """
+    block = stream.read(540)
+    orders = ("little", "big")
+    sizes = {int.from_bytes(block[:4], order) for order in orders}
+    size = next(iter(sizes & set(IMAGES)), 0)
+    if not size or len(block) < size:
+        raise BadFileError("is not a NIfTI file")
+    header = IMAGES[size].header_class(block[:size])
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise BadFileError("is not a NIfTI file, or one half of a .hdr and .img pair")
+    _check_header(header, path.stat().st_size, packed=packed)
+    return header
+
+
+def describe(path: Path, wanted: str) -> Header:
+    """What is wanted of a file's header.
+
+    Args:
+        path: The file.
+        wanted: The slice axis of the settings; `auto` goes by the voxels' sides.
+
+    Raises:
+        BadFileError: If the file cannot be used.
+    """
+    try:
+        with opened(path) as (stream, packed):
+            header = read_header(stream, path, packed=packed)
+        affine = np.asarray(header.get_best_affine())
+        # axis of the file that runs along L, P and S
+        stored = np.asarray(orientations.io_orientation(affine))
+    except (BadFileError, *READ_ERRORS) as error:
+        raise BadFileError(complaint(error, "NIfTI file")) from None
+    sides = np.sqrt(np.square(affine[:3, :3]).sum(axis=0))
+    places = [int(np.flatnonzero(stored[:, 0] == world)[0]) for world in (2, 1, 0)]
+    # from here on in the order superior, posterior, left
+    shape = [int(header.get_data_shape()[axis]) for axis in places]
+    spacing = [float(sides[axis]) for axis in places]
+    if wanted == "auto":
+        thick = int(np.argmax(spacing))
+        others = max(side for i, side in enumerate(spacing) if i != thick)
+        wanted = _AXES[thick] if spacing[thick] > _THICK * others else "axial"
+    slices = shape.pop(_AXES.index(wanted))
+    check_plane(*shape)
+    remarks = tuple(_remarks(header, affine, stored))
+    return Header((slices, shape[0], shape[1]), wanted, remarks)
+
+
+def _remarks(
+    header: nib.Nifti1Header, affine: np.ndarray, stored: np.ndarray
+) -> Iterator[str]:
+    """What a user should know of an orientation that is used all the same."""
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if not any(codes):
+        yield (
+            "give no orientation (sform and qform codes are 0), so their axes are "
+            "taken as nibabel's default"
+        )
+        return
+    units = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if all(codes):
+        corners = np.array(header.get_data_shape()[:3]) - 1.0
+        far = np.vstack([np.diag(corners), corners[None], np.zeros((1, 3))])
+        try:
+            other = header.get_qform()
+        except (HeaderDataError, ValueError):  # a quaternion that is none
+            other = np.full((4, 4), 1e9)
+        between = apply_affine(affine - other, far)
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        if np.abs(between).max() > _AGREEMENT * sides.min():
+            yield "have an sform and a qform that disagree, of which the sform is used"
+    if np.abs(units.T @ units - np.eye(3)).max() > np.sin(np.radians(_SHEAR_DEGREES)):
+        yield "are sheared: their axes are not at right angles, and are used as such"
+    along = [abs(units[int(world), axis]) for axis, world in enumerate(stored[:, 0])]
+    if min(along) < np.cos(np.radians(_OBLIQUE_DEGREES)):
+        yield (
+            f"lie more than {_OBLIQUE_DEGREES:.0f} degrees off the body's axes, so "
+            "their slices follow the nearest axis of storage"
+        )
+
+
+def _check_header(header: nib.Nifti1Header, size: int, *, packed: bool) -> None:
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "fiu":
+        raise BadFileError(f"holds {dtype} values; magnitude images are wanted")
+    shape = header.get_data_shape()
+    if len(shape) < 3 or any(side != 1 for side in shape[3:]):
+        raise BadFileError(f"has shape {shape}; three axes are wanted")
+    check_size(shape)
+    affine = np.asarray(header.get_best_affine())
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise BadFileError("has an affine that is not finite or has no volume")
+    if np.isnan(orientations.io_orientation(affine)).any():
+        raise BadFileError("has an affine that drops an axis")
+    offset = header.get_data_offset()
+    if offset > _MAX_OFFSET:
+        raise BadFileError(
+            f"has its voxels begin at byte {offset} (vox_offset), beyond {_MAX_OFFSET}"
+        )
+    declared = declared_bytes(header)
+    if declared > (size * MAX_DEFLATE_RATIO if packed else size):
+        raise BadFileError(f"declares {declared} bytes in a file of {size}: truncated")
+    if declared > max(_LARGE_BYTES, size * _LIKELY_RATIO):
+        raise BadFileError(
+            f"declares {declared} bytes in a file of {size}: no image packs so well"
+        )
+
+
+def declared_bytes(header: nib.Nifti1Header) -> int:
+    """Bytes of the uncompressed file by its header."""
+    voxels = int(np.prod(header.get_data_shape(), dtype=np.int64))
+    offset = max(int(header.get_data_offset()), 0)
+    return offset + voxels * header.get_data_dtype().itemsize
