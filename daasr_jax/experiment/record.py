@@ -56,6 +56,7 @@ EVALUATED = (
     "data.folders",
     "data.target",
     "data.pattern",
+    "data.subject_from",
     "data.contrasts",
     "data.slice_axis",
     "data.slice_first",
