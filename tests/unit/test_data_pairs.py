@@ -153,10 +153,7 @@ class TestSamePixels:
     def copied(self, first, second, **shape):
         """A table whose slices of volume `second` are those of `first`."""
         slices = table(**shape)
-        hashes = [f"{name}" for name in slices.keys]
-        slices.hashes = np.array(
-            [name.replace(second, first) for name in hashes], dtype=str
-        )
+        slices.hashes = np.array([k.replace(second, first) for k in slices.keys])
         return slices
 
     @pytest.mark.parametrize("exclude", ["volume", "slice"])
@@ -207,10 +204,10 @@ class TestSamePixels:
         path = tmp_path / "pairs.json"
         pairing = draw_pairing(table(subjects=1), exclude="volume")
         pairing.save(path)
-        t1 = f"{pairing.keys[0]}"
+        first = pairing.keys[0]
         partner = pairing.keys[int(pairing.references[0])]
         slices = table(subjects=1)
-        slices.hashes = np.array([k.replace(partner, t1) for k in slices.keys])
+        slices.hashes = np.array([k.replace(partner, first) for k in slices.keys])
         with pytest.raises(DataError) as error:
             load_pairing(path, slices)
         one_line(error.value, "E313", "rule excludes", partner)

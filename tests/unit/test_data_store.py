@@ -237,7 +237,7 @@ class TestNames:
         found = prepare(settings(root, cache))
         names = [found.dataset, *found.subjects["train"], *found.splits["train"].keys]
         assert "".join(names).encode()
-        assert (r"\xe9t\xe9" in "".join(names)) is True
+        assert r"\xe9t\xe9" in "".join(names)
         table = found.splits["train"]
         assert table.image(0).shape == (SIZE, SIZE, 1)
         found.write_split(tmp_path / "split.json")
