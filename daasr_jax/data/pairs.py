@@ -345,7 +345,7 @@ def with_reference(table: SliceTable, *, aligned: str) -> SliceTable:
         left = left.only(kept)
     lost = sorted(set(table.volumes.tolist()) - set(left.volumes.tolist()))
     if lost:
-        log.info(
+        log.warning(
             "split %r: %d of %d volumes (%d of %d slices) have %s and are left out, "
             "the first %s",
             table.name,

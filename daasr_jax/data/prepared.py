@@ -79,8 +79,8 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
             that share a cache is enough.
 
     Raises:
-        ConfigError: If the settings do not fit the data (E201 to E214, E330).
-        DataError: If the data cannot be used (E301 to E316, E332), or the prepared set
+        ConfigError: If the settings do not fit the data (E201 to E214).
+        DataError: If the data cannot be used (E301 to E333), or the prepared set
             is damaged (E311).
         ResourceError: If the disk is too small (E601) or the cache cannot be written
             (E602).

@@ -71,7 +71,7 @@ class DataSettings:
     Raises:
         ConfigError: If a value is outside its range (E211), the pattern is not a
             regular expression with the group `subject` (E212), or the splits are
-            given in two ways (E331).
+            given in two ways (E210).
     """
 
     root: str = ""
@@ -184,7 +184,7 @@ class DataSettings:
             ways.append(f"all volumes in the split {self.whole!r}")
         if len(ways) > 1:
             raise ConfigError(
-                "E331",
+                "E210",
                 f"the splits are given in {len(ways)} ways ({', '.join(ways)}): "
                 "keep one of them",
             )

@@ -49,9 +49,10 @@ def assign_splits(volumes: Sequence[Volume], settings: DataSettings) -> Splits:
 
     Raises:
         ConfigError: For an unknown contrast (E204) or subject (E203), a subject in
-            two lists (E206), or a split file that cannot be used (E330).
-        DataError: For a subject in both official folders (E305), too few subjects
-            (E306), or a split in which no reference is possible (E307).
+            two lists (E206).
+        DataError: For a split file that cannot be used (E330), a subject in both
+            official folders (E305), too few subjects (E306), or a split in which no
+            reference is possible (E307).
     """
     volumes = sorted(_of_contrasts(volumes, settings.contrasts), key=lambda v: v.key)
     if settings.whole:
@@ -253,16 +254,16 @@ def _by_file(volumes: list[Volume], path: Path) -> Splits:
         lists = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigError(
+        raise DataError(
             "E330", f"data.split_file {path} cannot be read ({reason}): {wanted}"
         ) from None
     if not isinstance(lists, dict) or not lists or not lists.keys() <= set(SPLITS):
         found = f"keys {', '.join(lists) or 'none'}" if isinstance(lists, dict) else ""
         found = found or f"a {type(lists).__name__}"
-        raise ConfigError("E330", f"data.split_file {path} holds {found}: {wanted}")
+        raise DataError("E330", f"data.split_file {path} holds {found}: {wanted}")
     for split, names in lists.items():
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise ConfigError(
+            raise DataError(
                 "E330",
                 f"data.split_file {path}: {split} is no list of texts; {wanted}",
             )

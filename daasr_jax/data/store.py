@@ -313,9 +313,9 @@ def _write(
             data_dir=str(made), size=size, content=content, slices=slices
         ).write()
         rows = [[i, slice_hash(array[i], size, mode)] for i in kept]
-        write_json(made / _INDEX, {"slices": rows})
+        (made / _INDEX).write_text(json.dumps({"slices": rows}), encoding="utf-8")
         files = {name: file_hash(made / name) for name in _files(made)}
-        write_json(made / _MANIFEST, {"files": files})
+        (made / _MANIFEST).write_text(json.dumps({"files": files}), encoding="utf-8")
         publish(made, folder)
     return len(cut) - len(kept)
 

@@ -25,6 +25,7 @@ _PLACES = (
     "data.root",
     "data.usual_root",
     "data.cache_dir",
+    "data.split_file",
     "perceptual.weights",
     "perceptual.sha256",
     "train.start_from",

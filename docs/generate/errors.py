@@ -29,8 +29,8 @@ SHARED = {
     "E235": "weights cannot be imported",
     "E301": "the data root cannot be read",
     "E302": "a file of the data cannot be used",
-    "E311": "the prepared set is damaged",
     "E403": "the run has no finished checkpoint",
+    "E602": "the cache cannot be used",
     "E701": "asked to stop; the same command goes on",
 }
 

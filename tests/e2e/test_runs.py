@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 
@@ -43,7 +44,8 @@ def learned(folder):
 
 def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
     cache = tmp_path / "cache"
-    root = fastmri_root(tmp_path / "my data é", train=4, val=2)
+    latin = os.fsdecode(b"\xe9")  # a name that is not UTF-8
+    root = fastmri_root(tmp_path / f"my data é{latin}", train=4, val=2)
     whole, parts = tmp_path / "whole", tmp_path / "run of päts"
     common = [*SMALL, *LENGTH, f"--config.data.root={root}"]
 

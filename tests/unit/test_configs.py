@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import logging
+import re
 from pathlib import Path
 
 import jax
@@ -13,10 +15,12 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from daasr_jax.data import prepare
 from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment import checks, manual, parts, record
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.models.daasr import PRESETS
+from tests.data_fixtures import SIZE, nifti_root
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = (
@@ -75,6 +79,43 @@ def test_default_preset_and_docstring(name):
     assert module.get_config() == module.get_config("")
     assert "Command:" in (module.__doc__ or "")
     assert "Hardware:" in (module.__doc__ or "")
+
+
+def test_seeds_of_training_share_the_data(tmp_path):
+    """`data.seed` draws the splits, `seed` initialises and orders."""
+    root = nifti_root(tmp_path / "n", contrasts="T1W")
+    config = load("brain_x4_small").unlock()
+    config.data.root, config.data.cache_dir = str(root), str(tmp_path / "cache")
+    config.data.size = SIZE
+    found = {}
+    for seed, draw in ((0, 0), (5, 0), (123, 0), (0, 1)):
+        config.seed, config.data.seed = seed, draw
+        found[seed, draw] = prepare(parts.data_settings(config))
+    one = found[0, 0]
+    for two in (found[5, 0], found[123, 0]):
+        assert (two.key, two.split, two.directory) == (
+            one.key,
+            one.split,
+            one.directory,
+        )
+    assert found[0, 1].split["test"] != one.split["test"]
+    (store,) = (tmp_path / "cache").glob("prepared-*/")
+    assert len([p for p in store.iterdir() if p.is_dir()]) == 6
+
+
+def test_messages_of_the_data_name_keys_that_exist():
+    known = keys(load("fastmri_x4"))
+    named = {}
+    for path in sorted((ROOT / "daasr_jax/data").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                texts = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+                for text in (str(n.value) for n in texts):
+                    for key in re.findall(r"\b((?:data|reference)\.[a-z_]+)", text):
+                        named.setdefault(key, path.name)
+    roots = {".".join(key.split(".")[:2]) for key in known}
+    assert {"data.slice_first", "data.subjects", "reference.exclude"} <= named.keys()
+    assert {k: v for k, v in named.items() if k not in roots} == {}
 
 
 GAN = "fastmri_x4_gan"

@@ -147,6 +147,72 @@ def test_no_candidate(exclude, shape, hint):
     one_line(error.value, "E312", "'train'", hint)
 
 
+class TestSamePixels:
+    """A reference with the pixels of its target is never drawn."""
+
+    def copied(self, first, second, **shape):
+        """A table whose slices of volume `second` are those of `first`."""
+        slices = table(**shape)
+        slices.hashes = np.array([k.replace(second, first) for k in slices.keys])
+        return slices
+
+    @pytest.mark.parametrize("exclude", ["volume", "slice"])
+    def test_copies_of_one_subject_are_kept_apart(self, exclude):
+        slices = self.copied("p0/T1", "p0/T2")
+        rule = ReferenceRule(slices, exclude=exclude)
+        for i in range(len(slices)):
+            same = set(np.flatnonzero(slices.hashes == slices.hashes[i]))
+            allowed = {j for j in range(len(slices)) if rule.allows(i, j)}
+            assert allowed == set(rule.candidates(i))
+            assert not allowed & same
+            drawn = {rule.draw(i, seed=0, epoch=e) for e in range(200)}
+            assert drawn <= allowed
+            assert len(drawn) > 0.9 * len(allowed)
+        pairing = draw_pairing(slices, exclude=exclude)
+        assert (slices.hashes[pairing.references] != slices.hashes).all()
+
+    def test_others_draw_what_they_drew(self):
+        plain, slices = table(), self.copied("p0/T1", "p0/T2")
+        one, two = (
+            draw_pairing(t, exclude="volume").references for t in (plain, slices)
+        )
+        free = slices.subjects != "p0"
+        np.testing.assert_array_equal(one[free], two[free])
+
+    @pytest.mark.parametrize(
+        ("first", "second", "rule"),
+        [
+            ("p0/T1", "p1/T1", {}),
+            ("p0/T1", "p2/T2", {"exclude": "slice"}),
+            ("p0/T1", "p0/T2", {"track": "aligned", "aligned": "contrast"}),
+            ("p1/T2#001", "p1/T2#002", {"track": "aligned"}),
+        ],
+    )
+    def test_else_it_stops(self, first, second, rule):
+        with pytest.raises(DataError) as error:
+            draw_pairing(self.copied(first, second), **rule)
+        one_line(error.value, "E333", first, second, "'train'", "same pixels")
+
+    def test_nothing_else_is_left(self):
+        with pytest.raises(DataError) as error:
+            draw_pairing(
+                self.copied("p0/T1", "p0/T2", subjects=1, slices=1), exclude="slice"
+            )
+        one_line(error.value, "E312", "has its pixels")
+
+    def test_a_saved_pair_of_copies_is_refused(self, tmp_path):
+        path = tmp_path / "pairs.json"
+        pairing = draw_pairing(table(subjects=1), exclude="volume")
+        pairing.save(path)
+        first = pairing.keys[0]
+        partner = pairing.keys[int(pairing.references[0])]
+        slices = table(subjects=1)
+        slices.hashes = np.array([k.replace(partner, first) for k in slices.keys])
+        with pytest.raises(DataError) as error:
+            load_pairing(path, slices)
+        one_line(error.value, "E313", "rule excludes", partner)
+
+
 def test_empty_split_and_unknown_values():
     with pytest.raises(DataError) as error:
         draw_pairing(table(subjects=0))

@@ -13,7 +13,13 @@ from PIL import Image
 
 from daasr_jax.data import DataSettings, draw_pairing, prepare, training_batches
 from daasr_jax.data import store as store_module
-from daasr_jax.data.slices import central_slices, normalised, resized, voxel_fault
+from daasr_jax.data.slices import (
+    central_slices,
+    normalised,
+    resized,
+    slice_hash,
+    voxel_fault,
+)
 from daasr_jax.data.sources import fastmri
 from daasr_jax.errors import DataError, ResourceError
 from tests.data_fixtures import (
@@ -106,6 +112,39 @@ class TestSlices:
     )
     def test_voxel_fault(self, values, why):
         assert why in voxel_fault(np.array(values).reshape(3, 1, 1))
+
+    @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2"])
+    @pytest.mark.parametrize("factor", [21, 256, 2.0**100])
+    def test_a_hot_voxel_does_not_set_the_range(self, dtype, factor):
+        volume = scan_voxels(0).astype(dtype) / 2048
+        assert voxel_fault(volume) == ""
+        factor = min(factor, 60000) if dtype == "<f2" else factor
+        volume[2, 12, 10] = factor * np.sort(volume[volume > 0])[-2]
+        fault = voxel_fault(volume)
+        assert f"slice 2 is {float(volume[2, 12, 10]):.4g}" in fault
+        assert "would set the range" in fault
+
+    def test_bright_tissue_is_no_hot_voxel(self):
+        volume = scan_voxels(0).astype(np.float32)
+        volume[2, 12, 10] = 15 * volume.max()
+        assert voxel_fault(volume) == ""
+        assert voxel_fault(np.array([0.0, 1.0, 1000.0]).reshape(3, 1, 1)) != ""
+        assert voxel_fault(np.array([0.0, 0.0, 1000.0]).reshape(3, 1, 1)) == ""
+
+    def test_slice_hash_is_of_the_pixels_up_to_a_factor(self):
+        image = scan_voxels(0)[1]
+        one = slice_hash(image, SIZE, "stretch")
+        for other in (
+            image.astype(">f8"),
+            image.astype(np.float32) * np.float32(2.0**-20),
+            image.astype(np.int64) * 7,
+            image / 3,
+        ):
+            assert slice_hash(other, SIZE, "stretch") == one
+        assert len(one) == 64
+        assert slice_hash(image[:, ::-1], SIZE, "stretch") != one
+        assert slice_hash(image + np.eye(24, 20), SIZE, "stretch") != one
+        assert slice_hash(np.eye(24, 20)[:, :15], SIZE, "stretch") == ""
 
     def test_small_negative_values_pass(self):
         assert voxel_fault(np.array([-0.05, 0.5, 1.0]).reshape(3, 1, 1)) == ""
@@ -264,6 +303,21 @@ class TestBadVoxels:
             "file_001.h5: 2 voxels",
         )
 
+    @pytest.mark.parametrize(("dtype", "bit"), [("f4", 30), ("f4", 26), ("f8", 62)])
+    def test_flipped_exponent_bit(self, root, cache, dtype, bit):
+        image = (scan_voxels(101) * 2.0**-21).astype(dtype)
+        words = image.view(dtype.replace("f", "u"))
+        words[3, 12, 10] ^= words.dtype.type(1 << bit)
+        assert image[3, 12, 10] == image.max()
+        path = write_h5(
+            root / "multicoil_val/file_001.h5",
+            subject="val01",
+            reconstruction_rss=image,
+        )
+        with pytest.raises(DataError) as error:
+            prepare(settings(root, cache))
+        one_line(error.value, "E302", path, f"slice 3 is {image.max():.4g}")
+
     def test_blank_volume(self, root, cache):
         path = write_h5(
             root / "multicoil_val/file_000.h5",
@@ -285,6 +339,51 @@ class TestBadVoxels:
         write_rss(root / "multicoil_val/copy.h5", 100, "val00")
         prepare(settings(root, cache))
         assert "hold the same voxels" in caplog.text
+
+    @pytest.mark.parametrize(
+        "copy",
+        [
+            lambda image: image * 2,
+            lambda image: image.astype(np.float64),
+            lambda image: image[:-1],
+            lambda image: image[1:],
+            lambda image: (image[1:3] * 2**20).astype(np.int16),
+        ],
+    )
+    def test_copy_in_another_form(self, tmp_path, cache, copy):
+        root = fastmri_root(tmp_path / "d", train=2)
+        image = scan_voxels(0).astype(np.float32) * np.float32(2.0**-20)
+        path = root / "multicoil_val/again.h5"
+        write_h5(path, subject="someone", reconstruction_rss=copy(image))
+        with pytest.raises(DataError) as error:
+            prepare(settings(root, cache))
+        one_line(
+            error.value,
+            "E332",
+            "multicoil_train/file_000 (subject train00, split 'train')",
+            "multicoil_val/again (subject someone, split 'test')",
+            "equal slices",
+        )
+
+    def test_copy_in_another_form_within_a_split(self, tmp_path, cache):
+        root = fastmri_root(tmp_path / "d", train=2)
+        image = scan_voxels(0).astype(np.float64)
+        path = root / "multicoil_train/again.h5"
+        write_h5(path, subject="someone", reconstruction_rss=image)
+        with pytest.raises(DataError) as error:
+            prepare(settings(root, cache, val_fraction=0.0))
+        one_line(
+            error.value, "E332", "train00, split 'train'", "someone, split 'train'"
+        )
+
+    def test_nearly_empty_slices_are_no_copies(self, tmp_path, cache):
+        root = fastmri_root(tmp_path / "d", train=2)
+        for i, name in enumerate(("multicoil_train/new", "multicoil_val/new")):
+            image = scan_voxels(50 + i).astype(np.float32)
+            image[1] = 0
+            image[1, 3, 4] = 100 + i
+            write_h5(root / f"{name}.h5", subject=f"new{i}", reconstruction_rss=image)
+        prepare(settings(root, cache))
 
     def test_volume_that_is_read_otherwise_than_before(self, root, cache):
         prepare(settings(root, cache))
@@ -337,6 +436,87 @@ class TestKey:
         (cache / "content-v2.json").write_text("{")
         assert prepare(settings(root, cache)).key == first
         assert "every volume is read again" in caplog.text
+
+
+class TestOverlap:
+    """What a run records of its data, so that an overlap with others is seen."""
+
+    def test_subjects_volumes_and_slices(self, root, cache):
+        found = prepare(settings(root, cache))
+        assert found.subjects["test"] == ["val00", "val01"]
+        assert found.split["test"] == ["val00", "val01"]
+        salted = found.subject_hashes("a")
+        assert {s: len(x) for s, x in salted.items()} == {
+            "train": 4,
+            "val": 2,
+            "test": 2,
+        }
+        assert salted != found.subject_hashes("b")
+        everything = prepare(settings(root, cache, whole="test"))
+        for split in ("train", "val", "test"):
+            for hashes, others in (
+                (salted, everything.subject_hashes("a")),
+                (found.volume_hashes, everything.volume_hashes),
+                (found.slice_hashes, everything.slice_hashes),
+            ):
+                assert hashes[split]
+                assert set(hashes[split]) < set(others["test"])
+
+    def test_another_form_of_the_scans_has_their_slices(self, tmp_path, cache):
+        for i in range(4):
+            write_nifti(tmp_path / f"n/p{i}/T2.nii.gz", scan_voxels(i))
+            write_rss(tmp_path / f"f/p{i}.h5", i, f"p{i}", "T2")
+        one, two = (prepare(settings(tmp_path / name, cache)) for name in "nf")
+        assert one.slice_hashes == two.slice_hashes
+        assert one.volume_hashes != two.volume_hashes
+        assert one.subject_hashes("x") == two.subject_hashes("x")
+
+
+class TestPartners:
+    """Volumes without a reference on the track `aligned` are left out and counted."""
+
+    CONTRAST = {"track": "aligned", "aligned": "contrast"}  # noqa: RUF012
+
+    def test_one_volume_without_another_contrast(self, tmp_path, cache, caplog):
+        root = nifti_root(tmp_path / "n")
+        whole = prepare(settings(root, cache, **self.CONTRAST))
+        subject = whole.subjects["train"][0]
+        (root / subject / "study1_T2W.nii.gz").unlink()
+        found = prepare(settings(root, cache, **self.CONTRAST))
+        train = found.splits["train"]
+        assert len(train) == len(whole.splits["train"]) - 8
+        assert subject not in train.subjects
+        assert "1 of 3 volumes (4 of 12 slices)" in caplog.text
+        assert f"{subject}/study1_T1W" in caplog.text
+        pairing = draw_pairing(train, **self.CONTRAST)
+        assert len(pairing.references) == len(train) == 8
+        assert (train.contrasts[pairing.references] != train.contrasts).all()
+        np.testing.assert_array_equal(train.image(0), whole.splits["train"].image(8))
+
+    def test_one_volume_of_one_slice(self, tmp_path, cache, caplog):
+        root = nifti_root(tmp_path / "n", contrasts="T1W")
+        write_nifti(root / "patient09/study1_T1W.nii.gz", scan_voxels(9)[:1])
+        found = prepare(settings(root, cache, whole="test", track="aligned"))
+        assert len(found.splits["test"]) == 24
+        assert "1 of 7 volumes (1 of 25 slices) have one slice only" in caplog.text
+
+    @pytest.mark.parametrize(
+        "change", [CONTRAST, {"track": "aligned", "slice_step": 4}]
+    )
+    def test_none_is_left(self, tmp_path, cache, change):
+        root = nifti_root(tmp_path / "n", contrasts="T1W")
+        with pytest.raises(DataError) as error:
+            prepare(settings(root, cache, **change))
+        one_line(error.value, "E312", "such volumes)")
+
+    def test_the_key_is_of_all_slices(self, tmp_path, cache):
+        root = nifti_root(tmp_path / "n")
+        (root / "patient00/study1_T2W.nii.gz").unlink()
+        keys = {
+            prepare(settings(root, cache, **change)).key
+            for change in ({}, self.CONTRAST, {"track": "aligned"})
+        }
+        assert len(keys) == 1
 
 
 class TestDamage:

@@ -1,10 +1,12 @@
+import dataclasses
 import itertools
+import json
 
 import pytest
 
 from daasr_jax.data import DataSettings
 from daasr_jax.data.sources.base import Volume
-from daasr_jax.data.splits import assign_splits, check_references
+from daasr_jax.data.splits import assign_splits, check_references, split_of
 from daasr_jax.errors import ConfigError, DataError
 from tests.data_fixtures import one_line
 
@@ -176,6 +178,149 @@ def test_n_volumes_of_a_tree_and_of_lists():
     }
     splits = assign_splits(cohort(20), DataSettings(n_volumes=8, **lists))
     assert [len(members) for members in splits.values()] == [8, 0, 4]
+
+
+class TestFile:
+    """`data.split_file` takes a split as it was written down."""
+
+    def read(self, tmp_path, content, volumes=None, **changes):
+        path = tmp_path / "split.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        changes = {"split_file": str(path), **changes}
+        return assign_splits(
+            cohort(8) if volumes is None else volumes, DataSettings(**changes)
+        )
+
+    def test_subjects_and_endings(self, tmp_path, caplog):
+        caplog.set_level("INFO", "daasr_jax")
+        lists = {"train": ["s00", "01"], "val": [], "test": ["s04", "s05"]}
+        splits = self.read(tmp_path, lists)
+        assert subjects(splits) == {
+            "train": {"s00", "s01"},
+            "val": set(),
+            "test": {"s04", "s05"},
+        }
+        assert "4 subjects are in no list" in caplog.text
+
+    @pytest.mark.parametrize(
+        "changes", [{}, {"n_volumes": 11}, {"seed": 5}, {"contrasts": ("T1",)}]
+    )
+    @pytest.mark.parametrize("kind", ["fractions", "folders"])
+    def test_written_and_read_again(self, tmp_path, kind, changes):
+        volumes = cohort(9) if kind == "fractions" else official(9, 5)
+        volumes += cohort(9, 1, folder="x", role=volumes[0].role, contrast="T2")
+        splits = assign_splits(volumes, DataSettings(**changes))
+        wanted = changes.get("contrasts") or ("T1", "T2")
+        used = [v for v in volumes if v.contrast in wanted]
+        lists = split_of(splits, used)
+        assert (
+            self.read(tmp_path, lists, volumes, contrasts=changes.get("contrasts", ()))
+            == splits
+        )
+        if "n_volumes" not in changes:
+            assert not any("/" in name for names in lists.values() for name in names)
+
+    def test_a_source_that_decides_itself(self, tmp_path):
+        volumes = [
+            dataclasses.replace(volume("head", n), split=split)
+            for n, split in enumerate(("train", "val", "test"))
+        ]
+        plain = {"exclude": "slice"}
+        splits = assign_splits(volumes, DataSettings(**plain))
+        lists = split_of(splits, volumes)
+        assert lists == {
+            "train": ["root/head_0"],
+            "val": ["root/head_1"],
+            "test": ["root/head_2"],
+        }
+        assert self.read(tmp_path, lists, volumes, **plain) == splits
+
+    @pytest.mark.parametrize(
+        ("lists", "code", "parts"),
+        [
+            ({"train": ["s99"]}, "E203", ("'s99'", "train of data.split_file", "s0")),
+            ({"test": ["x01"]}, "E203", ("'x01'", "s01")),
+            ({"val": ["root/s09_1"]}, "E203", ("root/s0",)),
+            (
+                {"train": ["s01"], "test": ["s01"]},
+                "E206",
+                ("s01", "train of", "test of"),
+            ),
+            ({"train": ["s01", "s02", "s01"]}, "E206", ("s01", "twice in train")),
+            (
+                {"train": ["root/s01_0"], "test": ["root/s01_1"]},
+                "E206",
+                ("s01", "train of", "test of"),
+            ),
+            (
+                {"train": ["s01"], "tset": []},
+                "E330",
+                ("train, tset", "train, val and test"),
+            ),
+            ({}, "E330", ("none",)),
+            ({"train": "s01"}, "E330", ("train is no list",)),
+            ({"train": [1, 2]}, "E330", ("train is no list",)),
+            (["s01"], "E330", ("a list",)),
+            ("null", "E330", ("a NoneType",)),
+            ("{'train': []}", "E330", ("cannot be read",)),
+        ],
+    )
+    def test_bad_files(self, tmp_path, lists, code, parts):
+        with pytest.raises((ConfigError, DataError)) as error:
+            self.read(tmp_path, lists)
+        one_line(error.value, code, tmp_path / "split.json", *parts)
+
+    def test_bytes_that_are_no_text(self, tmp_path):
+        path = tmp_path / "split.json"
+        path.write_bytes(b"\x80")
+        with pytest.raises((ConfigError, DataError)) as error:
+            assign_splits(cohort(8), DataSettings(split_file=str(path)))
+        one_line(error.value, "E330", path, "cannot be read")
+
+    def test_no_file(self, tmp_path):
+        for path in (tmp_path / "none.json", tmp_path):
+            with pytest.raises((ConfigError, DataError)) as error:
+                assign_splits(cohort(8), DataSettings(split_file=str(path)))
+            one_line(error.value, "E330", path, "cannot be read")
+
+    def test_only_one_way_is_taken(self):
+        for changes in (
+            {"split_file": "f", "train_subjects": ("s01",)},
+            {"split_file": "f", "whole": "test"},
+            {"whole": "test", "train_subjects": ("s01",)},
+        ):
+            with pytest.raises(ConfigError) as error:
+                DataSettings(**changes)
+            one_line(error.value, "E210", "2 ways")
+
+
+class TestWhole:
+    """All volumes in one split, to evaluate another data set."""
+
+    @pytest.mark.parametrize("split", ["train", "val", "test"])
+    def test_all(self, split):
+        for volumes in (cohort(5), official(6, 3)):
+            splits = assign_splits(volumes, DataSettings(whole=split, n_volumes=3))
+            assert splits[split] == sorted(volumes, key=lambda v: v.key)
+            assert sum(map(len, splits.values())) == len(volumes)
+            assert list(splits) == ["train", "val", "test"]
+
+    def test_some(self):
+        lists = {"whole": "test", "test_subjects": ("s01", "03")}
+        splits = assign_splits(cohort(5), DataSettings(**lists))
+        assert subjects(splits) == {
+            "train": set(),
+            "val": set(),
+            "test": {"s01", "s03"},
+        }
+        with pytest.raises(ConfigError) as error:
+            assign_splits(cohort(5), DataSettings(whole="test", test_subjects=("x",)))
+        one_line(error.value, "E203", "data.subjects.test")
+
+    def test_unknown_split(self):
+        with pytest.raises(ConfigError) as error:
+            DataSettings(whole="all")
+        one_line(error.value, "E211", "'all'", "train, val, test")
 
 
 class TestReferences:
