@@ -184,7 +184,7 @@ def make_table(report: dict[str, Any]) -> Table:
     for method, values in report["methods"].items():
         cells = [_cell(values[m], digits) for m, (_, digits) in columns.items()]
         table.add_row(method, *cells, _count(report, values))
-    if report["n_subjects"] < MIN_SUBJECTS:
+    if 1 < report["n_subjects"] < MIN_SUBJECTS:
         for subject, scores in report["per_subject"].items():
             table.add_section()
             slices = [r for r in report["per_slice"] if r["subject"] == subject]
@@ -198,7 +198,9 @@ def make_table(report: dict[str, Any]) -> Table:
 def _empty_table(report: dict[str, Any]) -> Table:
     n = report["n_subjects"]
     caption = f"mean ± standard deviation over the slices of {n} subject(s); "
-    if n < MIN_SUBJECTS:
+    if n == 1:
+        caption += "one subject carries no interval"
+    elif n < MIN_SUBJECTS:
         caption += f"no interval below {MIN_SUBJECTS} subjects: the mean of each"
     else:
         caption += f"[95 % interval of the mean, {report['protocol']['bootstrap']}]"

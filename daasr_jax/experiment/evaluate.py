@@ -235,9 +235,11 @@ def _data(
     then all its subjects are evaluated.
     """
     settings = parts.data_settings(config)
+    split = folder / subjects.SPLIT
+    unnamed = {f"{name}_subjects": () for name in ("train", "val", "test")}
     own = settings
-    if (folder / subjects.SPLIT).exists():
-        own = dataclasses.replace(settings, split_file=str(folder / subjects.SPLIT))
+    if split.exists():
+        own = dataclasses.replace(settings, split_file=str(split), **unnamed)
     check = jax.process_index() == 0
     chosen = tuple(x.strip() for x in request.subjects.split(",") if x.strip())
     if "data.root" not in request.given and not chosen:
@@ -251,14 +253,8 @@ def _data(
         else:
             if subjects.is_own(folder, prepared, request.split):
                 return prepared, request.split, request.split
-    whole = dataclasses.replace(
-        settings,
-        whole="test",
-        split_file="",
-        train_subjects=(),
-        val_subjects=(),
-        test_subjects=chosen,
-    )
+    unnamed["test_subjects"] = chosen
+    whole = dataclasses.replace(settings, whole="test", split_file="", **unnamed)
     prepared = data.prepare(whole, check=check)
     name = "subjects" if chosen else Path(settings.root).name or "data"
     log.info("all %d slices are evaluated, of %s", len(prepared.splits["test"]), name)
