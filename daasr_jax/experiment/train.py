@@ -99,11 +99,15 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         variables = devices.to_local(generator_variables(state), mesh)
 
         def rows() -> Iterator[evaluation.Prediction]:
+            share = -(-len(table) // jax.process_count())  # of any process, at most
             for row in evaluation.run_split(
                 predict, variables, table, pairing, scale=scale
             ):
                 beat()
+                share -= 1
                 yield row
+            for _ in range(share):
+                beat()
 
         return evaluation.mean_scores(
             evaluation.of_all_processes(rows(), len(table)), method

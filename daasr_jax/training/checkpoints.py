@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest two, the best one, verified before use."""
+"""Checkpoints of a run: the latest two, the best, the last clean one, all verified."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from daasr_jax.training.manifest import seal, verify
 log = logging.getLogger("daasr_jax")
 
 METRIC = "psnr"
+SKIPPED = "skipped_in_a_row"  # stored beside the metrics of a step saved in trouble
 
 
 def _rank(metrics: Any) -> float:
@@ -27,11 +28,19 @@ def _rank(metrics: Any) -> float:
     return value if value is not None and math.isfinite(value) else -math.inf
 
 
+def _clean(metrics: Any) -> bool:
+    """Whether the update before a save was made, so that a run can go back to it."""
+    return not (metrics or {}).get(SKIPPED)
+
+
 class Checkpoints:
     """Saves and restores the train state under `workdir/checkpoints`.
 
     The place in the data is the number of steps, so nothing else is kept of it. On
     several processes every one makes every call; the folder is one that all see.
+
+    A step saved while updates are left out (`skipped_in_a_row` of the state) is marked,
+    and the newest step before the trouble is kept, however many follow.
 
     Every finished save gets a manifest of SHA-256 in `workdir/manifests`; a step is
     used only when its files agree with it. A damaged step is moved aside, never
@@ -57,6 +66,9 @@ class Checkpoints:
                 preservation_policy.LatestN(2),
                 preservation_policy.BestN(
                     get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
+                ),
+                preservation_policy.BestN(  # the newest of those that are equal
+                    get_metric_fn=_clean, n=1, keep_checkpoints_without_metrics=False
                 ),
             ]
         )
@@ -102,19 +114,37 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics stored with a step."""
-        return dict(self._manager.metrics(step) or {})
+        stored = self._manager.metrics(step) or {}
+        return {name: value for name, value in stored.items() if name != SKIPPED}
+
+    def scored(self, step: int) -> bool:
+        """Whether validation metrics are stored with a step; one answer to all."""
+        return _agreed(step if self.metrics(step) else None) is not None
+
+    def clean_steps(self) -> list[int]:
+        """Usable steps that were saved while updates were made, ascending."""
+        return [s for s in self.steps() if _clean(self._manager.metrics(s))]
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Saves and seals one step; returns when it is on disk.
 
+        A step that is there already is saved anew.
+
         Raises:
             ResourceError: If the disk refuses; earlier steps stay intact.
         """
+        stored = {k: float(v) for k, v in metrics.items()}
+        if skipped := int(state.skipped_in_a_row):
+            stored[SKIPPED] = float(skipped)
         try:
+            if step in self._manager.all_steps():
+                if jax.process_index() == 0:
+                    self._manifest(step).unlink(missing_ok=True)
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-                metrics={k: float(v) for k, v in metrics.items()},
+                metrics=stored,
                 force=True,
             )
             self._manager.wait_until_finished()
@@ -128,6 +158,7 @@ class Checkpoints:
                 f"could not write checkpoint {step} in {self._root}: {_first(error)}; "
                 "free disk space and run the same command again.",
             ) from error
+        self._bad.pop(step, None)
         if jax.process_index() == 0:
             for manifest in self._manifests.glob("*.json"):
                 if not (self._root / manifest.stem).exists():

@@ -108,6 +108,30 @@ def test_round_trip_bit_for_bit(kept):
     assert jax.tree.structure(got) == jax.tree.structure(state(4))
 
 
+def test_the_last_clean_step_remains(tmp_path):
+    """Whatever is saved in trouble after it, also by a process of its own."""
+    for steps in (range(1, 5), range(5, 8)):
+        store = Checkpoints(tmp_path)
+        for step in steps:
+            skipped = jnp.int32(max(0, step - 2))
+            store.save(
+                step, state(step, skipped_in_a_row=skipped), {"psnr": 1.0 + step}
+            )
+        assert store.clean_steps() == [2]
+        assert store.metrics(step) == {"psnr": 1.0 + step}
+        store.close()
+
+
+def test_scores_are_added_later(tmp_path):
+    write(tmp_path, ["absent", "absent"])
+    store = Checkpoints(tmp_path)
+    assert not store.scored(2)
+    store.save(2, state(2), {"psnr": 3.0})
+    assert store.scored(2)
+    store.close()
+    assert opened(tmp_path) == ([1, 2], 2, 2)
+
+
 def test_new_run(tmp_path):
     assert opened(tmp_path / "not yet é") == ([], None, None)
 
@@ -128,6 +152,22 @@ class TestDamage:
         store.save(4, state(4), {"psnr": 22.0})
         store.close()
         assert opened(kept) == ([2, 3, 4], 4, 2)
+
+    @pytest.mark.parametrize("spoil", ["damaged", "unfinished"])
+    @pytest.mark.parametrize("step", [2, 4])
+    def test_saved_again_it_is_there_at_once(self, kept, spoil, step):
+        if spoil == "damaged" or step == 2:
+            flip_a_bit(kept / f"checkpoints/{step}")
+        else:
+            (kept / f"manifests/{step}.json").unlink()
+        store = Checkpoints(kept)
+        assert step not in store.steps()
+        store.save(step, state(step), {"psnr": 40.0})
+        assert step in store.steps()
+        assert store.best() == step
+        assert store.latest() == 4
+        store.close()
+        assert opened(kept)[1:] == (4, step)
 
     def test_twice_damaged_keeps_both(self, kept):
         for n in range(2):

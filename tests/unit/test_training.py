@@ -417,9 +417,7 @@ def numbers(values):
     return lambda start: [{"hr": np.float32([[v]])} for v in values[start:]]
 
 
-def run_loop(
-    folder, values, *, steps=None, step=counting_step, validate=None, **changes
-):
+def run_loop(folder, values, *, steps=None, validate=None, **changes):
     settings = loop.LoopSettings(
         **{
             "steps": steps or len(values),
@@ -435,7 +433,7 @@ def run_loop(
     try:
         with StopRequest() as stop:
             return loop.train(
-                step,
+                counting_step,
                 small_state(),
                 numbers(values),
                 mesh=devices.make_mesh(1, 1),
@@ -452,6 +450,22 @@ def run_loop(
 def rows(folder):
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def stop_at(monkeypatch, *steps):
+    """A stop is asked for at the report of each of these steps."""
+    report = Progress.report
+
+    def asked(self, step, values):
+        report(self, step, values)
+        if step in steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "report", asked)
+
+
+def scores(folder):
+    return [(r["step"], r["val/psnr"]) for r in rows(folder) if "val/psnr" in r]
 
 
 class TestLoop:
@@ -512,6 +526,51 @@ class TestLoop:
         state = run_loop(tmp_path, range(8), validate=lambda state, beat: {"psnr": 1.0})
         assert float(state.gen["w"][0]) == 28.0
 
+    @pytest.mark.parametrize("last", [4, 8])  # in the middle, at the end
+    @pytest.mark.parametrize("early", [True, False])
+    def test_a_stop_does_not_wait_for_the_validation(
+        self, tmp_path, monkeypatch, last, early
+    ):
+        """It is made up for, so that the run is the one that was never stopped."""
+        slices = []
+
+        def whole(state, beat):
+            return {"psnr": 30.0 - int(state.step)}
+
+        def validate(state, beat):
+            if int(state.step) == last and not early:
+                signal.raise_signal(signal.SIGTERM)
+            for i in range(100):
+                slices.append(i)
+                beat()
+            return whole(state, beat)
+
+        if early:
+            stop_at(monkeypatch, last)
+        a, b = tmp_path / "a", tmp_path / "b"
+        with pytest.raises(Preempted, match=rf"E701.*at step {last}, saved"):
+            run_loop(b, range(8), validate=validate)
+        monkeypatch.undo()
+        assert len(slices) % 100 == (not early)
+        state = run_loop(b, range(8), validate=whole)
+        assert float(state.gen["w"][0]) == 28.0
+        run_loop(a, range(8), validate=whole)
+        assert scores(a) == scores(b) == [(4, 26), (8, 22)]
+        for folder in (a, b):
+            checkpoints = Checkpoints(folder, read_only=True)
+            assert (checkpoints.best(), checkpoints.metrics(8)) == (4, {"psnr": 22})
+            checkpoints.close()
+
+    def test_a_stop_within_what_a_stop_has_left(self, tmp_path):
+        def validate(state, beat):
+            signal.raise_signal(signal.SIGINT)
+            beat()
+            raise AssertionError
+
+        for _ in range(3):
+            with pytest.raises(Preempted, match=r"E701.*SIGINT at step 4"):
+                run_loop(tmp_path, range(8), validate=validate)
+
     def test_the_same_signal_twice_at_once_is_one_request(self, tmp_path):
         def validate(state, beat):
             signal.raise_signal(signal.SIGINT)  # of the terminal
@@ -555,6 +614,38 @@ class TestLoop:
         values = [1, 2, 4, 8, 16, NAN, NAN, 32]
         state = run_loop(tmp_path, values, checkpoint_every=4)
         assert float(state.gen["w"][0]) == 1 + 2 + 4 + 8 + 32
+
+    @pytest.mark.parametrize(
+        ("bad", "changes"),
+        [
+            (6, {}),  # those of steps 4 and 6 were saved in trouble
+            (9, {"checkpoint_every": 1}),
+            (6, {"validate_every": 3, "log_every": 4}),
+        ],
+    )
+    def test_checkpoints_in_trouble_do_not_push_the_good_one_out(
+        self, tmp_path, monkeypatch, caplog, bad, changes
+    ):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", bad)
+        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+        values = [1, 2, *[NAN] * (bad + 2), 4, 4, 4, 4]
+        values = values[: len(values) // 4 * 4]
+        state = run_loop(
+            tmp_path, values, validate=lambda state, beat: {"psnr": 1.0}, **changes
+        )
+        assert "going back to checkpoint 2, once" in caplog.text
+        assert int(state.restores) == 1
+        assert float(state.gen["w"][0]) == np.nansum(values)
+
+    def test_a_stop_in_trouble_keeps_the_good_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", 7)
+        values = [1, 2, *[NAN] * 7, 4, 8, 16]
+
+        stop_at(monkeypatch, 5, 7)
+        for step in (5, 7):
+            with pytest.raises(Preempted, match=f"at step {step}, saved"):
+                run_loop(tmp_path, values)
+        assert float(run_loop(tmp_path, values).gen["w"][0]) == 31
 
     def test_stops_the_second_time_also_after_a_resume(self, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "MAX_SKIPPED", 2)
