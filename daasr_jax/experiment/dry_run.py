@@ -94,7 +94,11 @@ def show(plan: Plan, measured: dict[str, float], device: str) -> None:
         "speed": f"{settings.batch_size / seconds:.1f} images/s ({TIMED} steps)",
         "training": f"about {clock(settings.steps * seconds)}, without validation",
     }
-    table = Table(show_header=False, title="dry run: nothing was trained or written")
+    table = Table(
+        show_header=False,
+        title="dry run: nothing was trained, no run was written",
+        caption="the prepared data and the compiled programs may stay in the cache",
+    )
     for name, text in rows.items():
         table.add_row(name, text)
     Console(width=88).print(table)

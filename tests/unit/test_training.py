@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import logging
 import math
+import os
 import signal
+import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboardX.proto import event_pb2
 
 from daasr_jax.errors import ConfigError, DivergedError, Preempted, ResourceError
 from daasr_jax.losses.adversarial import discriminator_loss, generator_loss
@@ -22,7 +29,7 @@ from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.resampling import downsample
 from daasr_jax.runtime import devices, stopping
 from daasr_jax.runtime.stopping import StopRequest
-from daasr_jax.training import loop
+from daasr_jax.training import loop, writers
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress, clock
@@ -706,6 +713,42 @@ class TestLoop:
         assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3, 4]
 
 
+class FullDisk:
+    """Opens files; those whose name begins so cannot be opened, or be written to."""
+
+    def __init__(self, name, when):
+        self.name, self.when, self.full = name, when, True
+        self.open_file = io.open
+
+    def open(self, file, mode="r", *args, **kwargs):
+        path = Path(file) if isinstance(file, str | os.PathLike) else Path("-")
+        log = path.name.startswith(("metrics.jsonl", ".metrics.jsonl", "events.out"))
+        if not log or not path.name.startswith(self.name) or mode.startswith("r"):
+            return self.open_file(file, mode, *args, **kwargs)
+        self.refuse(self.when == "opening")
+        opened = self.open_file(file, mode, *args, **kwargs)
+        flush = opened.flush
+
+        def refused():
+            self.refuse(self.when == "writing")
+            flush()
+
+        opened.flush = refused
+        return opened
+
+    def refuse(self, asked):
+        if self.full and asked:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def records(content):
+    """Events of a TensorBoard file: length, its sum, the event, its sum."""
+    while content:
+        (n,) = struct.unpack("<Q", content[:8])
+        yield event_pb2.Event.FromString(content[12 : 12 + n])
+        content = content[16 + n :]
+
+
 class TestWriter:
     def test_lines_after_the_checkpoint_are_dropped(self, tmp_path):
         writer = RunWriter(tmp_path)
@@ -720,25 +763,48 @@ class TestWriter:
         got = [(r["step"], r["x"]) for r in rows(tmp_path)]
         assert got == [(1, 1.0), (2, 2.0), (3, 3.0), (4, "inf")]
 
+    @pytest.mark.parametrize(
+        "refused", ["metrics.jsonl", ".metrics.jsonl", "events.out", ""]
+    )
+    @pytest.mark.parametrize("when", ["opening", "writing"])
     def test_full_disk_is_said_once_and_training_goes_on(
-        self, tmp_path, caplog, monkeypatch
+        self, tmp_path, caplog, monkeypatch, refused, when
     ):
+        """The log, its copy on resume, the events, all: until there is room again."""
         monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+        run_loop(tmp_path, range(4), steps=2)
+        disk = FullDisk(refused, when)
+        monkeypatch.setattr(writers, "FLUSH_SECONDS", -1, raising=False)
+        monkeypatch.setattr(io, "open", disk.open)  # of pathlib
+        monkeypatch.setattr(builtins, "open", disk.open)
+        room_at = 6
 
-        class Full:
-            def write(self, text):
-                raise OSError(28, "No space left on device")
+        def validate(state, beat):
+            disk.full = int(state.step) < room_at
+            return {"psnr": 1.0}
 
-            def close(self):
-                raise OSError(28, "No space left on device")
-
-        writer = RunWriter(tmp_path)
-        writer._file.close()
-        writer._file = Full()
-        writer.write(1, {"x": 1.0})
-        writer.write(2, {"x": 1.0})
-        writer.close()
+        state = run_loop(tmp_path, range(10), validate=validate, validate_every=1)
+        assert float(state.gen["w"][0]) == 45.0
         assert caplog.text.count("cannot write the log") == 1
+        assert "No space left" in caplog.text
+        steps = [r["step"] for r in rows(tmp_path) if "g/total" in r]
+        assert steps == sorted(set(steps))
+        assert {1, 2, *range(room_at + 1, 11)} <= set(steps)
+
+    def test_events_are_tensorboards(self, tmp_path):
+        for start in (0, 3):
+            writer = RunWriter(tmp_path, start_step=start)
+            writer.write(start + 1, {"g/total": 0.5, "x": 2.0})
+            writer.close()
+        files = sorted(tmp_path.glob("events.out.tfevents.*"))
+        events = [list(records(file.read_bytes())) for file in files]
+        assert [[e.step for e in file] for file in events] == [
+            *([1, 1, 1, 1], [4, 4, 4, 4])
+        ]
+        assert events[1][0].file_version == "brain.Event:2"
+        assert events[1][1].session_log.status == 1  # START: purges from step 4
+        value = events[1][2].summary.value[0]
+        assert (value.tag, value.simple_value) == ("g/total", 0.5)
 
 
 class TestProgress:
