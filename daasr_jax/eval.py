@@ -8,7 +8,6 @@
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
 from daasr_jax.experiment import cli
 
@@ -30,13 +29,14 @@ def evaluate(config: Any, workdir: str) -> None:
     from daasr_jax.evaluation.report import describe_training, make_table
     from daasr_jax.experiment.evaluate import evaluate_run
     from daasr_jax.runtime import hosts
+    from daasr_jax.runtime.console import console
 
     report, result, picture = evaluate_run(
         config, workdir, SPLIT.value, OUT.value, lpips=LPIPS.value
     )
     if hosts.number():
         return  # the first process reports
-    Console(width=120 if LPIPS.value else 80).print(make_table(report))
+    console(width=120 if LPIPS.value else 80).print(make_table(report))
     print(f"trained: {describe_training(report)}")
     print(f"result:  {result}\npicture: {picture}")
 

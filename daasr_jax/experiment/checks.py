@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from daasr_jax.errors import ConfigError, checked
+from daasr_jax.errors import ConfigError, UserError, checked
 from daasr_jax.experiment.parts import data_settings
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.runtime.compiled import keep_compiled
@@ -21,8 +22,17 @@ def setup(config: Config) -> None:
         ConfigError: If a value cannot be used.
     """
     check_ranges(config)
-    keep_compiled(data_settings(config).cache_path)
+    keep_compiled(_cache(config))
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
+
+
+def _cache(config: Config) -> Path | None:
+    """Folder of the cache; None without a home, which the data are then asked for."""
+    settings = data_settings(config)
+    try:
+        return settings.cache_path
+    except (RuntimeError, UserError):
+        return None
 
 
 def check_ranges(config: Config) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
-from rich.console import Console
 from rich.logging import RichHandler
 
 from daasr_jax.errors import ConfigError, Preempted, UserError
 from daasr_jax.experiment.configuration import load
+from daasr_jax.runtime.console import console, make_printable
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -30,12 +30,17 @@ class _ConfigParser(flags.ArgumentParser):
         return load(argument)
 
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Experiment file or name of a shipped one, perhaps with a preset: "
-    "configs/brain_x4.py:fast, brain_x4:fast",
-)
+try:
+    CONFIG = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment file or name of a shipped one, perhaps with a preset: "
+        "configs/brain_x4.py:fast, brain_x4:fast",
+    )
+except flags.Error as error:  # of a --flagfile, which is read here already
+    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    print(ConfigError("E225", f"{text}; give --flagfile=FILE"), file=sys.stderr)
+    sys.exit(ConfigError.exit_code)
 flags.FLAGS["config"].parser = _ConfigParser()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 COORDINATOR = flags.DEFINE_string(
@@ -54,6 +59,7 @@ def run(main: Callable[[Any, str], None]) -> None:
     6 resources, 75 stopped and saved.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    make_printable()
 
     def guarded(argv: Sequence[str]) -> None:
         _start_logging()
@@ -146,8 +152,8 @@ def _start_logging() -> None:
     logger = logging.getLogger("daasr_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    out = console(stderr=True, width=None if sys.stderr.isatty() else 160)
     handler = RichHandler(
-        console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        console=out, show_path=False, show_level=False, log_time_format="%H:%M:%S"
     )
     logger.handlers = [handler]

@@ -16,6 +16,7 @@ from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.installation import command, commit_id
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import (
     config_sha256,
     trained_with,
@@ -51,7 +52,7 @@ def evaluate_run(
         UserError: If data or checkpoint cannot be used.
     """
     checks.setup(config)
-    folder = Path(workdir)
+    folder = place(workdir)
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(
             "E403",
@@ -59,7 +60,7 @@ def evaluate_run(
         )
     if split not in ("train", "val", "test"):
         raise ConfigError("E228", f"--split must be train, val or test, got {split!r}.")
-    target = Path(out) if out else folder / f"eval_{split}.json"
+    target = place(out) if out else folder / f"eval_{split}.json"
     if target.suffix != ".json":
         raise ConfigError("E229", f"--out must end in .json, got {target}.")
     border = checks.metric_border(config)

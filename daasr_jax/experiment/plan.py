@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +14,9 @@ from jax.sharding import Mesh
 
 from daasr_jax import data
 from daasr_jax.errors import checked
+from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment import parts
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.saved_run import load_run
 from daasr_jax.runtime import devices, memory
 from daasr_jax.training.settings import LoopSettings
@@ -123,7 +124,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     losses = parts.make_losses(config, vgg)
     start = None
     if config.train.start_from and not begun:
-        start = load_run(Path(config.train.start_from))
+        start = load_run(place(config.train.start_from))
         log.info("starting from %s, step %d", config.train.start_from, start.step)
     prepared = data.prepare(parts.data_settings(config))
     table = prepared.splits["train"]
@@ -177,7 +178,8 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     )
     inputs = {
         "prepared_sha256": prepared.key,
-        "perceptual": parts.describe_perceptual(config, vgg),
+        "perceptual": (perceptual := parts.describe_perceptual(config, vgg)),
+        "perceptual_words": perceptual_words(perceptual),
         "start": source,
     }
     return Plan(

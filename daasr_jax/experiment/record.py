@@ -23,6 +23,7 @@ _PLACES = (
     "data.cache_dir",
     "perceptual.weights",
     "perceptual.sha256",
+    "perceptual.strict",
     "train.start_from",
 )
 _FREE_ON_RESUME = (

@@ -14,9 +14,11 @@ from daasr_jax import data
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.plan import make_plan
 from daasr_jax.experiment.record import record_config
 from daasr_jax.runtime import devices
+from daasr_jax.runtime.claim import alone
 from daasr_jax.runtime.failures import explained
 from daasr_jax.runtime.stopping import StopRequest
 from daasr_jax.training import loop
@@ -39,7 +41,10 @@ def train_run(config: Config, workdir: str) -> None:
     with StopRequest() as stop:
         checks.setup(config)
         folder = _make_folder(workdir)
-        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        with (
+            alone(folder),
+            contextlib.closing(Checkpoints(folder)) as checkpoints,
+        ):
             _train(config, folder, checkpoints, stop)
 
 
@@ -117,7 +122,7 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
 
 
 def _make_folder(workdir: str) -> Path:
-    folder = Path(workdir)
+    folder = place(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

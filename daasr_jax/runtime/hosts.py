@@ -33,7 +33,7 @@ def connect(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Joins the processes of the run, before any device is used; alone it does nothing.
+    """Joins the processes of the run, before any device is used, and finds the devices.
 
     Args:
         coordinator: `HOST:PORT` of process 0, a port that is free there.
@@ -42,12 +42,13 @@ def connect(
             asked.
 
     Raises:
-        ConfigError: If the three do not fit together (E240), or the processes have
-            unequal numbers of devices (E242).
+        ConfigError: If the three do not fit together (E240), the processes have
+            unequal numbers of devices (E242), or a variable sets JAX unfit (E243).
         ResourceError: If the others do not come (E606) or no device works (E610).
     """
     settings = settings_of(os.environ, coordinator, processes, process)
     if not settings:
+        devices.find()
         return
     # Its handler of SIGTERM would swallow the signal until the training loop asks.
     jax.config.update("jax_enable_preemption_service", False)
@@ -70,15 +71,7 @@ def connect(
         ) from error
     finally:
         late.cancel()
-    try:
-        found = jax.devices()
-    except RuntimeError as error:
-        raise ResourceError(
-            "E610",
-            f"process {settings['process_id']} cannot use its devices: "
-            f"{' '.join(str(error).split())[:300]}",
-        ) from error
-    check_equal(found)
+    check_equal(devices.find())
 
 
 def _give_up(settings: dict[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,10 @@ class Checkpoints:
     Args:
         workdir: Folder of the run.
         read_only: Open for evaluation: nothing is created or moved.
+
+    Raises:
+        CheckpointError: If the system refuses to read or move a file (E410), which
+            is no damage: nothing is set aside then.
     """
 
     def __init__(self, workdir: str | Path, *, read_only: bool = False) -> None:
@@ -57,10 +64,12 @@ class Checkpoints:
         self._bad: dict[int, str] = {}
         for turn in (True, False):  # the first process moves what the others then miss
             if (jax.process_index() == 0) == turn:
-                self._find_unusable(read_only)
+                with self._system():
+                    self._find_unusable(read_only)
             multihost_utils.sync_global_devices("checkpoints are examined")
         if not read_only and jax.process_index() == 0:
-            self._manifests.mkdir(parents=True, exist_ok=True)
+            with self._system():
+                self._manifests.mkdir(parents=True, exist_ok=True)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(2),
@@ -156,7 +165,7 @@ class Checkpoints:
             raise ResourceError(
                 "E603",
                 f"could not write checkpoint {step} in {self._root}: {_first(error)}; "
-                "free disk space and run the same command again.",
+                f"{_remedy(error)} and run the same command again.",
             ) from error
         self._bad.pop(step, None)
         if jax.process_index() == 0:
@@ -168,16 +177,31 @@ class Checkpoints:
         """State of a step, in the structure and on the devices of the one given.
 
         Raises:
-            CheckpointError: If a leaf has another name, shape or type than asked for.
+            CheckpointError: If a leaf has another name, shape or type than asked for
+                (E402), or the system refuses to read (E410).
         """
-        self._compare(step, state)
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
-        )["state"]
+        with self._system():
+            self._compare(step, state)
+            return self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
+            )["state"]
 
     def close(self) -> None:
         """Releases the manager."""
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _system(self) -> Iterator[None]:
+        """What the system says of a file, in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                "E410",
+                f"{error.filename or self._root} cannot be used "
+                f"({error.strerror or _first(error)}): {_remedy(error)} and run the "
+                "same command again.",
+            ) from error
 
     def _compare(self, step: int, state: Any) -> None:
         saved = self._manager.item_metadata(step)["state"]
@@ -271,6 +295,16 @@ def _is_disk(error: Exception) -> bool:
         or "RESOURCE_EXHAUSTED" in text
         or "No space left" in text
     )
+
+
+def _remedy(error: Exception) -> str:
+    """What helps against a refusal of the system."""
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "correct its permissions"
+    if number in (None, errno.ENOSPC, errno.EDQUOT):
+        return "free disk space"
+    return "see to the disk"
 
 
 def _first(error: Exception) -> str:

@@ -18,6 +18,8 @@ from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
 
+_messages: Any = event_pb2  # its classes are made as it is imported
+
 FLUSH_SECONDS = 30  # of TensorBoard events, whose every flush waits for the disk
 
 
@@ -122,7 +124,7 @@ class _Events:
         name = f"events.out.tfevents.{time.time():.6f}.{os.uname().nodename}"
         self._writer = RecordWriter(str(folder / name))
         self._flushed = time.monotonic()
-        begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        begin = _messages.SessionLog(status=_messages.SessionLog.START)
         for content in ({"file_version": "brain.Event:2"}, {"session_log": begin}):
             self._put(purge_step, **content)
 
@@ -139,7 +141,7 @@ class _Events:
         self._writer.close()
 
     def _put(self, step: int, **content: Any) -> None:
-        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        event = _messages.Event(wall_time=time.time(), step=step, **content)
         self._writer.write(event.SerializeToString())
 
 

@@ -46,6 +46,20 @@ def test_command_line_and_configuration(tmp_path):
             "no workdir": (["train.py", *SMALL, data], "E224", 2, "--workdir"),
             "eval without config": (["eval.py", run], "E223", 2, "--config"),
             "mistyped flag": ([*ok, "--wrkdir=x"], "E225", 2, "wrkdir"),
+            "no flag file": (
+                ["train.py", "--flagfile=none.txt"], "E225", 2, "none.txt",
+            ),
+            "configuration is a folder": (config("configs"), "E225", 2, "nearest"),
+            "configuration without get_config": (
+                config("configs/protocol.py"), "E225", 2, "has no get_config",
+            ),
+            "too large a network": (
+                [*ok, "--config.model.kwargs.features=4096"], "E612", 6, "GiB",
+            ),
+            "no VGG-19": (
+                [*ok, "--config.perceptual.network=vgg19",
+                 "--config.perceptual.strict=true"], "E244", 2, "STAND IN",
+            ),
             "stray word": ([*ok, "config.seed=3"], "E225", 2, "config.seed=3"),
             "mistyped key": (
                 [*ok, "--config.train.batchsize=4"], "E225", 2,

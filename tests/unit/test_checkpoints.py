@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import math
+import os
 import shutil
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 from daasr_jax.errors import CheckpointError, ResourceError
 from daasr_jax.files import write_atomically
 from daasr_jax.training import checkpoints as module
+from daasr_jax.training import manifest
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.manifest import seal, verify
 from daasr_jax.training.state import TrainState
@@ -239,6 +241,48 @@ class TestDamage:
         store.save(5, state(5), {"psnr": 21.0})
         store.close()
         assert opened(kept) == ([2, 4, 5], 5, 2)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOLCK, errno.ESTALE])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_refusal_of_the_system_is_no_damage(kept, monkeypatch, number, read_only):
+    """Nothing is set aside for it; what the system said is the report."""
+    words = os.strerror(number)
+
+    def refuse(path):
+        raise OSError(number, words, str(path))
+
+    monkeypatch.setattr(manifest, "file_hash", refuse)
+    with pytest.raises(CheckpointError, match=rf"E410.*checkpoints.*\({words}\)") as e:
+        Checkpoints(kept, read_only=read_only)
+    assert "\n" not in str(e.value)
+    assert ("permissions" in str(e.value)) == (number == errno.EACCES)
+    monkeypatch.undo()
+    assert opened(kept) == ([2, 3, 4], 4, 2)
+
+
+def test_a_disk_that_cannot_read_is_damage(kept, monkeypatch):
+    whole = manifest.file_hash
+
+    def fails(path):
+        if "/4/" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(manifest, "file_hash", fails)
+    assert opened(kept, read_only=True) == ([2, 3], 3, 2)
+
+
+def test_a_refusal_while_saving_names_its_remedy(kept, monkeypatch):
+    store = Checkpoints(kept)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(store._manager, "save", refuse)
+    with pytest.raises(ResourceError, match=r"E603.*Permission.*correct its perm"):
+        store.save(5, state(5), {})
+    store.close()
 
 
 class TestMismatch:
