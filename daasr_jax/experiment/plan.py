@@ -85,14 +85,15 @@ def check_memory(config: Config, mesh: Mesh) -> None:
     learned = _bytes(made["params"])
     ema = learned if train.ema_decay else 0
     state = learned + ema + _bytes(jax.eval_shape(optimiser.init, made["params"]))
+    # With `remat` most are computed again, and only ends of groups are held.
+    layers = 0 if getattr(model, "remat", False) else _bytes(made["intermediates"])
     own = len([d for d in mesh.devices.flat if d.process_index == jax.process_index()])
     together = own if jax.default_backend() == "cpu" else 1  # its devices share memory
     memory.require(
         {
             "parameters and optimiser": together * state,
             "gradient": together * learned,
-            f"layers of {together * lr.shape[0]} images": together
-            * _bytes(made["intermediates"]),
+            f"layers of {together * lr.shape[0]} images": together * layers,
         },
         remedy="give a larger --config.train.accumulate, a smaller "
         "--config.train.batch_size or --config.train.crop, or a smaller network",

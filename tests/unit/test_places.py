@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -24,7 +25,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def test_a_tilde_in_every_place(home, capsys):
+def test_a_tilde_in_every_place(home, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "setup", lambda config: None)
     assert place("~/run") == home / "run"
     assert place("a/~b") == Path("a/~b")
     assert train._make_folder("~/run") == home / "run"
@@ -61,5 +63,8 @@ def test_without_a_home(monkeypatch, caplog, raised):
     checks.setup(fastmri_x4.get_config())
     jax.config.update("jax_default_matmul_precision", before)
     assert kept == [None]
+    alone = SimpleNamespace(values={"jax_compilation_cache_dir": None})
+    fresh = SimpleNamespace(config=alone, process_count=lambda: 1)
+    monkeypatch.setattr(compiled, "jax", fresh)
     compiled.keep_compiled(None)
     assert "compiled programs are not kept" in caplog.text
