@@ -54,7 +54,7 @@ def test_command_line_and_configuration(tmp_path):
                 config("configs/protocol.py"), "E225", 2, "has no get_config",
             ),
             "too large a network": (
-                [*ok, "--config.model.kwargs.features=4096"], "E612", 6, "GiB",
+                [*ok, "--config.model.kwargs.features=65536"], "E612", 6, "GiB",
             ),
             "no VGG-19": (
                 [*ok, "--config.perceptual.network=vgg19",
