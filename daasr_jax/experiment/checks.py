@@ -10,6 +10,7 @@ import jax
 from daasr_jax.errors import ConfigError, UserError, checked
 from daasr_jax.experiment.parts import data_settings
 from daasr_jax.metrics.ssim import WINDOW
+from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
@@ -19,9 +20,11 @@ def setup(config: Config) -> None:
     """Settings of the process: checked ranges, compiled programs, precision.
 
     Raises:
-        ConfigError: If a value cannot be used.
+        ConfigError: If a value, or what a variable sets of JAX, cannot be used.
+        ResourceError: If there is no device.
     """
     check_ranges(config)
+    devices.find()
     keep_compiled(_cache(config))
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
 

@@ -33,7 +33,7 @@ def connect(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Joins the processes of the run, before any device is used, and finds the devices.
+    """Joins the processes of the run, before any device is used; alone it does nothing.
 
     Args:
         coordinator: `HOST:PORT` of process 0, a port that is free there.
@@ -48,7 +48,6 @@ def connect(
     """
     settings = settings_of(os.environ, coordinator, processes, process)
     if not settings:
-        devices.find()
         return
     # Its handler of SIGTERM would swallow the signal until the training loop asks.
     jax.config.update("jax_enable_preemption_service", False)

@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from daasr_jax.errors import ConfigError, ResourceError
-from daasr_jax.runtime.hosts import check_equal, connect, settings_of
+from daasr_jax.runtime import devices
+from daasr_jax.runtime.hosts import check_equal, settings_of
 from tests.data_fixtures import one_line
 
 SLURM = {
@@ -129,9 +130,9 @@ def test_processes_have_as_many_devices():
         check_equal(devices[:3])
 
 
-def set_jax(monkeypatch, devices=jax.devices, **values):
+def set_jax(monkeypatch, found=jax.devices, **values):
     config = SimpleNamespace(values={**jax.config.values, **values})
-    changed = SimpleNamespace(config=config, devices=devices)
+    changed = SimpleNamespace(config=config, devices=found)
     monkeypatch.setattr("daasr_jax.runtime.devices.jax", changed)
 
 
@@ -147,9 +148,9 @@ def test_a_device_that_is_not_there(monkeypatch, platforms, raised, said):
     def none():
         raise raised
 
-    set_jax(monkeypatch, devices=none, jax_platforms=platforms)
+    set_jax(monkeypatch, found=none, jax_platforms=platforms)
     with pytest.raises(ResourceError, match="E610") as error:
-        connect()
+        devices.find()
     one_line(error.value, said, f"JAX_PLATFORMS={platforms}", "unset it", "make cuda")
 
 
@@ -165,5 +166,5 @@ def test_a_device_that_is_not_there(monkeypatch, platforms, raised, said):
 def test_variables_with_which_nothing_works(monkeypatch, name, value):
     set_jax(monkeypatch, **{name.lower(): value})
     with pytest.raises(ConfigError, match="E243") as error:
-        connect()
+        devices.find()
     one_line(error.value, f"{name}={value} is set", f"unset {name}")
