@@ -1,7 +1,8 @@
 """DAASR x2 on fastMRI as the paper trains it (section 4.2), without the GAN.
 
 Reproduces: Table 1, FastMRI, x2 (DAASR's own figure is blank in the text at hand), with
-    the pixel terms of Eq. 12-14. Not run here: fastMRI needs its own licence.
+    the pixel and perceptual terms of Eq. 12-14; whether the tables have adversarial
+    training is not stated. Not run here: fastMRI needs its own licence.
 Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU: not
     measured yet.
 Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.

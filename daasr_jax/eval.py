@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
 from daasr_jax.experiment import cli
 
@@ -49,6 +48,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
     from daasr_jax.experiment.evaluate import Request, evaluate_run
     from daasr_jax.experiment.saved_run import list_runs
     from daasr_jax.runtime import hosts
+    from daasr_jax.runtime.console import console
 
     if not workdir:
         print(list_runs(Path()))
@@ -66,7 +66,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
     report, result, picture = evaluate_run(workdir, request)
     if hosts.number():
         return  # the first process reports
-    Console(width=120 if LPIPS.value else 80).print(make_table(report))
+    console(width=120 if LPIPS.value else 80).print(make_table(report))
     for name, text in describe_run(report).items():
         print(f"{name + ':':<12}{text}")
     print(f"result:     {result}\npicture:    {picture}")

@@ -131,6 +131,16 @@ def make_report(
     }
 
 
+def perceptual_words(perceptual: dict[str, Any]) -> str:
+    """What the perceptual term was made of, in the words of log, record and table."""
+    if perceptual["network"] == "none":
+        return "perceptual term off"
+    text = f"perceptual term by {perceptual['source']}"
+    if "stands_in_for" in perceptual:
+        text += f", which STANDS IN for {perceptual['stands_in_for']}"
+    return text
+
+
 def describe_training(report: dict[str, Any]) -> str:
     """The terms beyond L1 that the run was trained with, in one line."""
     trained = report["training"]
@@ -139,12 +149,7 @@ def describe_training(report: dict[str, Any]) -> str:
     start = trained.get("start") or {}
     if "converted" in start and not report.get("checkpoint_step"):
         return f"elsewhere: {start['converted']}, sha256 {start['sha256'][:12]}"
-    perceptual, adversarial = trained["perceptual"], trained["adversarial"]
-    text = "perceptual term off"
-    if perceptual["network"] != "none":
-        text = f"perceptual term by {perceptual['source']}"
-        if "stands_in_for" in perceptual:
-            text += f", which STANDS IN for {perceptual['stands_in_for']}"
+    text, adversarial = perceptual_words(trained["perceptual"]), trained["adversarial"]
     if adversarial["objective"] == "none":
         return f"{text}; adversarial term off"
     return f"{text}; adversarial term {adversarial['objective']}"

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 
-from daasr_jax.errors import ConfigError, checked
+from daasr_jax.errors import ConfigError, UserError, checked
 from daasr_jax.experiment.parts import data_settings
+from daasr_jax.experiment.places import place
 from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
+from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
 from daasr_jax.training.checkpoints import BEST_BY
 
@@ -25,11 +27,13 @@ def setup(config: Config) -> Config:
         The configuration with the place of its data, see `place_of_data`.
 
     Raises:
-        ConfigError: If a value cannot be used.
+        ConfigError: If a value, or what a variable sets of JAX, cannot be used.
+        ResourceError: If there is no device.
     """
     check_ranges(config)
     config = place_of_data(config)
-    keep_compiled(data_settings(config).cache_path)
+    devices.find()
+    keep_compiled(_cache(config))
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)
     return config
 
@@ -57,8 +61,17 @@ def place_of_data(config: Config) -> Config:
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.root = str(Path(root).expanduser().absolute())
+        config.data.root = str(place(root).absolute())
     return config.lock()
+
+
+def _cache(config: Config) -> Path | None:
+    """Folder of the cache; None without a home, which the data are then asked for."""
+    settings = data_settings(config)
+    try:
+        return settings.cache_path
+    except (RuntimeError, UserError):
+        return None
 
 
 def check_ranges(config: Config) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
-from rich.console import Console
 from rich.logging import RichHandler
 
 from daasr_jax.errors import ConfigError, Preempted, UserError
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.manual import manual
+from daasr_jax.experiment.places import place
+from daasr_jax.runtime.console import console, make_printable
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -33,12 +34,17 @@ class _ConfigParser(flags.ArgumentParser):
         return load(argument)
 
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Experiment file or name of a shipped one, perhaps with a preset: "
-    "configs/brain_x4.py:fast, brain_x4:fast.",
-)
+try:
+    CONFIG = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment file or name of a shipped one, perhaps with a preset: "
+        "configs/brain_x4.py:fast, brain_x4:fast",
+    )
+except flags.Error as error:  # of a --flagfile, which is read here already
+    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    print(ConfigError("E225", f"{text}; give --flagfile=FILE"), file=sys.stderr)
+    sys.exit(ConfigError.exit_code)
 flags.FLAGS["config"].parser = _ConfigParser()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 COORDINATOR = flags.DEFINE_string(
@@ -67,6 +73,7 @@ def run(main: Callable[[Any, str | None], None], *, of_run: bool = False) -> Non
             gives none. Then `config` is None, unless `--config` gives it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    make_printable()
     named = any(re.match(r"--?config(=|$)", word) for word in sys.argv[1:])
     if of_run and not named:
         _open_run()
@@ -112,7 +119,7 @@ def _open_run() -> None:
     if words and words[-1].endswith("workdir"):
         words.append("=" + "".join(sys.argv[sys.argv.index(words[-1]) + 1 :][:1]))
     folder = words[-1].partition("=")[2] if words else ""
-    file = Path(folder).expanduser() / RECORD
+    file = place(folder) / RECORD
     if folder and not file.is_file():
         _stop(no_run(Path(folder)))
     if folder:
@@ -181,8 +188,8 @@ def _start_logging() -> None:
     logger = logging.getLogger("daasr_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    out = console(stderr=True, width=None if sys.stderr.isatty() else 160)
     handler = RichHandler(
-        console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        console=out, show_path=False, show_level=False, log_time_format="%H:%M:%S"
     )
     logger.handlers = [handler]

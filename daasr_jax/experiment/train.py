@@ -14,11 +14,13 @@ from daasr_jax import data
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.places import place
 from daasr_jax.experiment.plan import make_plan
 from daasr_jax.experiment.record import check_new, record_config
 from daasr_jax.experiment.subjects import record_subjects
 from daasr_jax.metrics.lpips import load_lpips
 from daasr_jax.runtime import devices
+from daasr_jax.runtime.claim import alone
 from daasr_jax.runtime.failures import explained
 from daasr_jax.runtime.stopping import StopRequest
 from daasr_jax.training import loop
@@ -43,14 +45,17 @@ def train_run(config: Config, workdir: str | None = None) -> None:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     with StopRequest() as stop:
-        folder = Path(workdir or f"runs/{config.name}_{config.preset}").expanduser()
+        folder = place(workdir or f"runs/{config.name}_{config.preset}")
         log.info("the run lies in %s", folder)
         config = checks.setup(config)
         _make_folder(folder)
         rule, first = checks.best_rule(config)
-        with contextlib.closing(
-            Checkpoints(folder, best_by=rule, best_from=first)
-        ) as checkpoints:
+        with (
+            alone(folder),
+            contextlib.closing(
+                Checkpoints(folder, best_by=rule, best_from=first)
+            ) as checkpoints,
+        ):
             _train(config, folder, checkpoints, stop)
 
 
@@ -118,11 +123,15 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         variables = devices.to_local(generator_variables(state), mesh)
 
         def rows() -> Iterator[evaluation.Prediction]:
+            share = -(-len(table) // jax.process_count())  # of any process, at most
             for row in evaluation.run_split(
                 predict, variables, table, pairing, scale=scale
             ):
                 beat()
+                share -= 1
                 yield row
+            for _ in range(share):
+                beat()
 
         return evaluation.mean_scores(
             evaluation.of_all_processes(rows(), len(table)), method

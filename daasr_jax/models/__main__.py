@@ -14,10 +14,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 from rich.table import Table
 
 from daasr_jax.registry import MODELS
+from daasr_jax.runtime.console import console
 
 SCALES = (2, 3, 4)
 _SIDE = 16  # of the LR window that shapes the parameters; they do not depend on it
@@ -70,7 +70,7 @@ def main() -> None:
             f"x{row['scale']}",
             f"{row['parameters']:,}",
         )
-    Console().print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

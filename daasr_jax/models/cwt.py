@@ -25,7 +25,7 @@ class ChannelAttention(nn.Module):
         heads: Groups of channels that attend among themselves.
         attention_scale: `"temperature"`: Q and K normalised over hw, learned t per
             head, so logits do not depend on the image size; `"sqrt_hw"`: t = sqrt(hw),
-            the literal text.
+            the usual form; the text at hand has no formula.
     """
 
     heads: int = 1

@@ -12,11 +12,56 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, ResourceError
 
 log = logging.getLogger("daasr_jax")
 
 AXIS = "data"
+
+# Settings of JAX, by variables of the environment, and their values that work here.
+_FIT = {
+    "jax_enable_x64": (False,),
+    "jax_disable_jit": (False,),
+    "jax_numpy_dtype_promotion": ("standard",),
+    "jax_transfer_guard": (None, "allow", "log"),
+}
+_WHY = {
+    "jax_enable_x64": "it computes in 32 bits, as its results and checkpoints are",
+    "jax_disable_jit": "its steps are compiled for all devices together",
+    "jax_numpy_dtype_promotion": "it mixes types as NumPy does",
+    "jax_transfer_guard": "it puts batches on the devices and reads losses",
+}
+
+
+def find() -> list[Any]:
+    """The devices of all processes, once JAX is known to compute as is needed here.
+
+    Raises:
+        ConfigError: If a variable sets JAX so that nothing here works (E243).
+        ResourceError: If there is no device of the kind that JAX was told (E610).
+    """
+    for name, fit in _FIT.items():
+        value = jax.config.values[name]
+        if value not in fit:
+            raise ConfigError(
+                "E243",
+                f"{name.upper()}={value} is set, with which this package does not work "
+                f"({_WHY[name]}): unset {name.upper()}.",
+            )
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of a plugin that is absent
+        wanted = jax.config.values["jax_platforms"]
+        reason = " ".join(str(error).split())[:300] or "no plugin for it is installed"
+        remedy = (
+            f"JAX_PLATFORMS={wanted} asks for them: unset it to use what there is, or "
+            "install their support (make cuda for NVIDIA GPUs)"
+            if wanted
+            else "reinstall jax, or make cuda for NVIDIA GPUs"
+        )
+        raise ResourceError(
+            "E610", f"JAX cannot use its devices ({reason}); {remedy}."
+        ) from error
 
 
 def make_mesh(batch_size: int, devices: int = 0, accumulate: int = 1) -> Mesh:

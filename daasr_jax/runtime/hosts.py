@@ -42,8 +42,8 @@ def connect(
             asked.
 
     Raises:
-        ConfigError: If the three do not fit together (E240), or the processes have
-            unequal numbers of devices (E242).
+        ConfigError: If the three do not fit together (E240), the processes have
+            unequal numbers of devices (E242), or a variable sets JAX unfit (E243).
         ResourceError: If the others do not come (E606) or no device works (E610).
     """
     settings = settings_of(os.environ, coordinator, processes, process)
@@ -70,15 +70,7 @@ def connect(
         ) from error
     finally:
         late.cancel()
-    try:
-        found = jax.devices()
-    except RuntimeError as error:
-        raise ResourceError(
-            "E610",
-            f"process {settings['process_id']} cannot use its devices: "
-            f"{' '.join(str(error).split())[:300]}",
-        ) from error
-    check_equal(found)
+    check_equal(devices.find())
 
 
 def _give_up(settings: dict[str, Any]) -> None:

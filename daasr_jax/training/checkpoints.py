@@ -1,10 +1,12 @@
-"""Checkpoints of a run: the latest two, the best one, verified before use."""
+"""Checkpoints of a run: the latest two, the best, the last clean one, all verified."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ BEST_BY: dict[str, Callable[[int, Mapping[str, float]], float]] = {
     "lpips": lambda step, scores: -scores.get("lpips_alex", math.nan),
     "last": lambda step, scores: step,
 }
-_RANK = "rank"  # kept among the metrics of a step
+# Kept beside the metrics of a step: its rank, or that it was saved in trouble.
+_RANK = "rank"
+SKIPPED = "skipped_in_a_row"
 
 
 def _rank(metrics: Any) -> float:
@@ -35,11 +39,19 @@ def _rank(metrics: Any) -> float:
     return value if value is not None and math.isfinite(value) else -math.inf
 
 
+def _clean(metrics: Any) -> bool:
+    """Whether the update before a save was made, so that a run can go back to it."""
+    return not (metrics or {}).get(SKIPPED)
+
+
 class Checkpoints:
     """Saves and restores the train state under `workdir/checkpoints`.
 
     The place in the data is the number of steps, so nothing else is kept of it. On
     several processes every one makes every call; the folder is one that all see.
+
+    A step saved while updates are left out (`skipped_in_a_row` of the state) is marked,
+    and the newest step before the trouble is kept, however many follow.
 
     Every finished save gets a manifest of SHA-256 in `workdir/manifests`; a step is
     used only when its files agree with it. A damaged step is moved aside, never
@@ -50,6 +62,10 @@ class Checkpoints:
         best_by: Name in `BEST_BY` by which steps that are saved are ranked.
         best_from: Steps before this one are never the best.
         read_only: Open for evaluation: nothing is created or moved.
+
+    Raises:
+        CheckpointError: If the system refuses to read or move a file (E410), which
+            is no damage: nothing is set aside then.
     """
 
     def __init__(
@@ -66,15 +82,20 @@ class Checkpoints:
         self._bad: dict[int, str] = {}
         for turn in (True, False):  # the first process moves what the others then miss
             if (jax.process_index() == 0) == turn:
-                self._find_unusable(read_only)
+                with self._system():
+                    self._find_unusable(read_only)
             multihost_utils.sync_global_devices("checkpoints are examined")
         if not read_only and jax.process_index() == 0:
-            self._manifests.mkdir(parents=True, exist_ok=True)
+            with self._system():
+                self._manifests.mkdir(parents=True, exist_ok=True)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(2),
                 preservation_policy.BestN(
                     get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
+                ),
+                preservation_policy.BestN(  # the newest of those that are equal
+                    get_metric_fn=_clean, n=1, keep_checkpoints_without_metrics=False
                 ),
             ]
         )
@@ -120,24 +141,40 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics stored with a step."""
-        metrics = dict(self._manager.metrics(step) or {})
-        metrics.pop(_RANK, None)
-        return metrics
+        stored = self._manager.metrics(step) or {}
+        return {k: v for k, v in stored.items() if k not in (_RANK, SKIPPED)}
+
+    def scored(self, step: int) -> bool:
+        """Whether validation metrics are stored with a step; one answer to all."""
+        return _agreed(step if self.metrics(step) else None) is not None
+
+    def clean_steps(self) -> list[int]:
+        """Usable steps that were saved while updates were made, ascending."""
+        return [s for s in self.steps() if _clean(self._manager.metrics(s))]
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Saves and seals one step; returns when it is on disk.
 
+        A step that is there already is saved anew.
+
         Raises:
             ResourceError: If the disk refuses; earlier steps stay intact.
         """
+        stored = {k: float(v) for k, v in metrics.items()}
         rank = BEST_BY[self._best_by](step, metrics)
-        if step >= self._best_from and math.isfinite(rank):
-            metrics = metrics | {_RANK: rank}
+        if skipped := int(state.skipped_in_a_row):
+            stored[SKIPPED] = float(skipped)
+        elif step >= self._best_from and math.isfinite(rank):
+            stored[_RANK] = rank
         try:
+            if step in self._manager.all_steps():
+                if jax.process_index() == 0:
+                    self._manifest(step).unlink(missing_ok=True)
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-                metrics={k: float(v) for k, v in metrics.items()},
+                metrics=stored,
                 force=True,
             )
             self._manager.wait_until_finished()
@@ -149,8 +186,9 @@ class Checkpoints:
             raise ResourceError(
                 "E603",
                 f"could not write checkpoint {step} in {self._root}: {_first(error)}; "
-                "free disk space and run the same command again.",
+                f"{_remedy(error)} and run the same command again.",
             ) from error
+        self._bad.pop(step, None)
         if jax.process_index() == 0:
             for manifest in self._manifests.glob("*.json"):
                 if not (self._root / manifest.stem).exists():
@@ -160,12 +198,14 @@ class Checkpoints:
         """State of a step, in the structure and on the devices of the one given.
 
         Raises:
-            CheckpointError: If a leaf has another name, shape or type than asked for.
+            CheckpointError: If a leaf has another name, shape or type than asked for
+                (E402), or the system refuses to read (E410).
         """
-        self._compare(step, state, self._saved(step))
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
-        )["state"]
+        with self._system():
+            self._compare(step, state, self._saved(step))
+            return self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
+            )["state"]
 
     def restore_generator(self, step: int, params: Any, batch_stats: Any) -> Any:
         """Variables to evaluate: the EMA where the run keeps one, else the parameters.
@@ -183,25 +223,41 @@ class Checkpoints:
         Raises:
             CheckpointError: As `restore`.
         """
-        saved = self._saved(step)
-        smoothed = any(name.startswith("ema/") for name in saved)
-        kept = "ema" if smoothed else "gen"
-        wanted = {kept: params, "batch_stats": batch_stats}
-        self._compare(step, wanted, saved)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.restore(
-                self._root / str(step) / "state",
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                ),
-            )
+        with self._system():
+            saved = self._saved(step)
+            smoothed = any(name.startswith("ema/") for name in saved)
+            kept = "ema" if smoothed else "gen"
+            wanted = {kept: params, "batch_stats": batch_stats}
+            self._compare(step, wanted, saved)
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                found = reader.restore(
+                    self._root / str(step) / "state",
+                    args=ocp.args.PyTreeRestore(
+                        item=wanted,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(
+                            wanted
+                        ),
+                        partial_restore=True,
+                    ),
+                )
         return {"params": found[kept], "batch_stats": found["batch_stats"]}
 
     def close(self) -> None:
         """Releases the manager."""
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _system(self) -> Iterator[None]:
+        """What the system says of a file, in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                "E410",
+                f"{error.filename or self._root} cannot be used "
+                f"({error.strerror or _first(error)}): {_remedy(error)} and run the "
+                "same command again.",
+            ) from error
 
     def _saved(self, step: int) -> dict[str, str]:
         """Name -> type and shape of every array of a step."""
@@ -299,6 +355,16 @@ def _is_disk(error: Exception) -> bool:
         or "RESOURCE_EXHAUSTED" in text
         or "No space left" in text
     )
+
+
+def _remedy(error: Exception) -> str:
+    """What helps against a refusal of the system."""
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "correct its permissions"
+    if number in (None, errno.ENOSPC, errno.EDQUOT):
+        return "free disk space"
+    return "see to the disk"
 
 
 def _first(error: Exception) -> str:

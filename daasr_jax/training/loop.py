@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +27,11 @@ from daasr_jax.training.writers import Writer
 log = logging.getLogger("daasr_jax")
 
 MAX_SKIPPED = 20  # updates in a row without a finite loss and gradient
+
+
+class _StoppedError(Exception):
+    """Ends a validation within."""
+
 
 Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
 
@@ -55,7 +59,8 @@ def train(
         checkpoints: Where to save.
         writer: Step to resume at -> where to report.
         validate: State -> metrics on the validation split, or None without one; it
-            calls its second argument after every slice.
+            calls its second argument after every slice, in every process as often,
+            which ends it where the run was asked to stop.
         stop: What asks the run to stop.
 
     Returns:
@@ -64,6 +69,9 @@ def train(
     An update whose loss or gradient is not finite is left out. After `MAX_SKIPPED` of
     them in a row, seen at a report, the run goes back to the last checkpoint that was
     saved without trouble, with the data that follow; the second time it stops.
+
+    A validation that a stop has cut short, or that was due then, is made up for when
+    the run resumes, and its scores are stored with the checkpoint that lacks them.
 
     Raises:
         DivergedError: The second time, or where there is no such checkpoint.
@@ -77,7 +85,13 @@ def train(
         state = checkpoints.restore(start, state)
         log.info("resuming at step %d of %d", start, settings.steps)
     start = start or 0
-    if start >= settings.steps:
+
+    def due(step: int) -> bool:
+        return step % settings.validate_every == 0 or step == settings.steps
+
+    unscored = validate is not None and start > 0 and due(start)
+    unscored = unscored and not checkpoints.scored(start)
+    if start >= settings.steps and not unscored:
         log.info("all %d steps are done already", settings.steps)
         return state
     run_step = compile_step(step_fn, mesh)
@@ -91,6 +105,40 @@ def train(
         Watchdog(settings.watchdog, *hosts.lost_notice()) as watchdog,
         contextlib.closing(reading(batches(start))) as source,
     ):
+
+        def score(step: int, state: TrainState) -> dict[str, float] | None:
+            """Metrics of a step, reported; None where the run was asked to stop."""
+            assert validate is not None
+            at = f"the validation of step {step}"
+            begin = time.monotonic()
+
+            def beat() -> None:
+                watchdog.beat(at)
+                if vote(bool(stop.requested)):
+                    raise _StoppedError
+
+            try:
+                beat()
+                scores = validate(state, beat)
+            except _StoppedError:
+                return None
+            out.write(step, {f"val/{k}": v for k, v in scores.items()})
+            progress.validated(step, scores, time.monotonic() - begin)
+            return scores
+
+        def preempted(step: int) -> Preempted:
+            return Preempted(
+                "E701",
+                f"stopped by {stop.requested or 'another process'} at step {step}, "
+                "saved; run the same command to resume.",
+            )
+
+        if unscored:
+            log.info("validating step %d, which a stop had cut short", start)
+            scores = score(start, state)
+            if scores is None:
+                raise preempted(start)
+            checkpoints.save(start, state, scores)
         following = ahead(source, mesh)
         for step in range(start + 1, settings.steps + 1):
             watchdog.beat(f"step {step}, reading")
@@ -111,29 +159,21 @@ def train(
                 stuck = values["skipped_in_a_row"] >= MAX_SKIPPED
                 if stuck and (done or step % settings.log_every == 0):
                     state = _go_back(step, state, checkpoints, mesh)
-            scores: dict[str, float] = {}
-            if step % settings.validate_every == 0 or done:
+            scores: dict[str, float] | None = {}
+            if due(step):
                 if validate is not None:
-                    begin = time.monotonic()
-                    at = f"the validation of step {step}"
-                    scores = validate(state, functools.partial(watchdog.beat, at))
-                    out.write(step, {f"val/{k}": v for k, v in scores.items()})
-                    progress.validated(step, scores, time.monotonic() - begin)
+                    scores = score(step, state)
                 watchdog.beat(f"the checkpoint of step {step}")
-                checkpoints.save(step, state, scores)
+                checkpoints.save(step, state, scores or {})
                 last_saved = step
             elif settings.checkpoint_every and step % settings.checkpoint_every == 0:
                 watchdog.beat(f"the checkpoint of step {step}")
                 checkpoints.save(step, state, {})
                 last_saved = step
-            if vote(bool(stop.requested)) and not done:
+            if scores is None or (vote(bool(stop.requested)) and not done):
                 if last_saved != step:
                     checkpoints.save(step, state, {})
-                raise Preempted(
-                    "E701",
-                    f"stopped by {stop.requested or 'another process'} at step {step}, "
-                    "saved; run the same command to resume.",
-                )
+                raise preempted(step)
     return state
 
 
@@ -167,9 +207,9 @@ def _go_back(
             f"{trouble}, again after going back to a checkpoint; the checkpoints are "
             f"finite; {remedy}",
         )
-    for saved in reversed(checkpoints.steps()):
+    for saved in reversed(checkpoints.clean_steps()):
         good = checkpoints.restore(saved, state)
-        if not int(good.skipped_in_a_row):
+        if not int(good.skipped_in_a_row):  # runs of before did not mark the others
             log.warning("%s: going back to checkpoint %d, once", trouble, saved)
             counters = {
                 "step": state.step,

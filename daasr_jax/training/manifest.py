@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -16,15 +17,25 @@ def seal(folder: Path, manifest: Path) -> None:
 
 
 def verify(folder: Path, manifest: Path) -> str:
-    """What is wrong with `folder`, in words; empty when all sums agree."""
+    """What is wrong with `folder`, in words; empty when all sums agree.
+
+    Raises:
+        OSError: If the system refuses to read, which says nothing of the content.
+    """
     try:
         sums = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return f"its manifest {manifest} cannot be read ({type(error).__name__})"
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if file_hash(path) != expected:
+        try:
+            found = file_hash(path)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return f"{path} cannot be read ({error.strerror})"
+        if found != expected:
             return f"{path} has changed since it was saved (SHA-256 differs)"
     return ""

@@ -7,10 +7,10 @@ import time
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from daasr_jax.runtime.console import console
 from daasr_jax.training.settings import LoopSettings
 
 log = logging.getLogger("daasr_jax")
@@ -29,15 +29,15 @@ class Progress:
         self._mark: tuple[int, float] | None = None
         self._pause = 0.0
         self._rate = float("nan")
-        console = Console(stderr=True)
+        out = console(stderr=True)
         self._bar = None
-        if console.is_terminal and jax.process_index() == 0:
+        if out.is_terminal and jax.process_index() == 0:
             self._bar = Bar(
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
-                console=console,
+                console=out,
             )
 
     def __enter__(self) -> Progress:

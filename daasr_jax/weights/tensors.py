@@ -42,6 +42,11 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._state
 
+    def beginning(self) -> str:
+        """The first names and how many there are, for a message."""
+        shown = ", ".join(list(self._state)[:3]) or "none"
+        return f"its tensors are {shown} ({len(self._state)} in all)"
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, which does not count as its use.
 

@@ -22,6 +22,11 @@ from daasr_jax.weights.vgg import LAYERS
 # Places of the convolutions in torchvision's `features`; conv3_4, which VGG-16 lacks,
 # is asked for and not kept.
 _INDICES = (0, 2, 5, 7, 10, 12, 14, 16)
+_HELD_AS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+_PREFIXES = (
+    *("module.", "_orig_mod.", "net.", "model.", "network.", "net_g.", "netG."),
+    "generator.",
+)
 _SHAPES = (*LAYERS.values(), (3, 3, 256, 256))
 
 
@@ -51,7 +56,7 @@ def convert_vgg19(source: Path, target: Path) -> str:
     """
     if target.suffix != ".npz":
         raise ConfigError("E235", f"--out must end in .npz, got {target}.")
-    state = read_torch(source)[0]
+    state = unwrap(read_torch(source)[0])
     try:
         arrays = vgg19(state)
     except ValueError as error:
@@ -73,27 +78,44 @@ def read_tensors(source: Path) -> tuple[Tensors, str]:
     """The tensors of a state dict, and the SHA-256 of its file.
 
     Args:
-        source: File of `torch.save`: a state dict, or a dict that holds one as
-            `params_ema`, `params` or `state_dict`, of which the first is taken. Names
-            may begin with `module.`, as those of `DataParallel` do.
+        source: File of `torch.save`, see `unwrap`.
 
     Raises:
         ConfigError: See `read_torch`.
         ValueError: If there is no state dict, or a tensor of it is not dense.
     """
     state, sha256 = read_torch(source)
-    for name in ("params_ema", "params", "state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            state = state[name]
-            break
+    state = unwrap(state)
     if not isinstance(state, Mapping) or not state:
         raise ValueError("it holds no state dict.")
     tensors = {
-        str(name).removeprefix("module."): _array(str(name), value)
+        name: _array(name, value)
         for name, value in state.items()
         if hasattr(value, "detach")
     }
     return Tensors(tensors), sha256
+
+
+def unwrap(state: Any) -> Any:
+    """The state dict within, its names without what wrappers put in front of all.
+
+    A checkpoint may hold it as one of `_HELD_AS`, of which the first is taken. Names
+    may begin with `_PREFIXES`, one after another: those of `DataParallel`, of
+    `torch.compile`, and of a Lightning module that holds the network.
+    """
+    for name in _HELD_AS:
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+            break
+    if not isinstance(state, Mapping):
+        return state
+    named = {str(name): value for name, value in state.items()}
+    while named:
+        fit = [p for p in _PREFIXES if all(name.startswith(p) for name in named)]
+        if not fit:
+            break
+        named = {name.removeprefix(fit[0]): value for name, value in named.items()}
+    return named
 
 
 def read_torch(source: Path) -> tuple[Any, str]:

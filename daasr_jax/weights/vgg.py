@@ -91,10 +91,15 @@ def read_vgg19(path: str | Path, *, sha256: str = "") -> FrozenVGG:
         raise ConfigError("E232", f"VGG-19 weights: {path} {error}.") from None
     except _READ_ERRORS as error:
         lines = str(error).strip().splitlines()
+        remedy = "; fetch it again"
+        if getattr(error, "errno", None):  # the system refuses; the file may be whole
+            remedy = ": correct its permissions, or see to the disk"
+        if isinstance(error, BlockingIOError):  # of HDF5
+            remedy = ": end what has locked it, or set HDF5_USE_FILE_LOCKING=FALSE"
         raise ConfigError(
             "E232",
             f"VGG-19 weights: {path} cannot be read "
-            f"({lines[0] if lines else type(error).__name__}); fetch it again.",
+            f"({lines[0] if lines else type(error).__name__}){remedy}.",
         ) from None
     source = f"vgg19 ({origin}, {preprocessing}) from {path.name}"
     return FrozenVGG(params, preprocessing, "vgg19", source, found)

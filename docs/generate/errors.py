@@ -21,6 +21,7 @@ COMMAND = "python docs/generate/errors.py"
 
 # One code, one meaning. Codes that several modules raise, with that meaning:
 SHARED = {
+    "E201": "no data are named",
     "E204": "data.contrasts names a contrast that no volume has",
     "E209": "the folder of the run cannot be written",
     "E210": "a setting of the configuration does not fit",
@@ -29,7 +30,6 @@ SHARED = {
     "E235": "weights cannot be imported",
     "E301": "the data root cannot be read",
     "E302": "a file of the data cannot be used",
-    "E403": "the run has no finished checkpoint",
     "E602": "the cache cannot be used",
     "E701": "asked to stop; the same command goes on",
 }

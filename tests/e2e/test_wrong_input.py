@@ -45,6 +45,20 @@ def test_command_line_and_configuration(tmp_path):
             "no config": (["train.py", run], "E223", 2, "--config=configs"),
             "eval of no run": (["eval.py", run], "E404", 4, "run é 1 is no run"),
             "mistyped flag": ([*ok, "--wrkdir=x"], "E225", 2, "wrkdir"),
+            "no flag file": (
+                ["train.py", "--flagfile=none.txt"], "E225", 2, "none.txt",
+            ),
+            "configuration is a folder": (config("configs"), "E225", 2, "nearest"),
+            "configuration without get_config": (
+                config("configs/protocol.py"), "E225", 2, "has no get_config",
+            ),
+            "too large a network": (
+                [*ok, "--config.model.kwargs.features=65536"], "E612", 6, "GiB",
+            ),
+            "no VGG-19": (
+                [*ok, "--config.perceptual.network=vgg19",
+                 "--config.perceptual.strict=true"], "E244", 2, "STAND IN",
+            ),
             "stray word": ([*ok, "config.seed=3"], "E225", 2, "config.seed=3"),
             "mistyped key": (
                 [*ok, "--config.train.batchsize=4"], "E225", 2,

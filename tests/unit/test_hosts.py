@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, ResourceError
+from daasr_jax.runtime import devices
 from daasr_jax.runtime.hosts import check_equal, settings_of
+from tests.data_fixtures import one_line
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -125,3 +128,43 @@ def test_processes_have_as_many_devices():
     check_equal(devices)
     with pytest.raises(ConfigError, match=r"E242: the processes have \[2, 1\]"):
         check_equal(devices[:3])
+
+
+def set_jax(monkeypatch, found=jax.devices, **values):
+    config = SimpleNamespace(values={**jax.config.values, **values})
+    changed = SimpleNamespace(config=config, devices=found)
+    monkeypatch.setattr("daasr_jax.runtime.devices.jax", changed)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "raised", "said"),
+    [
+        ("cuda", AssertionError(), "no plugin for it is installed"),
+        ("tpu", RuntimeError("libtpu.so:\ncannot open"), "libtpu.so: cannot open"),
+        ("cpuu", RuntimeError("'cpuu' is not in the list"), "not in the list"),
+    ],
+)
+def test_a_device_that_is_not_there(monkeypatch, platforms, raised, said):
+    def none():
+        raise raised
+
+    set_jax(monkeypatch, found=none, jax_platforms=platforms)
+    with pytest.raises(ResourceError, match="E610") as error:
+        devices.find()
+    one_line(error.value, said, f"JAX_PLATFORMS={platforms}", "unset it", "make cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_ENABLE_X64", True),
+        ("JAX_DISABLE_JIT", True),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_TRANSFER_GUARD", "disallow"),
+    ],
+)
+def test_variables_with_which_nothing_works(monkeypatch, name, value):
+    set_jax(monkeypatch, **{name.lower(): value})
+    with pytest.raises(ConfigError, match="E243") as error:
+        devices.find()
+    one_line(error.value, f"{name}={value} is set", f"unset {name}")

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from daasr_jax.models import daasr
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.sat import Matching
-from daasr_jax.resampling import upsample
+from daasr_jax.resampling import blur, upsample
 from tests.parity.weights import random_variables
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -88,9 +89,22 @@ READINGS = {
     "residual_both": FAST | {"residual": "both"},
     "dense": LITERAL | {"match_stride": 1},
     "dense_sat_lr": LITERAL | {"match_stride": 1, "sat_grid": "lr"},
-    "blur_4": LITERAL | {"blur_factor": 4},
+    "blur_s": LITERAL | {"blur_factor": 0},
     "all_groups": FAST | {"supervise_cwt": "all"},
 }
+
+
+@pytest.mark.parametrize(("preset", "factors"), [("paper", 444), ("fast", 234)])
+def test_blur_of_the_reference(monkeypatch, preset, factors):
+    """The text has x4 at every scale; `fast` takes the scale."""
+    seen = []
+    monkeypatch.setattr(
+        daasr, "blur", lambda x, factor: (seen.append(factor), blur(x, factor))[1]
+    )
+    for scale in (2, 3, 4):
+        model = DAASR(scale=scale, features=8, groups=1, **PRESETS[preset])
+        trace(model, *images(scale, h=5, w=6))
+    assert "".join(map(str, seen)) == str(factors)
 
 
 @pytest.mark.parametrize("reading", READINGS)

@@ -21,7 +21,9 @@ from daasr_jax.files import write_atomically
 from daasr_jax.weights import torch as converter
 from daasr_jax.weights import vgg
 from daasr_jax.weights.lpips import lpips_arrays
+from daasr_jax.weights.tensors import Tensors
 from daasr_jax.weights.vgg import LAYERS, lpips_vgg16, read_vgg19
+from tests.data_fixtures import one_line
 from tests.unit.test_perceptual import random_vgg
 
 KERAS_NAME = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -164,7 +166,16 @@ class TestRefusedFiles:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "open", fail)
-        refused("E232", "Permission denied", path)
+        refused("E232", "Permission denied): correct its permissions", path)
+
+    def test_locked(self, tmp_path, params, monkeypatch):
+        path = write_h5(tmp_path / "weights.h5", params)
+
+        def fail(*_args, **_kwargs):
+            raise BlockingIOError(11, "unable to lock file")
+
+        monkeypatch.setattr(h5py, "File", fail)
+        refused("E232", "unable to lock file): end what has locked it", path)
 
     @pytest.mark.parametrize("content", [b"", b"<html>", b"\x93NUMPY" + bytes(100)])
     def test_other_formats(self, tmp_path, content):
@@ -387,6 +398,40 @@ class TestConverter:
         assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("front", "held"),
+    [
+        ("module.", "params_ema"),
+        ("_orig_mod.", None),
+        ("net.", "state_dict"),  # of Lightning
+        ("model._orig_mod.", "state_dict"),
+        ("module.net_g.", "model_state_dict"),
+        ("", "model"),
+    ],
+)
+def test_what_wrappers_put_in_front_of_names(front, held):
+    state = {f"{front}conv_first.weight": 1, f"{front}body.0.bias": 2}
+    state = {held: state, "epoch": 3} if held else state
+    assert converter.unwrap(state) == {"conv_first.weight": 1, "body.0.bias": 2}
+
+
+def test_names_that_are_not_all_in_a_wrapper_stay():
+    state = {"net.conv.weight": 1, "criterion.vgg.weight": 2}
+    assert converter.unwrap(state) == state
+    assert converter.unwrap([1]) == [1]
+
+
+def test_names_of_another_network_are_shown(tmp_path, monkeypatch):
+    names = [f"encoder.layer{i}.weight" for i in range(5)]
+    tensors = Tensors({name: np.ones((2, 2), np.float32) for name in names})
+    monkeypatch.setattr(import_weights, "read_tensors", lambda _: (tensors, "0"))
+    with pytest.raises(ConfigError, match="E235") as caught:
+        import_weights.import_system(
+            "configs/swinir_x4.py", Path("x.pth"), tmp_path / "run"
+        )
+    one_line(caught.value, f"its tensors are {', '.join(names[:3])} (5 in all)")
+
+
 class TestConverterWithTorch:
     @pytest.fixture(autouse=True)
     def _torch(self):
@@ -410,10 +455,14 @@ class TestConverterWithTorch:
         assert text.count("\n") == 1
         assert not (tmp_path / "x.npz").exists()
 
-    def test_axes(self, tmp_path, capsys):
+    @pytest.mark.parametrize("front", ["", "_orig_mod.", "net."])
+    def test_axes(self, tmp_path, capsys, front):
         state = self.state()
         state["features.0.weight"][5, 2, 1, 0] = 7.0
-        self.torch.save(state, tmp_path / "x.pth")
+        state = {f"{front}{name}": value for name, value in state.items()}
+        self.torch.save(
+            {"state_dict": state} if front == "net." else state, tmp_path / "x.pth"
+        )
         assert command(tmp_path / "x.pth", tmp_path / "x.npz", capsys) == (0, "")
         vgg = read_vgg19(tmp_path / "x.npz")
         assert vgg.params["block1_conv1"]["kernel"][1, 0, 2, 5] == 7.0

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import logging
 import math
+import os
 import signal
+import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboardX.proto import event_pb2
 
 from daasr_jax.errors import ConfigError, DivergedError, Preempted, ResourceError
 from daasr_jax.losses.adversarial import discriminator_loss, generator_loss
@@ -22,7 +29,7 @@ from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.resampling import downsample
 from daasr_jax.runtime import devices, stopping
 from daasr_jax.runtime.stopping import StopRequest
-from daasr_jax.training import loop
+from daasr_jax.training import loop, writers
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress, clock
@@ -417,9 +424,7 @@ def numbers(values):
     return lambda start: [{"hr": np.float32([[v]])} for v in values[start:]]
 
 
-def run_loop(
-    folder, values, *, steps=None, step=counting_step, validate=None, **changes
-):
+def run_loop(folder, values, *, steps=None, validate=None, **changes):
     settings = loop.LoopSettings(
         **{
             "steps": steps or len(values),
@@ -435,7 +440,7 @@ def run_loop(
     try:
         with StopRequest() as stop:
             return loop.train(
-                step,
+                counting_step,
                 small_state(),
                 numbers(values),
                 mesh=devices.make_mesh(1, 1),
@@ -452,6 +457,22 @@ def run_loop(
 def rows(folder):
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def stop_at(monkeypatch, *steps):
+    """A stop is asked for at the report of each of these steps."""
+    report = Progress.report
+
+    def asked(self, step, values):
+        report(self, step, values)
+        if step in steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "report", asked)
+
+
+def scores(folder):
+    return [(r["step"], r["val/psnr"]) for r in rows(folder) if "val/psnr" in r]
 
 
 class TestLoop:
@@ -512,6 +533,51 @@ class TestLoop:
         state = run_loop(tmp_path, range(8), validate=lambda state, beat: {"psnr": 1.0})
         assert float(state.gen["w"][0]) == 28.0
 
+    @pytest.mark.parametrize("last", [4, 8])  # in the middle, at the end
+    @pytest.mark.parametrize("early", [True, False])
+    def test_a_stop_does_not_wait_for_the_validation(
+        self, tmp_path, monkeypatch, last, early
+    ):
+        """It is made up for, so that the run is the one that was never stopped."""
+        slices = []
+
+        def whole(state, beat):
+            return {"psnr": 30.0 - int(state.step)}
+
+        def validate(state, beat):
+            if int(state.step) == last and not early:
+                signal.raise_signal(signal.SIGTERM)
+            for i in range(100):
+                slices.append(i)
+                beat()
+            return whole(state, beat)
+
+        if early:
+            stop_at(monkeypatch, last)
+        a, b = tmp_path / "a", tmp_path / "b"
+        with pytest.raises(Preempted, match=rf"E701.*at step {last}, saved"):
+            run_loop(b, range(8), validate=validate)
+        monkeypatch.undo()
+        assert len(slices) % 100 == (not early)
+        state = run_loop(b, range(8), validate=whole)
+        assert float(state.gen["w"][0]) == 28.0
+        run_loop(a, range(8), validate=whole)
+        assert scores(a) == scores(b) == [(4, 26), (8, 22)]
+        for folder in (a, b):
+            checkpoints = Checkpoints(folder, read_only=True)
+            assert (checkpoints.best(), checkpoints.metrics(8)) == (4, {"psnr": 22})
+            checkpoints.close()
+
+    def test_a_stop_within_what_a_stop_has_left(self, tmp_path):
+        def validate(state, beat):
+            signal.raise_signal(signal.SIGINT)
+            beat()
+            raise AssertionError
+
+        for _ in range(3):
+            with pytest.raises(Preempted, match=r"E701.*SIGINT at step 4"):
+                run_loop(tmp_path, range(8), validate=validate)
+
     def test_the_same_signal_twice_at_once_is_one_request(self, tmp_path):
         def validate(state, beat):
             signal.raise_signal(signal.SIGINT)  # of the terminal
@@ -555,6 +621,38 @@ class TestLoop:
         values = [1, 2, 4, 8, 16, NAN, NAN, 32]
         state = run_loop(tmp_path, values, checkpoint_every=4)
         assert float(state.gen["w"][0]) == 1 + 2 + 4 + 8 + 32
+
+    @pytest.mark.parametrize(
+        ("bad", "changes"),
+        [
+            (6, {}),  # those of steps 4 and 6 were saved in trouble
+            (9, {"checkpoint_every": 1}),
+            (6, {"validate_every": 3, "log_every": 4}),
+        ],
+    )
+    def test_checkpoints_in_trouble_do_not_push_the_good_one_out(
+        self, tmp_path, monkeypatch, caplog, bad, changes
+    ):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", bad)
+        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+        values = [1, 2, *[NAN] * (bad + 2), 4, 4, 4, 4]
+        values = values[: len(values) // 4 * 4]
+        state = run_loop(
+            tmp_path, values, validate=lambda state, beat: {"psnr": 1.0}, **changes
+        )
+        assert "going back to checkpoint 2, once" in caplog.text
+        assert int(state.restores) == 1
+        assert float(state.gen["w"][0]) == np.nansum(values)
+
+    def test_a_stop_in_trouble_keeps_the_good_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "MAX_SKIPPED", 7)
+        values = [1, 2, *[NAN] * 7, 4, 8, 16]
+
+        stop_at(monkeypatch, 5, 7)
+        for step in (5, 7):
+            with pytest.raises(Preempted, match=f"at step {step}, saved"):
+                run_loop(tmp_path, values)
+        assert float(run_loop(tmp_path, values).gen["w"][0]) == 31
 
     def test_stops_the_second_time_also_after_a_resume(self, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "MAX_SKIPPED", 2)
@@ -615,6 +713,42 @@ class TestLoop:
         assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3, 4]
 
 
+class FullDisk:
+    """Opens files; those whose name begins so cannot be opened, or be written to."""
+
+    def __init__(self, name, when):
+        self.name, self.when, self.full = name, when, True
+        self.open_file = io.open
+
+    def open(self, file, mode="r", *args, **kwargs):
+        path = Path(file) if isinstance(file, str | os.PathLike) else Path("-")
+        log = path.name.startswith(("metrics.jsonl", ".metrics.jsonl", "events.out"))
+        if not log or not path.name.startswith(self.name) or mode.startswith("r"):
+            return self.open_file(file, mode, *args, **kwargs)
+        self.refuse(self.when == "opening")
+        opened = self.open_file(file, mode, *args, **kwargs)
+        flush = opened.flush
+
+        def refused():
+            self.refuse(self.when == "writing")
+            flush()
+
+        opened.flush = refused
+        return opened
+
+    def refuse(self, asked):
+        if self.full and asked:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def records(content):
+    """Events of a TensorBoard file: length, its sum, the event, its sum."""
+    while content:
+        (n,) = struct.unpack("<Q", content[:8])
+        yield event_pb2.Event.FromString(content[12 : 12 + n])
+        content = content[16 + n :]
+
+
 class TestWriter:
     def test_lines_after_the_checkpoint_are_dropped(self, tmp_path):
         writer = RunWriter(tmp_path)
@@ -629,25 +763,48 @@ class TestWriter:
         got = [(r["step"], r["x"]) for r in rows(tmp_path)]
         assert got == [(1, 1.0), (2, 2.0), (3, 3.0), (4, "inf")]
 
+    @pytest.mark.parametrize(
+        "refused", ["metrics.jsonl", ".metrics.jsonl", "events.out", ""]
+    )
+    @pytest.mark.parametrize("when", ["opening", "writing"])
     def test_full_disk_is_said_once_and_training_goes_on(
-        self, tmp_path, caplog, monkeypatch
+        self, tmp_path, caplog, monkeypatch, refused, when
     ):
+        """The log, its copy on resume, the events, all: until there is room again."""
         monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+        run_loop(tmp_path, range(4), steps=2)
+        disk = FullDisk(refused, when)
+        monkeypatch.setattr(writers, "FLUSH_SECONDS", -1, raising=False)
+        monkeypatch.setattr(io, "open", disk.open)  # of pathlib
+        monkeypatch.setattr(builtins, "open", disk.open)
+        room_at = 6
 
-        class Full:
-            def write(self, text):
-                raise OSError(28, "No space left on device")
+        def validate(state, beat):
+            disk.full = int(state.step) < room_at
+            return {"psnr": 1.0}
 
-            def close(self):
-                raise OSError(28, "No space left on device")
-
-        writer = RunWriter(tmp_path)
-        writer._file.close()
-        writer._file = Full()
-        writer.write(1, {"x": 1.0})
-        writer.write(2, {"x": 1.0})
-        writer.close()
+        state = run_loop(tmp_path, range(10), validate=validate, validate_every=1)
+        assert float(state.gen["w"][0]) == 45.0
         assert caplog.text.count("cannot write the log") == 1
+        assert "No space left" in caplog.text
+        steps = [r["step"] for r in rows(tmp_path) if "g/total" in r]
+        assert steps == sorted(set(steps))
+        assert {1, 2, *range(room_at + 1, 11)} <= set(steps)
+
+    def test_events_are_tensorboards(self, tmp_path):
+        for start in (0, 3):
+            writer = RunWriter(tmp_path, start_step=start)
+            writer.write(start + 1, {"g/total": 0.5, "x": 2.0})
+            writer.close()
+        files = sorted(tmp_path.glob("events.out.tfevents.*"))
+        events = [list(records(file.read_bytes())) for file in files]
+        assert [[e.step for e in file] for file in events] == [
+            *([1, 1, 1, 1], [4, 4, 4, 4])
+        ]
+        assert events[1][0].file_version == "brain.Event:2"
+        assert events[1][1].session_log.status == 1  # START: purges from step 4
+        value = events[1][2].summary.value[0]
+        assert (value.tag, value.simple_value) == ("g/total", 0.5)
 
 
 class TestProgress:

@@ -1,0 +1,79 @@
+"""One program in a folder at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from filelock import FileLock, Timeout
+from jax.experimental import multihost_utils
+
+from daasr_jax.errors import ConfigError, ResourceError
+from daasr_jax.files import write_atomically
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_FREE, _TAKEN, _REFUSED = range(3)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the folder of a run, which no other program may write meanwhile.
+
+    The first process of a run holds it for all. It ends with that process, however
+    that ends; on a file system without locks nothing is held.
+
+    Raises:
+        ConfigError: If the folder cannot be written (E209).
+        ResourceError: If another program holds it (E614).
+    """
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
+    holder = folder / ".running"
+    answer, said = _FREE, ""
+    if jax.process_index() == 0:
+        try:
+            lock.acquire(blocking=False)
+            write_atomically(
+                holder,
+                f"process {os.getpid()} on {os.uname().nodename} since "
+                f"{time.strftime('%Y-%m-%d %H:%M')}",
+            )
+        except Timeout:
+            answer, said = _TAKEN, _content(holder)
+        except NotImplementedError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                answer, said = _REFUSED, error.strerror or str(error)
+    if jax.process_count() > 1:
+        answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+    if answer:
+        lock.release()
+    if answer == _TAKEN:
+        raise ResourceError(
+            "E614",
+            f"{folder} is trained into by {said or 'another program'}: wait for it, "
+            "stop it, or give another --workdir.",
+        )
+    if answer == _REFUSED:
+        raise ConfigError(
+            "E209", f"{folder} cannot be written: {said or 'see the first process'}."
+        )
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
