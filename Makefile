@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && echo $$p && break; done)
 RUN := runs/quickstart_x4
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,8 +48,11 @@ lint: $(VENV)/installed-dev  ## Style, types, spelling
 	@$(BIN)/codespell
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-test: lint  ## Lint, types and tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint  ## Lint, types and the quicker tests
+	@$(PYTEST) -m "not full"
+
+test-all: lint  ## Lint, types and all tests
+	@$(PYTEST)
 
 parity: $(VENV)/installed-dev  ## All that needs PyTorch, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -75,4 +79,4 @@ lock:  ## Renew the locks (needs uv)
 		--custom-compile-command "make lock" -c requirements.txt \
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
-.PHONY: help install cuda quickstart lint test parity bench docs lock
+.PHONY: help install cuda quickstart lint test test-all parity bench docs lock

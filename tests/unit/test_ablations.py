@@ -106,7 +106,7 @@ def test_shapes_at_every_scale(variant):
 @pytest.mark.parametrize(
     ("variant", "preset"),
     [
-        (name, preset)
+        pytest.param(name, preset, marks=[pytest.mark.full] * (preset == "paper"))
         for name, fields in VARIANTS.items()
         for preset in PRESETS
         if preset == "fast" or "structure" not in fields

@@ -18,7 +18,8 @@ from daasr_jax.training.step import make_train_step
 from tests.parity.weights import flatten, random_variables
 
 NAMES = MODELS.names()
-SCALES = (2, 3, 4)
+# `make test-all` takes every scale, `make test` the usual one.
+SCALES = [pytest.param(scale, marks=pytest.mark.full) for scale in (2, 3)] + [4]
 # Models that ignore the reference; every other one must react to it.
 SINGLE_IMAGE = {
     *("srcnn", "srcnn_915", "edsr", "edsr_l"),
