@@ -1,7 +1,8 @@
 """Test-wide settings: CPU, four devices where a test asks, strict shapes, shared work.
 
-Compiling takes most of the time here. So little is optimised, and what one process of a
-session has compiled serves the others: the workers, and the commands that tests start.
+Compiling takes most of the time here. So little is optimised, and the commands that
+tests start share what they compile. The workers do not: hardly a program of theirs
+occurs twice.
 """
 
 from __future__ import annotations
@@ -45,15 +46,13 @@ LONGEST = (
     "tests/e2e/test_workers.py",
 )
 SHARED = "DAASR_TEST_COMPILED"  # names the folder of compiled programs of the session
+# With a size comes a lock. Without, one reads what another has half written.
 KEPT_BYTES = 2 * 2**30
 KEPT_SECONDS = 0.3  # what took less is compiled anew
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
-# With it comes a lock. Without, one reads what another has half written.
-jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
 
 
 def _is_first(config: pytest.Config) -> bool:
@@ -64,7 +63,6 @@ def _is_first(config: pytest.Config) -> bool:
 def pytest_configure(config):
     if _is_first(config):
         os.environ[SHARED] = tempfile.mkdtemp(prefix="daasr-compiled-")
-    jax.config.update("jax_compilation_cache_dir", os.environ[SHARED])
 
 
 def pytest_unconfigure(config):
