@@ -219,7 +219,7 @@ def test_full_slice_at_x3(preset):
     assert np.isfinite(out.sr).all()
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_dense_search_of_a_whole_slice_adds_less_than_a_gibibyte(train):
     """256x256 at x4: 65,536 queries; all pairs of one group would take 16 GiB."""
     model = DAASR(scale=4, **PRESETS["paper"] | {"match_stride": 1, "groups": 2})
