@@ -159,6 +159,7 @@ def test_accumulation_agrees_with_the_whole_batch(count, parts):
     compare(got, on_mesh(1, **changes))
 
 
+@pytest.mark.full
 def test_running_statistics_of_parts_are_their_mean():
     """The mean over parts of equal size is that of the batch; the variance is less."""
     got, want = (
