@@ -8,6 +8,20 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && echo $$p && break; done)
 RUN := runs/quickstart_x4
+# Two workers. Each takes whole files, the longest first (`tests/conftest.py`).
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	--durations=15
+LINT = $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/codespell && \
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+# Tests, and lint at the same time, whose output comes in one piece: at once where it
+# fails, else at the end. The command fails where either does.
+define beside_lint
+said=$$(mktemp); \
+{ { $(LINT); } >$$said 2>&1 || { cat $$said >&2; exit 1; }; } & lint=$$!; \
+code=0; $(PYTEST) $(1) || code=$$?; \
+if wait $$lint; then cat $$said; else echo "lint failed, see above" >&2; code=1; fi; \
+rm -f $$said; exit $$code
+endef
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,13 +56,26 @@ quickstart: $(VENV)/installed  ## Train, evaluate and picture DAASR x4 on the te
 	@$(BIN)/python eval.py --workdir $(RUN) --force
 
 lint: $(VENV)/installed-dev  ## Style, types, spelling
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/codespell
-	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@$(LINT)
 
-test: lint  ## Lint, types and tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed-dev  ## Lint, and beside it the quicker tests
+	@$(call beside_lint,-m "not full")
+
+test-all: $(VENV)/installed-dev  ## Lint, and beside it all tests
+	@$(call beside_lint,)
+
+test-python:  ## The quicker tests by another Python: make test-python PYTHON=python3.13
+	@$(MAKE) --no-print-directory quicker VENV=.venv-$(shell $(PYTHON) -c \
+		'import sys; print("%d.%d" % sys.version_info[:2])')
+
+quicker: $(VENV)/installed-dev
+	@$(PYTEST) -m "not full"
+
+coverage: $(VENV)/installed-dev  ## Lines that all tests reach, or TESTS=FOLDER
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 parity: $(VENV)/installed-dev  ## All that needs PyTorch, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -75,4 +102,5 @@ lock:  ## Renew the locks (needs uv)
 		--custom-compile-command "make lock" -c requirements.txt \
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
-.PHONY: help install cuda quickstart lint test parity bench docs lock
+.PHONY: help install cuda quickstart lint test test-all test-python quicker coverage \
+	parity bench docs lock

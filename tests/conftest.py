@@ -1,13 +1,93 @@
-"""Test-wide settings: CPU, four devices where a test asks, strict shapes."""
+"""Test-wide settings: CPU, four devices where a test asks, strict shapes, shared work.
+
+Compiling takes most of the time here. So little is optimised, and the commands that
+tests start share what they compile. The workers do not: hardly a program of theirs
+occurs twice.
+"""
+
+from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import jaxtyping
+import numpy as np
+
+import tests.checked  # noqa: F401  named by --jaxtyping-packages
+
+# What JAX takes where the package says Array; the types that are checked at run time
+# mean shapes and kinds of numbers.
+jaxtyping.Array = jax.Array | np.ndarray  # pyright: ignore
+
+# What takes longest, first, so that no worker is left alone with it.
+LONGEST = (
+    "tests/unit/test_contract.py",
+    "tests/multiprocess/test_two_processes.py",
+    "tests/sharding/test_devices.py",
+    "tests/e2e/test_runs.py",
+    "tests/unit/test_ablations.py",
+    "tests/unit/test_compared.py",
+    "tests/unit/test_models.py",
+    "tests/unit/test_matching.py",
+    "tests/unit/test_training.py",
+    "tests/e2e/test_wheel.py",
+    "tests/parity/test_golden.py",
+    "tests/docs/test_commands.py",
+    "tests/unit/test_plans.py",
+    "tests/unit/test_adversarial.py",
+    "tests/multiprocess/test_launcher.py",
+    "tests/e2e/test_workers.py",
+)
+SHARED = "DAASR_TEST_COMPILED"  # names the folder of compiled programs of the session
+# With a size comes a lock. Without, one reads what another has half written.
+KEPT_BYTES = 2 * 2**30
+KEPT_SECONDS = 0.3  # what took less is compiled anew
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the time here; half of it is optimisation nobody waits for.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _is_first(config: pytest.Config) -> bool:
+    """Whether this process started the others, if there are others."""
+    return not hasattr(config, "workerinput")
+
+
+def pytest_configure(config):
+    if _is_first(config):
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="daasr-compiled-")
+
+
+def pytest_unconfigure(config):
+    if _is_first(config):
+        shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_of_one_file():
+    """What a file has compiled goes with it, so that a worker never holds more."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked():
+    """Types are not checked at run time, where the package's own refusal is tested."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

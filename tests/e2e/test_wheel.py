@@ -23,7 +23,7 @@ import pytest
 import daasr_jax
 from tests.e2e.commands import ROOT, complaint, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = pytest.mark.timeout(500)
 
 SMALL = (
     "--config.model.kwargs.features=8",

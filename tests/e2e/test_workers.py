@@ -38,7 +38,9 @@ def test_killed_worker_is_reported_with_its_cause(tmp_path):
     cache = tmp_path / "cache"
     alone, helped = tmp_path / "alone", tmp_path / "helped"
     short = [*common, "--config.train.steps=5"]
-    first = start([*short, f"--workdir={alone}"], cache)
+    # Compiled programs go to the program's own folder.
+    own = {"JAX_COMPILATION_CACHE_DIR": ""}
+    first = start([*short, f"--workdir={alone}"], cache, **own)
     _, said = first.communicate(timeout=200)
     assert first.returncode == 0, said
     compiled = cache / "daasr_jax/compiled"
@@ -46,7 +48,7 @@ def test_killed_worker_is_reported_with_its_cause(tmp_path):
     assert compiled.stat().st_mode & 0o077 == 0  # of this user alone
 
     more = [f"--workdir={helped}", "--config.train.workers=2"]
-    process = start([*common, *more, "--config.train.steps=100000"], cache)
+    process = start([*common, *more, "--config.train.steps=100000"], cache, **own)
     until_saved(process, helped, 10)
     losses = [
         [r["g/total"] for r in rows(x) if "g/total" in r][:5] for x in (alone, helped)

@@ -11,10 +11,17 @@ import time
 import pytest
 
 from tests.data_fixtures import fastmri_root
-from tests.e2e.commands import ROOT, SMALL, environment
+from tests.e2e.commands import ROOT, environment
 from tests.multiprocess.test_two_processes import free_port
 
 pytestmark = pytest.mark.timeout(300)
+# What is launched does not matter, so it is the smallest network.
+QUICK = (
+    "--config=configs/srcnn_x4.py:small",
+    "--config.train.crop=8",
+    "--config.train.batch_size=2",
+    "--config.data.size=64",
+)
 # A machine that has what is passed on, and nothing of these two besides.
 REMOTE = """#!/bin/sh
 echo "to $1"
@@ -48,7 +55,7 @@ def launch(arguments, folder, cache=None, **more):
 
 def test_two_processes_of_one_run(tmp_path):
     root = fastmri_root(tmp_path / "data", train=4, val=2)
-    argv = [sys.executable, "train.py", *SMALL, f"--config.data.root={root}"]
+    argv = [sys.executable, "train.py", *QUICK, f"--config.data.root={root}"]
     process = launch(
         [
             "127.0.0.1",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from tests.data_fixtures import fastmri_root
 from tests.e2e.commands import SMALL, last_state, rows, start, until_saved
 
 pytestmark = pytest.mark.timeout(600)
-STEPS = 60
+STEPS = 30  # few enough that rounding moves no choice of the search
 LENGTH = (
     f"--config.train.steps={STEPS}",
     "--config.train.batch_size=3",  # two devices of one process, one of the other
@@ -42,6 +44,7 @@ def start_two(argv, cache):
             [*argv, meeting, "--processes=2", f"--process={i}"],
             cache,
             JAX_NUM_CPU_DEVICES="2",
+            JAX_COMPILATION_CACHE_DIR=str(cache / "compiled by two"),
         )
         for i in range(2)
     ]
@@ -68,26 +71,49 @@ def test_the_others_do_not_come(process, tmp_path):
     )
 
 
-def test_stopped_killed_and_resumed_by_one_process(tmp_path):
-    cache = tmp_path / "cache"
-    root = fastmri_root(tmp_path / "data", train=4, val=2)
+@dataclasses.dataclass
+class Trained:
+    """A run that one process made, and what it was started with."""
+
+    folder: Path
+    cache: Path
+    common: list[str]
+
+    def train(self, folder, *more):
+        return ["train.py", *self.common, f"--workdir={folder}", *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    root = fastmri_root(folder / "data", train=4, val=2)
     common = [*SMALL, *LENGTH, f"--config.data.root={root}"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-
-    def train(folder):
-        return ["train.py", *common, f"--workdir={folder}"]
-
-    code, said = ended(start(train(whole), cache))
+    made = Trained(folder / "run", folder / "cache", common)
+    code, said = ended(start(made.train(made.folder), made.cache))
     assert code == 0, said
+    return made
+
+
+@pytest.mark.parametrize(
+    ("stops", "victims"),
+    [
+        pytest.param([(signal.SIGTERM, [1])], [0], id="once"),
+        pytest.param(
+            [(signal.SIGUSR1, [0]), (signal.SIGINT, [0, 1])],
+            [1, 0],
+            id="often",
+            marks=pytest.mark.full,
+        ),
+    ],
+)
+def test_stopped_killed_and_resumed_by_one_process(stops, victims, trained, tmp_path):
+    whole, parts = trained.folder, tmp_path / "parts"
+    train, cache = trained.train(parts), trained.cache
 
     # One is asked to stop, or all are: they save the same step and leave.
     at = 0
-    for number, asked in (
-        (signal.SIGTERM, (1,)),
-        (signal.SIGUSR1, (0,)),
-        (signal.SIGINT, (0, 1)),
-    ):
-        pair = start_two(train(parts), cache)
+    for number, asked in stops:
+        pair = start_two(train, cache)
         until_saved(pair[0], parts, at // 5 * 5 + 5)
         for i in asked:
             pair[i].send_signal(number)
@@ -103,9 +129,9 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
         at = stopped[0]
 
     # One is killed: the other says so and does not wait for ever.
-    for victim, other, more in ((1, 0, 5), (0, 1, 10)):
-        pair = start_two(train(parts), cache)
-        until_saved(pair[0], parts, at // 5 * 5 + more)
+    for number, victim in enumerate(victims, 1):
+        pair, other = start_two(train, cache), 1 - victim
+        until_saved(pair[0], parts, at // 5 * 5 + 5 * number)
         pair[victim].kill()
         begin = time.monotonic()
         code, said = ended(pair[other], seconds=60)
@@ -116,7 +142,7 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
         assert max(r["step"] for r in rows(parts)) < STEPS
 
     # One process with another number of devices goes on.
-    code, said = ended(start(train(parts), cache))
+    code, said = ended(start(train, cache))
     assert code == 0, said
     assert "resuming at step" in said
     a, b = last_state(whole, STEPS), last_state(parts, STEPS)
@@ -133,13 +159,15 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
         assert list(got) == list(want)
         np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
 
-    # All four devices, from a trained generator.
-    short = ["train.py", *common, f"--config.train.start_from={whole}"]
-    short += ["--config.train.steps=3", "--config.train.batch_size=4"]
+
+@pytest.mark.full
+def test_from_a_trained_generator_on_all_four_devices(trained, tmp_path):
+    more = [f"--config.train.start_from={trained.folder}"]
+    more += ["--config.train.steps=3", "--config.train.batch_size=4"]
     apart, joint = tmp_path / "apart", tmp_path / "joint"
-    code, said = ended(start([*short, f"--workdir={apart}"], cache))
+    code, said = ended(start(trained.train(apart, *more), trained.cache))
     assert code == 0, said
-    for process in start_two([*short, f"--workdir={joint}"], cache):
+    for process in start_two(trained.train(joint, *more), trained.cache):
         code, said = ended(process)
         assert (code, "IDLE" in said) == (0, False), said
     got, want = (
@@ -148,12 +176,14 @@ def test_stopped_killed_and_resumed_by_one_process(tmp_path):
     assert len(want) == 3
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
-    # Both evaluate: each slice once, in the order of the split.
+
+def test_both_evaluate(trained, tmp_path):
+    """Each slice once, in the order of the split."""
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"
-    evaluate = ["eval.py", *common, f"--workdir={whole}"]
-    code, said = ended(start([*evaluate, f"--out={alone}"], cache))
+    evaluate = ["eval.py", *trained.common, f"--workdir={trained.folder}"]
+    code, said = ended(start([*evaluate, f"--out={alone}"], trained.cache))
     assert code == 0, said
-    for process in start_two([*evaluate, f"--out={together}"], cache):
+    for process in start_two([*evaluate, f"--out={together}"], trained.cache):
         code, said = ended(process)
         assert code == 0, said
     one, two = (json.loads(p.read_text()) for p in (alone, together))

@@ -17,7 +17,14 @@ def load(name):
         return {key: file[key] for key in file.files}
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of the whole networks `make test` takes x4, `make test-all` every scale.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.full] * n.endswith(("_x2", "_x3")))
+        for n in NAMES
+    ],
+)
 def test_outputs_and_gradients(name):
     expected = load(name)
     inputs = inputs_of(name)

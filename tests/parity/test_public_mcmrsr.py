@@ -12,7 +12,7 @@ from daasr_jax.weights.tensors import Tensors
 from tests.parity import mcmrsr_weights, public
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.full), 4])
 def case(request):
     """Golden arrays, and a function `indices or None -> outputs`."""
     scale = request.param

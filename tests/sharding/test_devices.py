@@ -69,6 +69,7 @@ def batches():
     ]
 
 
+@functools.cache
 def on_mesh(count, steps=STEPS, **changes):
     state, step = build(**changes)
     mesh = devices.make_mesh(BATCH, count, changes.get("accumulate", 1))
@@ -97,11 +98,6 @@ def under_pmap(count):
     return jax.tree.map(lambda x: x[0], state), rows
 
 
-@functools.cache
-def single(**fields):
-    return on_mesh(1, **fields)
-
-
 def compare(got, want):
     """Losses within 1e-5 of them, parameters within 1e-5."""
     (state, rows), (expected, expected_rows) = got, want
@@ -120,14 +116,14 @@ def compare(got, want):
             )
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.full), 4])
 def test_several_devices_agree_with_one(count):
     assert jax.device_count() == 4
-    compare(on_mesh(count), single())
+    compare(on_mesh(count), on_mesh(1))
 
 
 def test_the_agreement_is_not_that_of_rest():
-    state, rows = single()
+    state, rows = on_mesh(1)
     for name in ("gen", "disc"):
         moved = jax.tree.map(
             lambda a, b: np.abs(a - b).max(),
@@ -148,14 +144,22 @@ def test_pmap_and_shard_map_are_bit_equal():
         jax.tree.map(np.testing.assert_array_equal, x, y)
 
 
-@pytest.mark.parametrize(("count", "parts"), [(1, 2), (1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("count", "parts"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.full),
+        pytest.param(1, 4, marks=pytest.mark.full),
+        (2, 2),
+    ],
+)
 def test_accumulation_agrees_with_the_whole_batch(count, parts):
     """Without batch statistics, which a part takes of itself."""
     changes = {"sfe_norm": "group"}
     got = on_mesh(count, accumulate=parts, **changes)
-    compare(got, single(**changes))
+    compare(got, on_mesh(1, **changes))
 
 
+@pytest.mark.full
 def test_running_statistics_of_parts_are_their_mean():
     """The mean over parts of equal size is that of the batch; the variance is less."""
     got, want = (
@@ -168,7 +172,7 @@ def test_running_statistics_of_parts_are_their_mean():
     np.testing.assert_allclose(got["var"], want["var"], rtol=1e-2)
 
 
-def test_rematerialisation_changes_nothing_but_memory():
+def test_rematerialisation_computes_again():
     """Every block is computed again: there are more convolutions, and barriers."""
 
     def counted(remat):
@@ -181,4 +185,8 @@ def test_rematerialisation_changes_nothing_but_memory():
     (plain, no_barriers), (again, barriers) = counted(False), counted(True)
     assert again > plain
     assert barriers > no_barriers
-    compare(on_mesh(1, remat=True), single())
+
+
+@pytest.mark.full
+def test_rematerialisation_agrees():
+    compare(on_mesh(1, remat=True), on_mesh(1))

@@ -106,7 +106,7 @@ def test_shapes_at_every_scale(variant):
 @pytest.mark.parametrize(
     ("variant", "preset"),
     [
-        (name, preset)
+        pytest.param(name, preset, marks=[pytest.mark.full] * (preset == "paper"))
         for name, fields in VARIANTS.items()
         for preset in PRESETS
         if preset == "fast" or "structure" not in fields
@@ -235,7 +235,9 @@ def test_cross_attention_of_a_whole_slice_holds_a_budget():
     assert run.memory_analysis().temp_size_in_bytes < 32 * 2**20
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", ["fast", pytest.param("paper", marks=pytest.mark.full)]
+)
 def test_parts_of_the_matching(preset):
     """w/o P is full where P is the identity, w/o C where C is 1; none is neither."""
     grids = {

@@ -63,7 +63,14 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+# Variants that differ from HAT in two numbers, and take long to trace.
+LARGE = ("hat_s", "hat_l")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.full] * (name in LARGE)) for name in COUNTS],
+)
 def test_parameter_counts(name):
     for scale, count in zip((2, 3, 4), COUNTS[name], strict=True):
         assert count is None or parameters(name, scale) == count
@@ -84,9 +91,12 @@ def test_the_table_of_parameters_as_json(capsys, monkeypatch):
     assert "swinir_light" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "scales", [(4,), pytest.param((2, 3), marks=pytest.mark.full)], ids=str
+)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_configuration_builds(system, preset):
+def test_configuration_builds(system, preset, scales):
     config = load(system, preset)
     assert config.is_locked
     assert config.model.kwargs.is_locked
@@ -96,7 +106,7 @@ def test_configuration_builds(system, preset):
     checks.check_ranges(config)
     parts.data_settings(config)
     assert parts.make_losses(config)
-    for scale in (2, 3, 4):
+    for scale in scales:
         config.scale = scale
         crop = config.train.crop or config.data.size // scale
         lr = jax.ShapeDtypeStruct((1, crop, crop, 1), jnp.float32)

@@ -18,7 +18,8 @@ from daasr_jax.training.step import make_train_step
 from tests.parity.weights import flatten, random_variables
 
 NAMES = MODELS.names()
-SCALES = (2, 3, 4)
+# `make test-all` takes every scale, `make test` the usual one.
+SCALES = [pytest.param(scale, marks=pytest.mark.full) for scale in (2, 3)] + [4]
 # Models that ignore the reference; every other one must react to it.
 SINGLE_IMAGE = {
     *("srcnn", "srcnn_915", "edsr", "edsr_l"),
@@ -68,6 +69,11 @@ def distinct(names):
 
 
 SYSTEMS = distinct(NAMES)
+# What takes half a minute to compile. `make test` takes its gradients at x4.
+LIGHT = [
+    pytest.param(name, marks=[pytest.mark.full] * (name in ("mcmrsr", "ttsr")))
+    for name in SYSTEMS
+]
 
 
 def images(scale, *, h=6, w=7, batch=2, seed=0):
@@ -171,7 +177,7 @@ def test_values_and_gradients(name, scale):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", LIGHT)
 def test_one_step_lowers_the_loss(name, scale):
     """The step of training, from the initial weights, without stochastic depth."""
     model, optimiser = tiny(name, scale, drop_path=0.0), optax.adam(1e-4)
@@ -185,7 +191,7 @@ def test_one_step_lowers_the_loss(name, scale):
     assert int(state.skipped) == 0
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", LIGHT)
 def test_bfloat16(name):
     model = tiny(name, 2, dtype=jnp.bfloat16)
     lr, ref = images(2)

@@ -561,7 +561,6 @@ class TestDamage:
         assert len(found.splits["train"]) == 16
         assert not incomplete(cache)
 
-    @pytest.mark.slow
     def test_two_processes_at_once(self, root, cache):
         code = (
             "from daasr_jax.data import *; "

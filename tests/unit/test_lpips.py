@@ -87,6 +87,7 @@ class TestProperties:
             with pytest.raises(ValueError, match=f"smaller than the {side}x{side}"):
                 measure(net, *pair)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_shapes_and_channels(self, net):
         x = jnp.zeros((1, 32, 32, 1))
         with pytest.raises(ValueError, match="not the same"):

@@ -382,6 +382,7 @@ def test_bfloat16_maps():
     np.testing.assert_array_equal(transfer(constant, index), constant)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors():
     x = jnp.zeros((1, 4, 4, 2))
     for patch in (0, 2, -1):

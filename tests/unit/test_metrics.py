@@ -127,6 +127,7 @@ def test_image_smaller_than_the_window(window, side):
         ssim(x, x, window=window)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_window_and_unlike_shapes():
     x = jnp.zeros((1, 16, 16, 1))
     with pytest.raises(ValueError, match="gaussian11"):

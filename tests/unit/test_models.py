@@ -50,7 +50,11 @@ def evaluate(model, variables, lr, ref):
     return jit(lambda v, *x: model.apply(v, *x, train=False))(variables, lr, ref)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# The paper preset takes twice as long to compile.
+HEAVIER = ["fast", pytest.param("paper", marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("preset", HEAVIER)
 def test_untrained_network_is_bicubic(preset):
     model = DAASR(scale=3, features=8, groups=1, **PRESETS[preset])
     lr, ref = images(3, h=6, w=7)
@@ -194,7 +198,7 @@ def trace(model, lr, ref):
     )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", HEAVIER)
 def test_reference_of_another_size(preset):
     for scale, size in ((2, (8, 22)), (3, (9, 33)), (4, (24, 12))):
         for query in ("projected", "shared"):
@@ -223,7 +227,7 @@ def test_injected_index_is_used():
     assert np.abs(np.asarray(other.sr - found.sr)).max() > 1e-4
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", HEAVIER)
 def test_full_slice_at_x3(preset):
     model = DAASR(scale=3, features=8, groups=1, **PRESETS[preset])
     lr, ref = images(3, h=85, w=85, batch=1)
@@ -233,7 +237,7 @@ def test_full_slice_at_x3(preset):
     assert np.isfinite(out.sr).all()
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_dense_search_of_a_whole_slice_adds_less_than_a_gibibyte(train):
     """256x256 at x4: 65,536 queries; all pairs of one group would take 16 GiB."""
     model = DAASR(scale=4, **PRESETS["paper"] | {"match_stride": 1, "groups": 2})

@@ -190,7 +190,9 @@ def plain():
 
 
 class TestAdversarialStep:
-    @pytest.mark.parametrize("objective", ["bce", "wgan-gp"])
+    @pytest.mark.parametrize(
+        "objective", [pytest.param("bce", marks=pytest.mark.full), "wgan-gp"]
+    )
     def test_discriminator_first_then_generator_against_it(self, plain, objective):
         """By hand: D moves on the generator's output, then judges it."""
         setting = game(objective)
