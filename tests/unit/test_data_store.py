@@ -143,7 +143,7 @@ prepare(DataSettings(root={root!r}, cache_dir={cache!r}, size=32))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_read_every_volume_once(root, cache):
     code = COUNTED.format(root=str(root), cache=str(cache))
     both = [

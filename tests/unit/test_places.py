@@ -11,7 +11,7 @@ import pytest
 
 from configs import fastmri_x4
 from daasr_jax.errors import CheckpointError, ConfigError
-from daasr_jax.experiment import checks, evaluate, import_weights, parts, plan, train
+from daasr_jax.experiment import checks, evaluate, import_weights, parts, plan
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
 from daasr_jax.runtime import compiled
@@ -25,11 +25,9 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def test_a_tilde_in_every_place(home, capsys, monkeypatch):
-    monkeypatch.setattr(checks, "setup", lambda config: None)
+def test_a_tilde_in_every_place(home, capsys):
     assert place("~/run") == home / "run"
     assert place("a/~b") == Path("a/~b")
-    assert train._make_folder("~/run") == home / "run"
     config = fastmri_x4.get_config()
     config.perceptual.weights = "~/vgg.h5"
     with pytest.raises(ConfigError, match=f"E232.*{home}/vgg.h5"):
@@ -37,8 +35,8 @@ def test_a_tilde_in_every_place(home, capsys, monkeypatch):
     config.perceptual.weights, config.train.start_from = "", "~/before"
     with pytest.raises(CheckpointError, match=f"E404.*{home}/before"):
         plan.make_plan(config)
-    with pytest.raises(CheckpointError, match=f"E403.*{home}/run"):
-        evaluate.evaluate_run(config, "~/run", "test", None)
+    with pytest.raises(CheckpointError, match=f"E404.*{home}/run is no run"):
+        evaluate.evaluate_run("~/run", evaluate.Request())
     (home / "mine.py").write_text("def get_config():\n    return 1\n")
     with pytest.raises(ConfigError, match=f"{home}/mine.py returns int"):
         load("~/mine.py")
@@ -60,7 +58,7 @@ def test_without_a_home(monkeypatch, caplog, raised):
     monkeypatch.setattr("daasr_jax.data.DataSettings.cache_path", property(none))
     monkeypatch.setattr(checks, "keep_compiled", kept.append)
     before = jax.config.jax_default_matmul_precision
-    checks.setup(fastmri_x4.get_config())
+    checks.setup(load("quickstart_x4"))
     jax.config.update("jax_default_matmul_precision", before)
     assert kept == [None]
     alone = SimpleNamespace(values={"jax_compilation_cache_dir": None})
