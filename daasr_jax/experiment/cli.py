@@ -158,6 +158,11 @@ def _stop(error: UserError, cause: Exception | None = None) -> None:
     if "--debug" in sys.argv or (flags.FLAGS.is_parsed() and DEBUG.value):
         traceback.print_exception(cause or error)
     print(error, file=sys.stderr)
+    if error.code == "E702" and not _together():
+        # It may have come out of a compilation, which the interpreter's end can trip on.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     _leave(error.exit_code, together=isinstance(error, Preempted))
 
 

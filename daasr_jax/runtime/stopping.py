@@ -13,6 +13,7 @@ from typing import Any
 from daasr_jax.errors import Preempted
 
 GRACE_SECONDS = 1.0
+_COLLECTING = "_xla_gc_callback"  # of jax
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -56,7 +57,7 @@ class StopRequest:
         self._restore()
         if kind is KeyboardInterrupt and self.requested and not self._begun:
             raise Preempted(
-                "E701",
+                "E702",
                 f"stopped by {self.requested} before the first step; run the same "
                 "command to go on.",
             ) from None
@@ -75,7 +76,10 @@ class StopRequest:
         if not self.requested:
             self.requested = signal.Signals(number).name
             self._at = time.monotonic()
-            if not self._begun:
+            # Out of JAX's collection of garbage nothing is raised, only printed: the
+            # run then stops after its first step.
+            collecting = frame is not None and frame.f_code.co_name == _COLLECTING
+            if not self._begun and not collecting:
                 raise KeyboardInterrupt  # which no library takes for an error
         elif time.monotonic() - self._at >= GRACE_SECONDS:
             self._restore()

@@ -31,7 +31,6 @@ SHARED = {
     "E301": "the data root cannot be read",
     "E302": "a file of the data cannot be used",
     "E602": "the cache cannot be used",
-    "E701": "asked to stop; the same command goes on",
 }
 
 _HEAD = f"""# Errors

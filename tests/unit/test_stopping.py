@@ -28,7 +28,7 @@ with StopRequest() as stop:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_before_the_first_step_it_leaves_at_once(number):
     before = [signal.getsignal(x) for x in SIGNALS]
-    says = rf"E701.*{number.name} before the first step"
+    says = rf"E702.*{number.name} before the first step"
     with pytest.raises(Preempted, match=says), StopRequest():
         signal.raise_signal(number)
     assert [signal.getsignal(x) for x in SIGNALS] == before
