@@ -159,7 +159,7 @@ def _stop(error: UserError, cause: Exception | None = None) -> None:
         traceback.print_exception(cause or error)
     print(error, file=sys.stderr)
     if error.code == "E702" and not _together():
-        # It may have come out of a compilation, which the interpreter's end can trip on.
+        # Out of a compilation, which the end of the interpreter can trip on.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.exit_code)
