@@ -42,6 +42,7 @@ def learned(folder):
     return [{k: v for k, v in r.items() if k not in clock} for r in rows(folder)]
 
 
+@pytest.mark.full
 def test_killed_stopped_and_resumed_is_bit_exact(tmp_path):
     cache = tmp_path / "cache"
     latin = os.fsdecode(b"\xe9")  # a name that is not UTF-8

@@ -27,6 +27,7 @@ def children(pid):
     return kept
 
 
+@pytest.mark.full
 def test_killed_worker_is_reported_with_its_cause(tmp_path):
     root = fastmri_root(tmp_path / "data", train=4, val=2)
     common = [

@@ -94,6 +94,7 @@ def trained(tmp_path_factory):
     return made
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("stops", "victims"),
     [
@@ -102,7 +103,6 @@ def trained(tmp_path_factory):
             [(signal.SIGUSR1, [0]), (signal.SIGINT, [0, 1])],
             [1, 0],
             id="often",
-            marks=pytest.mark.full,
         ),
     ],
 )

@@ -134,6 +134,7 @@ def test_the_agreement_is_not_that_of_rest():
     assert [float(r["d/penalty"]) > 0 for r in rows] == [False] + [True] * (STEPS - 1)
 
 
+@pytest.mark.full
 def test_pmap_and_shard_map_are_bit_equal():
     (a, a_rows), (b, b_rows) = on_mesh(4), under_pmap(4)
     for field in dataclasses.fields(a):
@@ -149,7 +150,7 @@ def test_pmap_and_shard_map_are_bit_equal():
     [
         pytest.param(1, 2, marks=pytest.mark.full),
         pytest.param(1, 4, marks=pytest.mark.full),
-        (2, 2),
+        pytest.param(2, 2, marks=pytest.mark.full),
     ],
 )
 def test_accumulation_agrees_with_the_whole_batch(count, parts):

@@ -103,10 +103,18 @@ def test_shapes_at_every_scale(variant):
         assert {k: v.shape for k, v in out.aux.items()} == shapes
 
 
+# One of each place in the network; `make test-all` takes the rest.
+QUICK = ("conv", "without_f_cwt", "cross_attention")
+
+
 @pytest.mark.parametrize(
     ("variant", "preset"),
     [
-        pytest.param(name, preset, marks=[pytest.mark.full] * (preset == "paper"))
+        pytest.param(
+            name,
+            preset,
+            marks=[pytest.mark.full] * (preset == "paper" or name not in QUICK),
+        )
         for name, fields in VARIANTS.items()
         for preset in PRESETS
         if preset == "fast" or "structure" not in fields
@@ -235,9 +243,8 @@ def test_cross_attention_of_a_whole_slice_holds_a_budget():
     assert run.memory_analysis().temp_size_in_bytes < 32 * 2**20
 
 
-@pytest.mark.parametrize(
-    "preset", ["fast", pytest.param("paper", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("preset", ["fast", "paper"])
 def test_parts_of_the_matching(preset):
     """w/o P is full where P is the identity, w/o C where C is 1; none is neither."""
     grids = {
@@ -343,7 +350,11 @@ def test_bfloat16(fields):
 
 
 @pytest.mark.parametrize("row", ablation_x4.ROWS)
-@pytest.mark.parametrize("module", [ablation_x4, ablation_x4_small])
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(ablation_x4, marks=pytest.mark.full), ablation_x4_small],
+    ids=["paper", "small"],
+)
 def test_every_row_builds(module, row):
     config = module.get_config(row)
     assert config.is_locked

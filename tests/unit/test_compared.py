@@ -63,8 +63,8 @@ COUNTS = {
 }
 
 
-# Variants that differ from HAT in two numbers, and take long to trace.
-LARGE = ("hat_s", "hat_l")
+# They take long to trace.
+LARGE = ("hat", "hat_s", "hat_l")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +69,20 @@ def distinct(names):
     return kept
 
 
+SLOW = ("mcmrsr", "ttsr")  # to trace and to compile; they have tests of their own
+
+
+def quick(names: list[str]) -> list[Any]:
+    """The names, of which `make test-all` alone takes the slow ones."""
+    return [
+        pytest.param(name, marks=[pytest.mark.full] * (name in SLOW)) for name in names
+    ]
+
+
 SYSTEMS = distinct(NAMES)
-# What takes half a minute to compile. `make test` takes its gradients at x4.
+# A step and another type compile once more; `make test` has those of DAASR.
 LIGHT = [
-    pytest.param(name, marks=[pytest.mark.full] * (name in ("mcmrsr", "ttsr")))
-    for name in SYSTEMS
+    pytest.param(name, marks=[pytest.mark.full] * (name != "daasr")) for name in SYSTEMS
 ]
 
 
@@ -94,7 +104,7 @@ def randomise(model, lr, ref):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES))
 def test_shapes_and_types(name, scale):
     model = tiny(name, scale)
     for h, w in ((8, 10), (7, 5), (4, 17)):
@@ -118,7 +128,7 @@ def test_shapes_and_types(name, scale):
             assert out.sr.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES))
 def test_parameters_do_not_depend_on_the_size(name):
     model = tiny(name, 4)
     sizes = [shapes_of(model, *images(4, h=h, w=w)) for h, w in ((8, 8), (5, 21))]
@@ -132,7 +142,7 @@ def test_wrong_scale(name):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", quick(SYSTEMS))
 def test_values_and_gradients(name, scale):
     """Finite output, independent images, a finite gradient to every parameter."""
     model = tiny(name, scale, drop_path=0.0)

@@ -57,7 +57,9 @@ def small(preset):
     return params, lambda p: model.apply({"params": p, **rest}, lr, ref, train=False).sr
 
 
-@pytest.mark.parametrize("preset", ["paper", "fast"])
+@pytest.mark.parametrize(
+    "preset", [pytest.param("paper", marks=pytest.mark.full), "fast"]
+)
 def test_both_modes_of_the_network(preset, plain):
     params, forward = small(preset)
     v = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)

@@ -251,6 +251,7 @@ class TestAdversarialStep:
         gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), new.gen, plain[1][0].gen)
         assert max(jax.tree.leaves(gap)) > 1e-4
 
+    @pytest.mark.full
     def test_nothing_of_it_before_its_start(self, plain):
         start, step = make(tiny(), adversarial=game(start_step=1))
         run = jax.jit(step)
@@ -273,6 +274,7 @@ class TestAdversarialStep:
             )
         )
 
+    @pytest.mark.full
     def test_several_updates_of_the_discriminator(self):
         counts = {}
         for updates in (1, 3):
