@@ -228,8 +228,8 @@ def main() -> None:
             left -= 1
             spent = time.monotonic() - begin
             rest = spent / (len(runs) - left) * left
-            psnr = report["methods"][method_of(report)]["psnr"]["mean"]
-            tell(f"{run.name}: {psnr:.2f} dB; {left} left, about {rest / 60:.0f} min")
+            psnr = interval(report["methods"][method_of(report)]["psnr"], 2)
+            tell(f"{run.name}: {psnr} dB; {left} left, about {rest / 60:.0f} min")
         return report
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:

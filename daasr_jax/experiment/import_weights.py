@@ -28,6 +28,7 @@ from daasr_jax.errors import ConfigError, UserError
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import command
+from daasr_jax.experiment.manual import exit_codes
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import has_checkpoints, record_config
 from daasr_jax.runtime import devices
@@ -147,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m daasr_jax.experiment.import_weights",
-        description="Converts weights of PyTorch, offline.",
+        description=__doc__,
+        epilog="exit codes:\n" + exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--config", help="of the system: configs/swinir_x4.py")

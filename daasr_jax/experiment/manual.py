@@ -62,13 +62,14 @@ def manual(module: str, modules: list[str]) -> str:
             f"  # {what}\n  {command(door)} {words}\n"
             for what, words in _EXAMPLES[door]
         ),
-        "Exit codes:\n" + _exit_codes(),
+        "Exit codes:\n" + exit_codes(),
         "Keys of the configuration, with their values there:\n" + _keys(),
     ]  # fmt: skip
     return "\n\n".join(part.rstrip() for part in parts)
 
 
-def _exit_codes() -> str:
+def exit_codes() -> str:
+    """The exit codes of the programs, a line each."""
     lines = ["  0   done", "  1   a fault of the program: please report it"]
     for kind in UserError.__subclasses__():
         words = (kind.__doc__ or "").splitlines()[0]
