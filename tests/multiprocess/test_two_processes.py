@@ -177,6 +177,7 @@ def test_from_a_trained_generator_on_all_four_devices(trained, tmp_path):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_both_evaluate(trained, tmp_path):
     """Each slice once, in the order of the split."""
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"

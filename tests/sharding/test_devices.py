@@ -116,7 +116,7 @@ def compare(got, want):
             )
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.full), 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_several_devices_agree_with_one(count):
     assert jax.device_count() == 4
     compare(on_mesh(count), on_mesh(1))

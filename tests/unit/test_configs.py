@@ -43,7 +43,10 @@ def keys(config):
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.full] * ("x4" not in n)) for n in NAMES],
+)
 def test_builds(name, preset):
     config = load(name, preset)
     assert isinstance(config, ConfigDict)

@@ -22,7 +22,7 @@ PLANS = (
     ),
     "ablation_x4_small:without_sat",
     pytest.param("ablation_x4_small:lambda_0.3_0.09", marks=pytest.mark.full),
-    "ablation_x4:crop_10",
+    pytest.param("ablation_x4:crop_10", marks=pytest.mark.full),
 )
 
 
