@@ -43,9 +43,13 @@ def method_of(report: dict[str, Any]) -> str:
 
 
 def column(report: dict[str, Any], method: str, metric: str) -> list[float]:
-    """Values by slice; infinite where the report has none of an identical image."""
-    identical = report["methods"][method][metric]["n_identical"]
-    lacking = math.inf if identical else math.nan
+    """Values by slice; infinite where the report has none of an identical image.
+
+    A report has no value either where one is NaN: where it counts such, all are taken
+    for NaN, as the mean over them is not finite in any case.
+    """
+    bad = report["methods"][method][metric]["n_nonfinite"]
+    lacking = math.nan if bad else math.inf
     return [
         lacking if row[method][metric] is None else row[method][metric]
         for row in report["per_slice"]

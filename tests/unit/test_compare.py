@@ -22,16 +22,21 @@ def result(path, offset, *, subjects=7, changes=()):
         for i in range(subjects)
         for k in range(3)
     ]
-    identical = 0
+    identical = bad = 0
     for k, value in dict(changes).items():
         rows[k]["daasr"]["psnr"] = None if value in ("nan", "inf") else value
         identical += value == "inf"
-    scores = {"mean": 33.0, "ci95": None, "n_identical": identical}
+        bad += value == "nan"
+    scores = {"mean": 33.0, "ci95": None, "n_identical": identical, "n_nonfinite": 0}
+    own = scores | {"n_nonfinite": bad}
     report = {
         "dataset": "d", "split": "test", "scale": 4, "pairing_sha256": "p" * 64,
         "n_slices": len(rows), "n_subjects": subjects, "per_slice": rows,
         "protocol": {"degradation": "bicubic", "intensity": "i", "track": "random"},
-        "methods": {m: {"psnr": scores, "ssim": scores} for m in ("bicubic", "daasr")},
+        "methods": {
+            "bicubic": {"psnr": scores, "ssim": scores},
+            "daasr": {"psnr": own, "ssim": scores},
+        },
         "checkpoint_step": 7, "config": "c", "preset": "fast", "parameters": 1,
         "config_sha256": "c" * 64, "commit": "x", "device": "cpu",
     }  # fmt: skip
@@ -67,6 +72,14 @@ def test_a_missing_value_is_survived(tmp_path, table, value, said):
     b = result(tmp_path / "b.json", 2, changes={4: value})
     _, _, line = table(f"a={a}", f"b={b}")
     assert said in line
+
+
+def test_a_nan_is_not_hidden_by_an_identical_slice(tmp_path, table):
+    a = result(tmp_path / "a.json", 1)
+    b = result(tmp_path / "b.json", 2, changes={4: "nan", 9: "inf"})
+    _, _, line = table(f"a={a}", f"b={b}")
+    assert "not finite" in line
+    assert "+2.00" not in line
 
 
 def test_few_subjects_have_no_interval(tmp_path, table):
