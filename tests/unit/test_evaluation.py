@@ -76,6 +76,7 @@ class TestStatistics:
             values = np.repeat(means, 20) + rng.normal(0, 0.7, 20 * count)
             low, high = summary(values, subjects, resamples=1000, seed=study)["ci95"]
             held += low <= 30 <= high
+        print(f"{count} subjects: {held / 4:.1f} % of 400 intervals hold the truth")
         assert held / 400 > {6: 0.89, 9: 0.91, 20: 0.93}[count]
 
     def test_repeats(self):
