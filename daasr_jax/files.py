@@ -8,6 +8,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from filelock import FileLock
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -15,6 +18,30 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def take_lock(path: Path, *, wait: bool) -> FileLock:
+    """The lock file `path`, held until it is released or the process ends.
+
+    On a file system without locks it is returned as it is, not held.
+
+    Args:
+        path: The file, made where it is absent.
+        wait: Until another process releases it.
+
+    Raises:
+        filelock.Timeout: If another process holds it, without `wait`.
+        OSError: If the file cannot be written.
+    """
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=wait)
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return lock
 
 
 def sync_folder(folder: Path) -> None:

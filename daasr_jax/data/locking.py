@@ -8,12 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from daasr_jax.data.sources.base import log
-from daasr_jax.files import sync_folder
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+from daasr_jax.files import sync_folder, take_lock
 
 
 @contextlib.contextmanager
@@ -26,16 +24,11 @@ def exclusive(path: Path) -> Iterator[bool]:
     Yields:
         Whether the lock is held.
     """
-    lock = FileLock(path, fallback_to_soft=False)
     try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            log.info("waiting for another process that prepares data in this cache")
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
+        lock = take_lock(path, wait=False)
+    except Timeout:
+        log.info("waiting for another process that prepares data in this cache")
+        lock = take_lock(path, wait=True)
     try:
         yield lock.is_locked
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -74,7 +75,7 @@ def run(main: Callable[[Any, str | None], None], *, of_run: bool = False) -> Non
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     make_printable()
-    named = any(re.match(r"--?config(=|$)", word) for word in sys.argv[1:])
+    named = _value("config") is not None
     if of_run and not named:
         _open_run()
 
@@ -115,21 +116,31 @@ def _open_run() -> None:
     """Has the overrides on the command line read against the run's own record."""
     from daasr_jax.experiment.record import RECORD, no_run
 
-    words = [w for w in sys.argv[1:] if re.match(r"--?workdir(=|$)", w)]
-    if words and words[-1].endswith("workdir"):
-        words.append("=" + "".join(sys.argv[sys.argv.index(words[-1]) + 1 :][:1]))
-    folder = words[-1].partition("=")[2] if words else ""
+    folder = _value("workdir")
+    if not folder:
+        return
     file = place(folder) / RECORD
-    if folder and not file.is_file():
+    if not file.is_file():
         _stop(no_run(Path(folder)))
-    if folder:
-        sys.argv.insert(1, f"--config={file}")
+    sys.argv.insert(1, f"--config={file}")
+
+
+def _value(flag: str) -> str | None:
+    """What the command line gives for a flag, before it is parsed; None without."""
+    found = None
+    words = itertools.zip_longest(sys.argv[1:], sys.argv[2:], fillvalue="")
+    for word, following in words:
+        name, equals, value = word.partition("=")
+        if name in (f"-{flag}", f"--{flag}"):
+            found = value if equals else following
+    return found
 
 
 def _parse(argv: Sequence[str], module: str) -> list[str]:
     if any(word in ("-h", "--h", "-help", "--help") for word in argv[1:]):
         with contextlib.suppress(BrokenPipeError):  # of `| head`
-            print(manual(module, [module, __name__]), flush=True)
+            text = manual(module, [module, __name__], _value("config"))
+            print(text, flush=True)
         os._exit(0)
     try:
         return flags.FLAGS(list(sys.argv))
@@ -158,28 +169,30 @@ def _stop(error: UserError, cause: Exception | None = None) -> None:
     if "--debug" in sys.argv or (flags.FLAGS.is_parsed() and DEBUG.value):
         traceback.print_exception(cause or error)
     print(error, file=sys.stderr)
-    if error.code == "E702" and not _together():
-        # Out of a compilation, which the end of the interpreter can trip on.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.exit_code)
-    _leave(error.exit_code, together=isinstance(error, Preempted))
+    # E702 may come out of a compilation, which the end of the interpreter can trip on.
+    _leave(
+        error.exit_code,
+        together=isinstance(error, Preempted),
+        at_once=error.code == "E702" and not _together(),
+    )
 
 
-def _leave(code: int, *, together: bool = False) -> None:
+def _leave(code: int, *, together: bool = False, at_once: bool = False) -> None:
     """Exits; one process of several at once, where the others do not leave with it.
 
     At a usual exit JAX waits for the other processes, which may wait for this one.
     """
-    if _together() and not together:
+    deserting = _together() and not together
+    if not (deserting or at_once):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if deserting:
         from daasr_jax.runtime import hosts
 
-        sys.stdout.flush()
-        sys.stderr.flush()
         if hosts.number() == 0:  # without it the others end by an abort, not by this
             time.sleep(LINGER_SECONDS)
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)
 
 
 def _together() -> bool:

@@ -23,7 +23,7 @@ from daasr_jax.experiment import checks, parts, subjects
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import changed, check_same, trained_with, with_given
-from daasr_jax.experiment.saved_run import TrainedRun, load_run, open_record
+from daasr_jax.experiment.saved_run import TrainedRun, open_record, restore
 from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import SMALLEST, load_lpips
 from daasr_jax.runtime import devices
@@ -97,7 +97,8 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         target = folder / f"eval_{request.split}_{_track(config)}.json"
     if target:
         _check_target(target, folder, force=request.force)
-    prepared, split, what = _data(config, record, folder, request)
+    run = restore(record, folder)
+    prepared, split, what = _data(config, folder, request)
     table = prepared.splits[split]
     if not len(table):
         raise ConfigError(
@@ -111,7 +112,6 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         target = folder / f"eval_{what}_{_track(config)}.json"
         _check_target(target, folder, force=request.force)
     pairing = parts.make_pairing(config, table)
-    run = load_run(folder)
     border = checks.metric_border(config)
     weights = {net: load_lpips(net) for net in SMALLEST} if request.lpips else None
     method = config.model.name
@@ -153,7 +153,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
             "preset": config.preset,
             **_source(record, run),
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-            "training": trained_with(folder),
+            "training": trained_with(record),
             "commit": commit_id(),
             "device": devices.description(),
             "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
@@ -227,7 +227,7 @@ def _check_target(target: Path, folder: Path, *, force: bool) -> None:
 
 
 def _data(
-    config: Config, record: dict[str, Any], folder: Path, request: Request
+    config: Config, folder: Path, request: Request
 ) -> tuple[data.PreparedSet, str, str]:
     """The data that are meant: `(prepared, split of it, what to call it)`.
 
@@ -242,7 +242,7 @@ def _data(
     if split.exists():
         own = dataclasses.replace(settings, split_file=str(split), **unnamed)
     check = jax.process_index() == 0
-    chosen = tuple(x.strip() for x in request.subjects.split(",") if x.strip())
+    chosen = parts.names(request.subjects)
     if "data.root" not in request.given and not chosen:
         return data.prepare(own, check=check), request.split, request.split
     if not chosen:

@@ -43,12 +43,13 @@ _EXAMPLES = {
 }  # fmt: skip
 
 
-def manual(module: str, modules: list[str]) -> str:
+def manual(module: str, modules: list[str], config: str | None) -> str:
     """The text of `--help`.
 
     Args:
         module: Of the program, whose docstring begins the text.
         modules: Those whose flags it has.
+        config: The configuration whose keys are shown; None for the paper's.
     """
     main = sys.modules[module]
     door = (main.__spec__.name if main.__spec__ else module).rpartition(".")[2]
@@ -63,7 +64,8 @@ def manual(module: str, modules: list[str]) -> str:
             for what, words in _EXAMPLES[door]
         ),
         "Exit codes:\n" + exit_codes(),
-        "Keys of the configuration, with their values there:\n" + _keys(),
+        "Keys of the configuration, with their values there:\n"
+        + _keys(config or _BASE),
     ]  # fmt: skip
     return "\n\n".join(part.rstrip() for part in parts)
 
@@ -78,15 +80,7 @@ def exit_codes() -> str:
     return "\n".join(lines)
 
 
-def _keys() -> str:
-    name = next(
-        (
-            word.partition("=")[2] or following
-            for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True)
-            if re.match(r"--?config(=|$)", word)
-        ),
-        _BASE,
-    )
+def _keys(name: str) -> str:
     try:
         config = load(name)
     except UserError as error:

@@ -33,13 +33,14 @@ log = logging.getLogger("daasr_jax")
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
+def names(text: str) -> tuple[str, ...]:
+    """The names of a comma-separated list."""
+    return tuple(x.strip() for x in text.split(",") if x.strip())
+
+
 def data_settings(config: Config) -> data.DataSettings:
     """Settings of the data layer; lists are comma-separated in a configuration."""
     d = config.data
-
-    def names(text: str) -> tuple[str, ...]:
-        return tuple(x.strip() for x in text.split(",") if x.strip())
-
     return data.DataSettings(
         root=d.root,
         layout=d.layout,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
@@ -101,7 +100,9 @@ def check_new(folder: Path, first_save: int) -> None:
     Raises:
         CheckpointError: If manifests, a log or results prove it (E415).
     """
-    steps = _logged_steps(folder / "metrics.jsonl")
+    from daasr_jax.training.writers import read_log  # evaluation needs no TensorBoard
+
+    steps = sorted(int(row.get("step", 0)) for row in read_log(folder))
     signs = [
         path.relative_to(folder).as_posix()
         for pattern in ("manifests/*.json", "checkpoints_set_aside/*", "eval_*.json")
@@ -122,17 +123,6 @@ def check_new(folder: Path, first_save: int) -> None:
             folder,
             steps[-1],
         )
-
-
-def _logged_steps(path: Path) -> list[int]:
-    """Steps of a log, whose last line may be cut short."""
-    if not path.is_file():
-        return []
-    steps = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            steps.append(int(json.loads(line).get("step", 0)))
-    return sorted(steps)
 
 
 def record_config(
@@ -171,12 +161,11 @@ def record_config(
         optimisers = (config["optimiser"], config["adversarial"]["optimiser"])
         if any(o["schedule"] == "cosine" for o in optimisers):
             free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
-        changed = [
+        changes = [
             f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
-            for k in sorted(before.keys() | flat.keys())
-            if before.get(k) != flat.get(k) and not _under(k, free)
+            for k in _differing(before, flat, free)
         ]
-        changed += [
+        changes += [
             f"{words} the run began with"
             for name, words in _INPUTS.items()
             if old.get(name) != inputs[name]
@@ -189,10 +178,10 @@ def record_config(
                 "statistics of parts of another size.",
                 *parts,
             )
-        if changed:
+        if changes:
             raise ConfigError(
                 "E207",
-                f"{folder} holds a run with other settings: {'; '.join(changed)}. "
+                f"{folder} holds a run with other settings: {'; '.join(changes)}. "
                 "Give another --workdir, or the settings it began with.",
             )
     commit = commit_id()
@@ -230,9 +219,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record if known else {}
 
 
-def trained_with(folder: Path) -> dict[str, Any]:
+def trained_with(record: dict[str, Any]) -> dict[str, Any]:
     """What a run was trained with that its scores depend on, for the report."""
-    record = read_record(folder)
     if not {"perceptual", "start"} <= record.keys():
         return {}
     config = record["config"]
@@ -277,12 +265,8 @@ def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Keys with another value, but for the places where data and cache lie."""
-    ran, flat = _flat(before), _flat(after)
-    return {
-        key: value
-        for key, value in flat.items()
-        if ran.get(key) != value and key not in _PLACES
-    }
+    flat = _flat(after)
+    return {key: flat.get(key) for key in _differing(_flat(before), flat, _PLACES)}
 
 
 def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
@@ -301,8 +285,7 @@ def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> 
     differing = [
         f"{key} is {ran.get(key, 'absent')!r} there and {flat.get(key, 'absent')!r} in "
         "--config"
-        for key in sorted(ran.keys() | flat.keys(), key=lambda k: (k.count("."), k))
-        if ran.get(key) != flat.get(key) and not _under(key, free)
+        for key in sorted(_differing(ran, flat, free), key=lambda k: k.count("."))
     ]
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
@@ -311,6 +294,17 @@ def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> 
             f"{folder} holds another run: {'; '.join(differing[:3])}{more}. Leave "
             "--config out: the run knows its own.",
         )
+
+
+def _differing(
+    before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...]
+) -> list[str]:
+    """Keys with another value, sorted, but for those under the free ones."""
+    return [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not _under(key, free)
+    ]
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

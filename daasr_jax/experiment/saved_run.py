@@ -75,7 +75,19 @@ def load_run(folder: Path) -> TrainedRun:
     Raises:
         CheckpointError: If there is none, or it has no usable checkpoint.
     """
-    record = open_record(folder)
+    return restore(open_record(folder), folder)
+
+
+def restore(record: dict[str, Any], folder: Path) -> TrainedRun:
+    """`load_run` of a run whose record is open.
+
+    Args:
+        record: From `open_record`.
+        folder: Of the run.
+
+    Raises:
+        CheckpointError: If it has no usable checkpoint.
+    """
     config = ConfigDict(record["config"])
     try:
         step, last, variables = _restore(config, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from daasr_jax.errors import ConfigError, ResourceError
-from daasr_jax.files import write_atomically
+from daasr_jax.files import take_lock, write_atomically
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _FREE, _TAKEN, _REFUSED = range(3)
 
 
@@ -32,27 +30,25 @@ def alone(folder: Path) -> Iterator[None]:
         ConfigError: If the folder cannot be written (E209).
         ResourceError: If another program holds it (E614).
     """
-    lock = FileLock(folder / ".lock", fallback_to_soft=False)
+    lock: FileLock | None = None
     holder = folder / ".running"
     answer, said = _FREE, ""
     if jax.process_index() == 0:
         try:
-            lock.acquire(blocking=False)
-            write_atomically(
-                holder,
-                f"process {os.getpid()} on {os.uname().nodename} since "
-                f"{time.strftime('%Y-%m-%d %H:%M')}",
-            )
+            lock = take_lock(folder / ".lock", wait=False)
+            if lock.is_locked:
+                write_atomically(
+                    holder,
+                    f"process {os.getpid()} on {os.uname().nodename} since "
+                    f"{time.strftime('%Y-%m-%d %H:%M')}",
+                )
         except Timeout:
             answer, said = _TAKEN, _content(holder)
-        except NotImplementedError:
-            pass
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                answer, said = _REFUSED, error.strerror or str(error)
+            answer, said = _REFUSED, error.strerror or str(error)
     if jax.process_count() > 1:
         answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
-    if answer:
+    if answer and lock:
         lock.release()
     if answer == _TAKEN:
         raise ResourceError(
@@ -67,9 +63,10 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock.is_locked:
-            holder.unlink(missing_ok=True)
-        lock.release()
+        if lock:
+            if lock.is_locked:
+                holder.unlink(missing_ok=True)
+            lock.release()
 
 
 def _content(path: Path) -> str:

@@ -20,6 +20,7 @@ log = logging.getLogger("daasr_jax")
 
 _messages: Any = event_pb2  # its classes are made as it is imported
 
+_LOG = "metrics.jsonl"
 FLUSH_SECONDS = 30  # of TensorBoard events, whose every flush waits for the disk
 
 
@@ -54,7 +55,7 @@ class RunWriter:
     """
 
     def __init__(self, workdir: str | Path, *, start_step: int = 0) -> None:
-        self._path = Path(workdir) / "metrics.jsonl"
+        self._path = Path(workdir) / _LOG
         self._last = start_step
         self._failed = False
         self._file: TextIO | None = None
@@ -90,7 +91,11 @@ class RunWriter:
         """Both files; what a killed or refused write has left is dropped first."""
         if self._file is None:
             if self._path.exists():
-                kept = [x for x in _lines(self._path) if x.get("step", 0) <= self._last]
+                kept = [
+                    x
+                    for x in read_log(self._path.parent)
+                    if x.get("step", 0) <= self._last
+                ]
                 text = "".join(json.dumps(x) + "\n" for x in kept)
                 write_atomically(self._path, text)
             self._file = self._path.open("a", encoding="utf-8")
@@ -145,11 +150,19 @@ class _Events:
         self._writer.write(event.SerializeToString())
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_log(workdir: str | Path) -> list[dict[str, Any]]:
+    """The reports of a run, in order; none where it has no log.
+
+    A line that cannot be read is passed over: the last one of a killed run may be cut
+    short.
+    """
+    path = Path(workdir) / _LOG
+    if not path.is_file():
+        return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
-            continue  # the last line of a killed run may be cut short
-    return rows
+            continue
+    return [row for row in rows if isinstance(row, dict)]

@@ -108,6 +108,17 @@ def run_all(cases: list[list[str]], cache: Path) -> list[dict]:
     return json.loads(done.stdout)
 
 
+def check_refusals(results: dict[str, dict], expected: dict[str, tuple]) -> None:
+    """Asserts that each expected command was refused, see `complaint`.
+
+    Args:
+        results: Name -> what the command did.
+        expected: Name -> code, exit code and parts of the line.
+    """
+    wrong = {k: c for k, e in expected.items() if (c := complaint(results[k], *e))}
+    assert not wrong, "\n".join(f"{k}: {v}" for k, v in wrong.items())
+
+
 def complaint(result: dict, code: str, exit_code: int, *parts: str) -> list[str]:
     """What is wrong with the refusal: one line `error E...`, and no traceback."""
     lines = [x for x in result["err"].splitlines() if x.startswith("error")]

@@ -13,7 +13,7 @@ import pytest
 from tests.data_fixtures import fastmri_root
 from tests.e2e.commands import (
     SMALL,
-    complaint,
+    check_refusals,
     last_state,
     rows,
     run_all,
@@ -161,8 +161,7 @@ def after_the_end(tmp_path, cache, train, common, done):
         "out": ("E229", 2, "x.txt"),
         "other network": ("E251", 2, "features is 8 there and 4 in --config"),
     }
-    wrong = {k: c for k, e in expected.items() if (c := complaint(results[k], *e))}
-    assert not wrong, "\n".join(f"{k}: {v}" for k, v in wrong.items())
+    check_refusals(results, expected)
     assert "Traceback" in results["debug"]["err"]
     assert results["debug"]["code"] == 2
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from configs import brain_x4_small
 from daasr_jax.errors import ConfigError, ResourceError
 from daasr_jax.experiment import train
+from daasr_jax.files import NO_LOCKS
 from daasr_jax.runtime import claim
 from tests.data_fixtures import one_line
 
@@ -60,7 +61,7 @@ def test_a_second_program_is_told(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("number", claim._NO_LOCKS)
+@pytest.mark.parametrize("number", NO_LOCKS)
 def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     def fails(*_, **__):
         raise OSError(number, os.strerror(number))

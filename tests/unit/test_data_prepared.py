@@ -37,16 +37,6 @@ from tests.data_fixtures import (
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def root(tmp_path):
-    return fastmri_root(tmp_path / "data")
-
-
 def store(cache):
     return cache / f"prepared-v{store_module.PREPARATION_VERSION}"
 

@@ -30,16 +30,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def root(tmp_path):
-    return fastmri_root(tmp_path / "data")
-
-
-@pytest.fixture
 def reads(monkeypatch):
     """The keys of the volumes that were read."""
     seen = []
