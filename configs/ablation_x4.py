@@ -51,8 +51,8 @@ def _lambdas(cwt: float, sat: float) -> dict[str, Any]:
 ROWS: dict[str, dict[str, Any]] = {
     "full": {},
     "without_cwt": _model(structure="ablations.identity"),
-    "without_sat": _model(align="none"),
-    "without_both": _model(structure="ablations.identity", align="none"),
+    "without_sat": _model(align="none", detail="none"),
+    "without_both": _model(structure="ablations.identity", align="none", detail="none"),
     "cwt_to_conv": _model(structure="ablations.conv"),
     "cwt_to_se": _model(structure="ablations.se"),
     "cwt_to_window": _model(structure="ablations.window"),
@@ -73,21 +73,24 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def ablate(config: Any, name: str, row: str) -> ConfigDict:
+def ablate(
+    config: Any, name: str, row: str, rows: dict[str, dict[str, Any]]
+) -> ConfigDict:
     """The base configuration, named `name`, with the edits of a row.
 
     Raises:
         ValueError: If no row has that name.
     """
-    if row not in ROWS:
-        raise ValueError(f"row must be one of {', '.join(ROWS)}, got {row!r}")
+    if row not in rows:
+        raise ValueError(f"row must be one of {', '.join(rows)}, got {row!r}")
     with config.unlocked():
         config.name = name
         config.preset = row
-        config.update_from_flattened_dict(ROWS[row])
+        config.update_from_flattened_dict(rows[row])
     return config
 
 
 def get_config(row: str = "full") -> ConfigDict:
     """The experiment; `row` is a key of `ROWS`."""
-    return ablate(fastmri_x4.get_config("paper"), "ablation_x4", row or "full")
+    base = fastmri_x4.get_config("paper")
+    return ablate(base, "ablation_x4", row or "full", ROWS)

@@ -31,8 +31,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     preset = preset or "paper"
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    kwargs = keywords("daasr")  # the fields of its class
-    kwargs.update(PRESETS[preset])
+    kwargs = keywords("daasr", **PRESETS[preset])  # the fields of its class
     config: Any = ConfigDict()
     config.name = "fastmri_x4"  # of the run, in its folder and its reports
     config.preset = preset  # what the argument of this file was

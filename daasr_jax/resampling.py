@@ -10,6 +10,7 @@ equals PIL's BICUBIC on float images and PyTorch's `bicubic, antialias=True`; MA
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # Factors of the pixel shuffles that make up a scale.
@@ -19,9 +20,33 @@ DEGRADATION = "bicubic (Keys a=-0.5, antialias)"
 
 
 def upsample(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b sh sw c"]:
-    """Bicubic enlargement Up_s by an integer factor, in the dtype of `x`."""
+    """Bicubic enlargement Up_s by an integer factor.
+
+    Computed in float32 whatever the dtype of `x`, which the result has: weights that
+    are rounded to bfloat16 do not add up to one.
+    """
     b, h, w, c = x.shape
-    return jax.image.resize(x, (b, h * scale, w * scale, c), "cubic")
+    wide = x.astype(jnp.float32)
+    wide = jax.image.resize(wide, (b, h * scale, w * scale, c), "cubic")
+    return wide.astype(x.dtype)
+
+
+def upsample_at(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b h w c"]:
+    """One pixel of each s x s cell of `upsample(x, s)`: that in row and column s // 2.
+
+    The others are not computed. Floating point as in `upsample`.
+    """
+    place = (scale // 2 + 0.5) / scale - 0.5  # from the centre of the cell, in pixels
+    moved = jax.image.scale_and_translate(
+        x.astype(jnp.float32),
+        x.shape,
+        (1, 2),
+        jnp.ones(2),
+        jnp.full(2, -place),
+        "cubic",
+        antialias=False,
+    )
+    return moved.astype(x.dtype)
 
 
 def downsample(x: Float[Array, "b sh sw c"], scale: int) -> Float[Array, "b h w c"]:
@@ -50,11 +75,11 @@ def blur(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b h w c"]:
     )
 
 
-def space_to_depth(x: Float[Array, "b sh sw c"], s: int) -> Float[Array, "b h w d"]:
+def space_to_depth(x: Float[Array, "*b sh sw c"], s: int) -> Float[Array, "*b h w d"]:
     """Moves s x s cells to channels, `d = s * s * c`, channel fastest."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // s, s, w // s, s, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // s, w // s, s * s * c)
+    *b, h, w, c = x.shape
+    x = x.reshape(*b, h // s, s, w // s, s, c).swapaxes(-4, -3)
+    return x.reshape(*b, h // s, w // s, s * s * c)
 
 
 def depth_to_space(x: Float[Array, "b h w d"], s: int) -> Float[Array, "b sh sw c"]:

@@ -17,21 +17,27 @@ _NOT_OF_A_MODEL = ("parent", "name", "scale", "axis_name", "dtype")
 _NOT_OF_A_PART = (*_NOT_OF_A_MODEL, "features", "number")
 
 
-def keywords(model: str) -> ConfigDict:
+def keywords(model: str, **changes: Any) -> ConfigDict:
     """Every keyword of a model with its default; a part by its name, see `part`.
 
     Args:
         model: Registered name, such as `"daasr"`.
+        **changes: Keywords with another value; a part by its class.
     """
-    return ConfigDict(
-        {
-            field.name: part(PARTS.name_of(field.default))
-            if isinstance(field.default, type) and issubclass(field.default, nn.Module)
-            else field.default
-            for field in dataclasses.fields(MODELS.get(model))
-            if field.name not in _NOT_OF_A_MODEL
-        }
-    )
+    fields = {
+        field.name: changes.pop(field.name, field.default)
+        for field in dataclasses.fields(MODELS.get(model))
+        if field.name not in _NOT_OF_A_MODEL
+    }
+    if changes:
+        raise ValueError(f"{model} has no keyword {', '.join(changes)}.")
+    return ConfigDict({name: _written(value) for name, value in fields.items()})
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return part(PARTS.name_of(value))
+    return ConfigDict({"name": "none"}) if value is None else value
 
 
 def blank(model: str) -> ConfigDict:

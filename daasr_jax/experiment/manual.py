@@ -115,10 +115,11 @@ def key_words(config: Any) -> dict[str, str]:
     model = _attributes(MODELS.get(config.model.name))
     words |= {f"model.kwargs.{k}": v for k, v in model.items()}
     for key, value in config.model.kwargs.items():
-        if hasattr(value, "items") and value.name != "none":
-            about = _attributes(PARTS.get(value.name))
-            words |= {f"model.kwargs.{key}.{k}": v for k, v in about.items()}
+        if hasattr(value, "items"):
             words[f"model.kwargs.{key}.name"] = model.get(key, "")
+            if value.name != "none":
+                about = _attributes(PARTS.get(value.name))
+                words |= {f"model.kwargs.{key}.{k}": v for k, v in about.items()}
     words |= _comments(locate(_BASE).read_text(encoding="utf-8"))
     same = {k: v for k, v in words.items() if k.startswith("optimiser.")}
     return {f"adversarial.{key}": text for key, text in same.items()} | words

@@ -169,7 +169,7 @@ _mean_of_patches = jax.custom_vjp(_mean_plain, nondiff_argnums=(2,))
 
 def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tuple]:
     b, r, hk, wk, c = value.shape
-    # In float32, so that where JAX differentiates gradients add up in float32.
+    # In float32: the mean does not drift, and gradients add up without loss.
     flat = value.reshape(b, r * hk * wk, c).astype(jnp.float32)
 
     def entry(
@@ -180,11 +180,11 @@ def _mean_forward(value: Array, index: Array, window: Window) -> tuple[Array, tu
         # A running mean: that of equals is exactly theirs.
         count += inside
         weight = jnp.where(inside, 1.0 / jnp.maximum(count, 1.0), 0.0)
-        weight = weight[..., None].astype(value.dtype)
-        return mean + weight * (gather(flat, source).astype(value.dtype) - mean), count
+        return mean + weight[..., None] * (gather(flat, source) - mean), count
 
-    start = (jnp.zeros((*index.shape, c), value.dtype), jnp.zeros(index.shape))
+    start = (jnp.zeros((*index.shape, c)), jnp.zeros(index.shape))
     mean, count = _over(_offsets(window), entry, start)
+    mean = mean.astype(value.dtype)
     # No map is saved, only its shape and dtype.
     empty = jnp.empty((0, *value.shape[1:]), value.dtype)
     return mean, (empty, index, count)

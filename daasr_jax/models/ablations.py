@@ -17,6 +17,8 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -24,8 +26,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from daasr_jax.models.conv import Conv3
+from daasr_jax.models.detail import Gain
 from daasr_jax.models.init import linear
-from daasr_jax.models.sat import Fusion, Matching, project_query
+from daasr_jax.models.sat import Fusion, GatedFusion, Matching, project_query
 from daasr_jax.models.swin import WindowAttention, layer_norm
 from daasr_jax.registry import PARTS
 
@@ -159,11 +162,11 @@ class OwnPosition(nn.Module):
 
     def __call__(
         self,
-        base: Float[Array, "b h w c"],
+        base: Float[Array, "b h w c"] | None,
         query: Array | None,
         key: Array | None,
         value: Float[Array, "b h2 w2 d"],
-    ) -> tuple[Float[Array, "b h w d"], None, None]:
+    ) -> tuple[Float[Array, "b h2 w2 d"], None, None]:
         """Takes V.
 
         Raises:
@@ -185,7 +188,7 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        base: Float[Array, "b h w c"],
+        base: Float[Array, "b h w c"] | None,
         query: Float[Array, "b h w d"] | None,
         key: Float[Array, "b h2 w2 d"],
         value: Float[Array, "b h2 w2 e"],
@@ -209,21 +212,25 @@ class WithoutP(Matching):
             ValueError: If the reference has another size than the output.
         """
         _, index, c = super().__call__(base, query, key, value, index=index)
-        return own_position(base, value), index, c
+        return own_position(query if base is None else base, value), index, c
 
 
 @PARTS.register("ablations.without_f_cwt")
-class WithoutFCWT(nn.Module):
+class WithoutFCWT(Fusion):
     """`Conv1x1(T) * C`: F_CWT makes the query alone. Table 4 "w/o F_CWT"."""
 
-    features: int = 64
-    dtype: DTypeLike = jnp.float32
+    def join(self, t: Array, f_cwt: Array, enlarge: Callable[[Array], Array]) -> Array:
+        """`Conv1x1(T)`."""
+        return linear(self.features, t, dtype=self.dtype, name="fuse")
 
-    @nn.compact
-    def __call__(self, t: Array, f_cwt: Array, c: Array | None) -> Array:
-        """F_SAT from T and C."""
-        f_sat = linear(self.features, t, dtype=self.dtype, name="fuse")
-        return f_sat if c is None else f_sat * c
+
+@PARTS.register("ablations.gated_without_f_cwt")
+class GatedWithoutFCWT(GatedFusion):
+    """`Conv1x1(T * g)`: as `WithoutFCWT`, in the place of `GatedFusion`."""
+
+    def join(self, t: Array, f_cwt: Array, enlarge: Callable[[Array], Array]) -> Array:
+        """`Conv1x1(T)`."""
+        return linear(self.features, t, dtype=self.dtype, name="fuse")
 
 
 @PARTS.register("ablations.without_c")
@@ -233,8 +240,14 @@ class WithoutC(Fusion):
     The search has no gradient, so `W_q` then learns nothing.
     """
 
-    def __call__(self, t: Array, f_cwt: Array, c: Array | None) -> Array:
-        """F_SAT from T and F_CWT.
+    def __call__(
+        self,
+        t: Array,
+        f_cwt: Array,
+        c: Array | None,
+        enlarge: Callable[[Array], Array],
+    ) -> Array:
+        """F_SAT from T and F_CWT; arguments as those of `sat.Fusion`.
 
         Raises:
             ValueError: If there is no C to leave out.
@@ -244,18 +257,27 @@ class WithoutC(Fusion):
                 "without_c leaves out C of a search, but the alignment makes none; "
                 "leave fuse at sat.fusion."
             )
-        return super().__call__(t, f_cwt, None)
+        return super().__call__(t, f_cwt, None, enlarge)
+
+
+@PARTS.register("ablations.gain_without_c")
+class GainWithoutC(Gain):
+    """The detail weighed without C, beside `WithoutC`."""
+
+    def __call__(self, f, bicubic, found, c):
+        """As `detail.Gain`."""
+        return super().__call__(f, bicubic, found, None)
 
 
 def own_position(
-    base: Float[Array, "b h w c"], value: Float[Array, "b h2 w2 d"]
+    base: Float[Array, "b h w c"] | None, value: Float[Array, "b h2 w2 d"]
 ) -> Float[Array, "b h2 w2 d"]:
-    """V where the query is.
+    """V where the query is; `base` is any map on its grid, or None to ask nothing.
 
     Raises:
         ValueError: If the two grids are not one.
     """
-    if base.shape[1:3] != value.shape[1:3]:
+    if base is not None and base.shape[1:3] != value.shape[1:3]:
         raise ValueError(
             "own_position and without_p take the reference at the query's own "
             f"position: ref must have the size of the output, got a grid of "

@@ -26,10 +26,14 @@ class ChannelAttention(nn.Module):
         attention_scale: `"temperature"`: Q and K normalised over hw, learned t per
             head, so logits do not depend on the image size; `"sqrt_hw"`: t = sqrt(hw),
             the usual form; the text at hand has no formula.
+        temperature: t at the start.
+        projection: Mix the channels of all heads linearly at the end.
     """
 
     heads: int = 1
     attention_scale: str = "temperature"
+    temperature: float = 1.0
+    projection: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -50,7 +54,8 @@ class ChannelAttention(nn.Module):
         q, k, v = project("query"), project("key"), project("value")
         if self.attention_scale == "temperature":
             q, k = _normalise(q), _normalise(k)
-            t = self.param("temperature", nn.initializers.ones, (self.heads, 1, 1))
+            start = nn.initializers.constant(self.temperature)
+            t = self.param("temperature", start, (self.heads, 1, 1))
         elif self.attention_scale == "sqrt_hw":
             t = jnp.sqrt(jnp.float32(n))
         else:
@@ -62,7 +67,10 @@ class ChannelAttention(nn.Module):
         attention = jax.nn.softmax(gram / t.reshape(1, -1, 1, 1), axis=-1).astype(
             self.dtype
         )
-        return jnp.einsum("bhcd,bnhd->bnhc", attention, v).reshape(b, n, c)
+        y = jnp.einsum("bhcd,bnhd->bnhc", attention, v).reshape(b, n, c)
+        if self.projection:
+            y = linear(c, y, use_bias=False, dtype=self.dtype, name="projection")
+        return y
 
 
 def _normalise(x: Array) -> Array:
@@ -84,13 +92,15 @@ class CWT(nn.Module):
 
     Attributes:
         mlp_ratio: Width of the hidden layer over the number of channels.
-        heads, attention_scale: See `ChannelAttention`.
+        heads, attention_scale, temperature, projection: See `ChannelAttention`.
         number: See `daasr.Group`; not used.
     """
 
     mlp_ratio: int = 2
     heads: int = 1
     attention_scale: str = "temperature"
+    temperature: float = 1.0
+    projection: bool = False
     number: int = 0
     dtype: DTypeLike = jnp.float32
 
@@ -103,6 +113,8 @@ class CWT(nn.Module):
         attend = ChannelAttention(
             heads=self.heads,
             attention_scale=self.attention_scale,
+            temperature=self.temperature,
+            projection=self.projection,
             dtype=self.dtype,
             name="attention",
         )

@@ -21,16 +21,16 @@ from jaxtyping import Array, Float, Int
 
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.cwt import CWT
+from daasr_jax.models.detail import Gain, pixel_maps
 from daasr_jax.models.init import linear
 from daasr_jax.models.outputs import Outputs, check_scale
-from daasr_jax.models.sat import INDEX, SAT, Fusion, Matching
+from daasr_jax.models.sat import INDEX, SAT, Fusion, GatedFusion, Matching, Retrieval
 from daasr_jax.models.sfe import SFE
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import (
     PIXEL_SHUFFLES,
     blur,
     depth_to_space,
-    space_to_depth,
     upsample,
 )
 
@@ -51,7 +51,9 @@ PRESETS = {
         "group_block": "conv",
         "sfe_grid": "lr",
         "sat_grid": "lr",
-        "query": "shared",
+        "query": "extractor",
+        "fuse": GatedFusion,
+        "detail": Gain,
         "blur_factor": 0,
     },
 }
@@ -60,7 +62,7 @@ _CHOICES = {
     "group_block": ("none", "conv"),
     "residual": ("cwt", "input", "both"),
     "sat_grid": ("hr", "lr"),
-    "query": ("projected", "shared"),
+    "query": ("projected", "shared", "extractor"),
     "supervise_cwt": ("last", "all"),
 }
 
@@ -70,18 +72,16 @@ class Group(nn.Module):
 
     Attributes:
         features: Channels C.
-        scale: Factor s.
         structure: Makes a block F -> F_CWT from its `number`, which counts the blocks
             through the groups. A block is named after its class.
         blocks: Number of such blocks.
-        align: Makes the SAT, `(F_CWT, query, key, value, index=) -> (F_SAT, P, C)`;
-            None leaves it out.
+        align: Makes the SAT, `(F_CWT, maps, index=) -> (F_SAT, P, C)`; None leaves it
+            out.
         block, residual: `group_block` and `residual` of `DAASR`.
         number: Counts the groups from 0.
     """
 
     features: int
-    scale: int
     structure: Callable[..., nn.Module]
     blocks: int
     align: Callable[..., nn.Module] | None
@@ -104,10 +104,8 @@ class Group(nn.Module):
             f_cwt = f_cwt + conv(name="conv2")(y)
         if self.align is None:
             return f_cwt, f_cwt, None
-        f_sat, p, c = self.align(name="sat")(f_cwt, *maps, index=index)
-        at_lr = f_sat.shape[1] == f.shape[1]
-        cells = f_sat if at_lr else space_to_depth(f_sat, self.scale)
-        back = linear(self.features, cells, dtype=self.dtype, name="back")
+        f_sat, p, c = self.align(name="sat")(f_cwt, maps, index=index)
+        back = linear(self.features, f_sat, dtype=self.dtype, name="back")
         start = {"cwt": f_cwt, "input": f, "both": f + f_cwt}[self.residual]
         return start + back, f_cwt, (f_sat, p, c)
 
@@ -134,13 +132,21 @@ class DAASR(nn.Module):
         fuse: Makes the fusion, see `sat.Fusion`.
         sat_grid: See `sat.SAT`.
         query: `"projected"`: Eq. 6 as written; `"shared"`: the SFE of the bicubic LR
-            image plus that projection, which starts at zero.
+            image plus that projection, which starts at zero; `"extractor"`: the SFE of
+            that image alone. Then one search serves all groups, and nothing that is
+            learned for the gate can spoil it.
         residual: What the group adds to its SAT branch in Eq. 3: `"cwt"` F_CWT,
             `"input"` F_{i-1}, `"both"`.
         match_stride: 0 for s, a deviation from the text, which decimates nothing; 1 for
             the dense search on the HR grid.
         blur_factor: Factor of the reference's blur: 4, the text's at every scale; 0
             for s.
+        detail: Makes the way of the reference's own pixels to the output, see
+            `detail.Gain`; None for none. It needs `query="extractor"` and
+            `sfe_grid="lr"`.
+        phases: Places in a cell, along each side, at which it is searched: 1 takes
+            whole cells, so a texture is up to s / 2 pixels off; n takes n * n copies of
+            the reference, moved by parts of s pixels, and as many times the work.
         supervise_cwt: Eq. 12 on the `"last"` group or on `"all"`.
         axis_name: Named device axis that shares batch statistics.
         dtype: Type of the computation; parameters are float32.
@@ -165,6 +171,8 @@ class DAASR(nn.Module):
     match_stride: int = 0
     blur_factor: int = 4
     supervise_cwt: str = "last"
+    detail: Callable[..., nn.Module] | None = None
+    phases: int = 1
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -173,7 +181,7 @@ class DAASR(nn.Module):
     def __call__(
         self,
         lr: Float[Array, "b h w 1"],
-        ref: Float[Array, "b h2 w2 1"],
+        ref: Float[Array, "b *r h2 w2 1"],
         *,
         train: bool,
         indices: Int[Array, "g b h3 w3"] | None = None,
@@ -182,8 +190,10 @@ class DAASR(nn.Module):
 
         Args:
             lr: Low-resolution slices, float32 in [0, 1].
-            ref: High-resolution reference slices in the same intensity unit; their size
-                need not be that of the output but must be a multiple of the scale.
+            ref: High-resolution reference slices in the same intensity unit, or several
+                for each slice. Their size need not be that of the output but must be a
+                multiple of the scale. One that is zero everywhere is none: neither its
+                key nor its value is used.
             train: Whether batch normalisation uses and updates batch statistics.
             indices: Index maps P to use instead of searching, one for each group.
 
@@ -196,16 +206,28 @@ class DAASR(nn.Module):
                 together, or `ref` has an unfit size.
         """
         self._check(ref)
-        bicubic = upsample(lr, self.scale)
+        bicubic = start = upsample(lr, self.scale)
         f = f0 = Conv3(features=self.features, dtype=self.dtype, name="shallow")(lr)
-        maps = () if self.align is None else self._reference_maps(bicubic, ref, train)
+        maps = pixels = None
+        if self.align is not None:
+            ref = self._at_phases(ref if ref.ndim == 5 else ref[:, None])
+            maps, pixels = self._reference_maps(bicubic, ref, train, indices)
         f, structure, aligned = self._groups(f, maps, indices)
         f = Conv3(features=self.features, dtype=self.dtype, name="body_out")(f) + f0
+        if self.detail is not None:
+            weigh = self.detail(
+                features=self.features,
+                scale=self.scale,
+                dtype=self.dtype,
+                name="detail",
+            )
+            f, detail = weigh(f, bicubic, pixels, maps.c)
+            start = bicubic + detail
         for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
             channels = self.features * factor**2
             f = Conv3(features=channels, dtype=self.dtype, name=f"up{i}")(f)
             f = depth_to_space(f, factor)
-        sr = self._picture(f, bicubic, "out")
+        sr = self._picture(f, start, "out")
 
         first = 0 if self.supervise_cwt == "all" else self.groups - 1
         pictures = [
@@ -214,7 +236,10 @@ class DAASR(nn.Module):
         ]
         aux = {"cwt": jnp.stack(pictures)}
         if aligned:
-            aux["sat"] = self._picture(aligned[-1][0], bicubic, "head_sat")[None]
+            f_sat = aligned[-1][0]
+            if self.sat_grid == "hr":
+                f_sat = depth_to_space(f_sat, self.scale)
+            aux["sat"] = self._picture(f_sat, bicubic, "head_sat")[None]
         for i, name in ((1, "index"), (2, "confidence")):
             of_groups = [x[i] for x in aligned if x[i] is not None]
             if of_groups:
@@ -222,29 +247,18 @@ class DAASR(nn.Module):
         return Outputs(sr=sr, aux=aux)
 
     def _groups(
-        self, f: Array, maps: tuple, indices: Array | None
+        self, f: Array, maps: Any, indices: Array | None
     ) -> tuple[Array, list[Array], list[tuple]]:
         """F of the last group; of every group F_CWT, and `(F_SAT, P, C)` if aligned."""
-        align = self.align and partial(
-            SAT,
-            features=self.features,
-            scale=self.scale,
-            grid=self.sat_grid,
-            map_grid=self.sfe_grid,
-            match_stride=self.match_stride or self.scale,
-            align=self.align,
-            fuse=self.fuse,
-            dtype=self.dtype,
-        )
         make = Group
         if self.remat:
             keep = jax.checkpoint_policies.save_only_these_names(INDEX)
             make = nn.remat(Group, policy=keep)
+        align = self.align and partial(SAT, fuse=self.fuse, **self._alignment())
         structure, aligned = [], []
         for i in range(self.groups):
             group = make(
                 features=self.features,
-                scale=self.scale,
                 structure=partial(self.structure, dtype=self.dtype),
                 blocks=self.blocks_per_group,
                 align=align,
@@ -262,10 +276,73 @@ class DAASR(nn.Module):
                 aligned.append(of_reference)
         return f, structure, aligned
 
+    def _alignment(self) -> dict[str, Any]:
+        """Fields of `SAT` and `Retrieval`."""
+        return {
+            "features": self.features,
+            "scale": self.scale,
+            "grid": self.sat_grid,
+            "map_grid": self.sfe_grid,
+            "match_stride": self.match_stride or self.scale,
+            "align": self.align,
+            "dtype": self.dtype,
+        }
+
+    def _at_phases(self, ref: Array) -> Array:
+        """`ref (b, r, H, W, 1)` and its moved copies as further references."""
+        if self.phases == 1:
+            return ref
+        moves = [i * self.scale // self.phases for i in range(self.phases)]
+        height, width = ref.shape[2:4]
+        far = ((0, 0), (0, 0), (0, moves[-1]), (0, moves[-1]), (0, 0))
+        padded = jnp.pad(ref, far, mode="edge")
+        moved = [
+            padded[:, :, y : y + height, x : x + width] for y in moves for x in moves
+        ]
+        return jnp.concatenate(moved, axis=1)
+
     def _reference_maps(
-        self, bicubic: Array, ref: Array, train: bool
+        self, bicubic: Array, ref: Array, train: bool, indices: Array | None
+    ) -> tuple[Any, list[Array]]:
+        """What the groups take from `ref (b, r, H, W, 1)`, and pixels for `detail`.
+
+        `(query or None, key, value)` from one call of the SFE, Eq. 6, or what the
+        extractor alone has retrieved by them.
+        """
+        blurred = blur(ref.reshape(-1, *ref.shape[2:]), self.blur_factor or self.scale)
+        query, key, value = self._features(bicubic, ref, blurred, train)
+        # A reference that is zero everywhere is none: nothing agrees with it.
+        there = jnp.any(ref != 0, axis=(2, 3, 4), keepdims=True)
+        one = ref.shape[1] == 1
+
+        def masked(x: Array | None) -> Array | None:
+            if x is None:
+                return None
+            x = jnp.where(there, x.reshape(*ref.shape[:2], *x.shape[1:]), 0)
+            return x[:, 0] if one else x
+
+        if self.query != "extractor":
+            return (query, masked(key), masked(value)), []
+        if self.detail is not None:
+            pixels = pixel_maps(ref.reshape(blurred.shape), blurred, self.scale)
+            value = jnp.concatenate([value, pixels], axis=-1)
+        retrieve = Retrieval(**self._alignment(), name="retrieval")
+        found = retrieve(
+            None,
+            query,
+            masked(key),
+            masked(value),
+            index=None if indices is None else indices[0],
+        )
+        if self.detail is None:
+            return found, []
+        t, pixels = jnp.split(found.t, [self.features], axis=-1)
+        return found._replace(t=t), [pixels]
+
+    def _features(
+        self, bicubic: Array, ref: Array, blurred: Array, train: bool
     ) -> tuple[Array | None, Array | None, Array]:
-        """`(query or None, key, value)` from one call of the SFE, Eq. 6.
+        """`(query or None, key, value)` from one call of the SFE.
 
         Where an alignment compares nothing, query and key are None.
         """
@@ -279,16 +356,15 @@ class DAASR(nn.Module):
             remat=self.remat,
             name="sfe",
         )
+        ref = ref.reshape(blurred.shape)
         if not getattr(_class_of(self.align), "compares", True):
             return None, None, sfe(ref, train=train)
-        images = [ref, blur(ref, self.blur_factor or self.scale)]
-        if self.query == "shared" and bicubic.shape == ref.shape:
-            value, key, query = jnp.split(
-                sfe(jnp.concatenate([*images, bicubic]), train=train), 3
-            )
+        if self.query != "projected" and bicubic.shape[1:] == ref.shape[1:]:
+            maps = sfe(jnp.concatenate([ref, blurred, bicubic]), train=train)
+            value, key, query = jnp.split(maps, [len(ref), 2 * len(ref)])
             return query, key, value
-        value, key = jnp.split(sfe(jnp.concatenate(images), train=train), 2)
-        query = sfe(bicubic, train=train) if self.query == "shared" else None
+        value, key = jnp.split(sfe(jnp.concatenate([ref, blurred]), train=train), 2)
+        query = None if self.query == "projected" else sfe(bicubic, train=train)
         return query, key, value
 
     def _picture(self, f: Array, bicubic: Array, name: str) -> Array:
@@ -312,6 +388,20 @@ class DAASR(nn.Module):
                 raise ValueError(
                     f"{field} must be one of {choices}, got {getattr(self, field)!r}."
                 )
+        if self.detail is not None and self.align is None:
+            raise ValueError("detail needs an alignment: leave out both or none.")
+        if self.detail is not None and (self.query, self.sfe_grid) != (
+            "extractor",
+            "lr",
+        ):
+            raise ValueError(
+                "detail needs query='extractor' and sfe_grid='lr', got "
+                f"{self.query!r} and {self.sfe_grid!r}."
+            )
+        if self.phases not in range(1, self.scale + 1):
+            raise ValueError(
+                f"phases must be 1 to the scale, {self.scale}, got {self.phases}."
+            )
         if self.match_stride not in (0, 1, self.scale):
             raise ValueError(
                 f"match_stride must be 0, 1 or the scale, got {self.match_stride}."
@@ -321,9 +411,9 @@ class DAASR(nn.Module):
                 "sfe_grid='lr' has no HR maps: it needs sat_grid='lr' and "
                 f"match_stride=0, got {self.sat_grid!r} and {self.match_stride}."
             )
-        if self.align and (ref.shape[1] % self.scale or ref.shape[2] % self.scale):
+        if self.align and (ref.shape[-3] % self.scale or ref.shape[-2] % self.scale):
             raise ValueError(
-                f"ref of {ref.shape[1]}x{ref.shape[2]} is not divisible by scale "
+                f"ref of {ref.shape[-3]}x{ref.shape[-2]} is not divisible by scale "
                 f"{self.scale}."
             )
 

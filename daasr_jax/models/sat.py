@@ -14,6 +14,8 @@ subclasses only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,25 +24,29 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from daasr_jax.matching import match, search
-from daasr_jax.models.init import kernel_init, linear
+from daasr_jax.models.init import bias_init, kernel_init, linear
 from daasr_jax.registry import PARTS
-from daasr_jax.resampling import depth_to_space, space_to_depth, upsample
+from daasr_jax.resampling import space_to_depth, upsample, upsample_at
 
 INDEX = "index"  # P by this name is kept where activations are computed again
 
 
 def project_query(
-    base: Float[Array, "b h w c"],
+    base: Float[Array, "b h w c"] | None,
     query: Float[Array, "b h w d"] | None,
     *,
     features: int,
     dtype: DTypeLike,
 ) -> Float[Array, "b h w d"]:
-    """Q of Eq. 6, in the calling module: `W_q base`, or `query + W_q base`.
+    """Q of Eq. 6, in the calling module: `W_q base`, or `query + W_q base`, or `query`.
 
     With `query`, `W_q` starts at zero, so that query and key agree before anything is
-    learned.
+    learned. Without `base` there is no `W_q`.
     """
+    if base is None:
+        if query is None:
+            raise ValueError("a search needs base or query.")
+        return query
     q = linear(
         features,
         base,
@@ -71,17 +77,17 @@ class Matching(nn.Module):
     @nn.compact
     def __call__(
         self,
-        base: Float[Array, "b h w c"],
+        base: Float[Array, "b h w c"] | None,
         query: Float[Array, "b h w d"] | None,
-        key: Float[Array, "b h2 w2 d"],
-        value: Float[Array, "b h2 w2 e"],
+        key: Float[Array, "b *r h2 w2 d"],
+        value: Float[Array, "b *r h2 w2 e"],
         *,
         index: Int[Array, "b h w"] | None = None,
     ) -> tuple[Float[Array, "b h w e"], Int[Array, "b h w"], Float[Array, "b h w 1"]]:
         """Searches, transfers and scores.
 
         Args:
-            base: F_CWT on the grid of the queries.
+            base: F_CWT on the grid of the queries; None to search by `query` alone.
             query: Features of the bicubic LR image from the SFE on the same grid, or
                 None.
             key: SFE of the blurred reference.
@@ -108,24 +114,183 @@ class Fusion(nn.Module):
     @nn.compact
     def __call__(
         self,
-        t: Float[Array, "b h w c"],
+        t: Float[Array, "b h w *n c"],
         f_cwt: Float[Array, "b h w d"],
-        c: Float[Array, "b h w 1"] | None,
-    ) -> Float[Array, "b h w e"]:
-        """F_SAT from T, F_CWT and C on one grid; C is None where there is none."""
-        both = jnp.concatenate([t, f_cwt], axis=-1)
-        f_sat = linear(self.features, both, dtype=self.dtype, name="fuse")
+        c: Float[Array, "b h w *n 1"] | None,
+        enlarge: Callable[[Array], Array],
+    ) -> Float[Array, "b h w *n e"]:
+        """F_SAT from T, F_CWT and C.
+
+        Args:
+            t: T; at HR `n = s * s`, the pixels of each cell.
+            f_cwt: F_CWT on the LR grid.
+            c: C as T, None where there is none.
+            enlarge: Brings a map of the LR grid to that of T.
+        """
+        f_sat = self.join(t, f_cwt, enlarge)
         return f_sat if c is None else f_sat * c
+
+    def join(self, t: Array, f_cwt: Array, enlarge: Callable[[Array], Array]) -> Array:
+        """`Conv1x1([T, F_CWT])` of Eq. 10."""
+        join = _Join(features=self.features, dtype=self.dtype, name="fuse")
+        return join(t, f_cwt, enlarge)
+
+
+@PARTS.register("sat.gated")
+class GatedFusion(Fusion):
+    """`Conv1x1([T * g, F_CWT])`: a gate apart from the search, and on T alone.
+
+    C scales F_CWT too in Eq. 11, so a group that distrusts its reference loses its
+    structure with it.
+
+    Attributes:
+        gate: `"confidence"`: `g = sigmoid(a C + b)`, a and b learned; `"network"`: two
+            1x1 convolutions of [C, F_CWT, T], one g for each channel; `"literal"`:
+            `g = C`.
+    """
+
+    gate: str = "confidence"
+
+    @nn.compact
+    def __call__(
+        self,
+        t: Float[Array, "b h w *n c"],
+        f_cwt: Float[Array, "b h w d"],
+        c: Float[Array, "b h w *n 1"] | None,
+        enlarge: Callable[[Array], Array],
+    ) -> Float[Array, "b h w *n e"]:
+        """F_SAT from T, F_CWT and C; arguments as those of `Fusion`.
+
+        Raises:
+            ValueError: If the gate is unknown.
+        """
+        if c is not None:
+            t = t * self._gate(t, f_cwt, c, enlarge)
+        return self.join(t, f_cwt, enlarge)
+
+    def _gate(
+        self, t: Array, f_cwt: Array, c: Array, enlarge: Callable[[Array], Array]
+    ) -> Array:
+        if self.gate == "literal":
+            return c
+        if self.gate == "confidence":
+            a = self.param("gate_slope", nn.initializers.constant(4.0), ())
+            b = self.param("gate_bias", nn.initializers.constant(-2.0), ())
+            return nn.sigmoid(a * c + b).astype(self.dtype)
+        if self.gate != "network":
+            raise ValueError(
+                f"gate must be confidence, network or literal, got {self.gate!r}."
+            )
+        seen = jnp.concatenate([c, enlarge(f_cwt), t], axis=-1)
+        seen = nn.relu(linear(self.features, seen, dtype=self.dtype, name="gate_in"))
+        return nn.sigmoid(linear(t.shape[-1], seen, dtype=self.dtype, name="gate_out"))
+
+
+class _Join(nn.Module):
+    """`W [T, enlarge(F)] + b`, as `W_1 T + enlarge(W_2 F) + b`, which is the same.
+
+    The enlargement is linear and its weights add up to one.
+    """
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, t: Array, f: Array, enlarge: Callable[[Array], Array]) -> Array:
+        width = t.shape[-1] + f.shape[-1]
+        kernel = self.param("kernel", kernel_init, (width, self.features), jnp.float32)
+        bias = self.param("bias", bias_init(width), (self.features,), jnp.float32)
+        of_t, of_f = jnp.split(kernel.astype(self.dtype), [t.shape[-1]])
+        t, f = (x.astype(self.dtype) for x in (t, f))
+        both = t @ of_t + enlarge(f @ of_f)
+        return both + bias.astype(self.dtype).reshape((1,) * (both.ndim - 1) + (-1,))
+
+
+class Retrieved(NamedTuple):
+    """What was found in the reference.
+
+    Attributes:
+        t, c: T and C as the fusion takes them, see `Fusion`.
+        index: P, int32 on the grid of the queries; None where there is none.
+        confidence: C there, float32; None where there is none.
+    """
+
+    t: Array
+    c: Array | None
+    index: Array | None
+    confidence: Array | None
+
+
+class Retrieval(nn.Module):
+    """The alignment, Eq. 6-9, and what it found on the grid of the fusion.
+
+    Attributes:
+        features, scale, grid, map_grid, match_stride, align: See `SAT`.
+    """
+
+    features: int = 64
+    scale: int = 4
+    grid: str = "hr"
+    map_grid: str = "hr"
+    match_stride: int = 4
+    align: Callable[..., nn.Module] = Matching
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        f_cwt: Float[Array, "b h w c"] | None,
+        query: Float[Array, "b h2 w2 c"] | None,
+        key: Float[Array, "b *r h3 w3 c"] | None,
+        value: Float[Array, "b *r h3 w3 d"],
+        *,
+        index: Int[Array, "b h4 w4"] | None = None,
+    ) -> Retrieved:
+        """Retrieves from the reference; arguments and errors as those of `SAT`.
+
+        Without `f_cwt` the search is by `query` alone, so it serves every group.
+        """
+        s = self.scale
+        align = _own(self, self.align)
+        given = {} if index is None else {"index": index}
+        if given and not isinstance(align, Matching):
+            raise ValueError(
+                "indices stand for the search of Matching; "
+                f"{type(align).__name__} makes none."
+            )
+        base, decimated = f_cwt, False
+        if self.map_grid == "hr":
+            decimated = self.match_stride != 1
+            enlarge = upsample_at if decimated else upsample
+            base = None if base is None else enlarge(base, s)
+        if decimated:
+            key, query = (None if x is None else _decimate(x, s) for x in (key, query))
+            value = space_to_depth(value, s)
+        t, index, confidence = align(base, query, key, value, **given)
+        c = None if confidence is None else confidence.astype(self.dtype)
+        if self.map_grid == "hr" and not decimated:
+            t = space_to_depth(t, s)
+            c = None if c is None else space_to_depth(c, s)
+            if c is not None and self.grid == "lr":
+                c = jnp.mean(c, axis=-1, keepdims=True)
+        elif self.grid == "hr" and c is not None:
+            c = space_to_depth(upsample(c, s), s)
+        if self.grid == "hr":
+            t = _pixels(t, s)
+            c = None if c is None else _pixels(c, s)
+        return Retrieved(t, c, index, confidence)
 
 
 class SAT(nn.Module):
     """Alignment and fusion on their grids, Eq. 6-11.
 
+    Maps at HR are kept as the s x s pixels of each cell of the LR grid.
+
     Attributes:
         features: Channels C.
         scale: Factor s.
         grid: Grid of the fusion. `"hr"`: `Conv1x1([T, Up F_CWT]) * Up(C)` at HR;
-            `"lr"`: T by space-to-depth and all on the LR grid.
+            `"lr"`: all on the LR grid, where the pixels of T are channels.
         map_grid: Grid of the key and value maps, that of the SFE.
         match_stride: s: descriptors are patches of the s-decimated maps and each match
             transfers a patch s times as large; 1: dense on the HR grid.
@@ -146,66 +311,71 @@ class SAT(nn.Module):
     def __call__(
         self,
         f_cwt: Float[Array, "b h w c"],
-        query: Float[Array, "b h2 w2 c"] | None,
-        key: Float[Array, "b h3 w3 c"] | None,
-        value: Float[Array, "b h3 w3 c"],
+        maps: Retrieved | tuple[Array | None, Array | None, Array],
         *,
         index: Int[Array, "b h4 w4"] | None = None,
-    ) -> tuple[Array, Array | None, Array | None]:
-        """Aligns the reference to `f_cwt`.
+    ) -> tuple[Float[Array, "b h w d"], Array | None, Array | None]:
+        """Retrieves from the reference.
 
         Args:
             f_cwt: Structure features on the LR grid.
-            query: Features of the bicubic LR image from the SFE, on the grid of `key`,
-                or None.
-            key: SFE of the blurred reference; None where nothing is compared.
-            value: SFE of the reference.
+            maps: `(query, key, value)`: features of the bicubic LR image from the SFE
+                on the grid of `key`, or None; SFE of the blurred reference, None where
+                nothing is compared; SFE of the reference. Several references are an
+                axis after the first. Or what was retrieved for all groups at once.
             index: P to use instead of searching.
 
         Returns:
-            `(F_SAT, P, C)`: F_SAT on `grid` with C channels; P int32 and C float32 on
-            the grid of the queries, each None where the alignment has none.
+            `(F_SAT, P, C)`: F_SAT on the LR grid, with C channels for each pixel of
+            `grid`; P int32 and C float32 on the grid of the queries, each None where
+            the alignment has none.
 
         Raises:
             ValueError: If `index` is given and there is no search, or the alignment
                 cannot take the maps.
         """
         s = self.scale
-        align = self._own(self.align)
-        fuse = self._own(self.fuse)
-        given = {} if index is None else {"index": index}
-        if given and not isinstance(align, Matching):
-            raise ValueError(
-                "indices stand for the search of Matching; "
-                f"{type(align).__name__} makes none."
+        found = maps
+        if not isinstance(found, Retrieved):
+            retrieve = partial(
+                Retrieval,
+                scale=s,
+                grid=self.grid,
+                map_grid=self.map_grid,
+                match_stride=self.match_stride,
+                align=self.align,
             )
-        up = upsample(f_cwt, s) if "hr" in (self.map_grid, self.grid) else f_cwt
-        base = up if self.map_grid == "hr" else f_cwt
-        if self.map_grid == "hr" and self.match_stride != 1:
-            base = _decimate(base, s)
-            key, query = (None if x is None else _decimate(x, s) for x in (key, query))
-            value = space_to_depth(value, s)
-        t, index, confidence = align(base, query, key, value, **given)
-        weight = None if confidence is None else confidence.astype(self.dtype)
-        at_lr = t.shape[1] == f_cwt.shape[1]
-        if self.grid == "lr":
-            up = f_cwt
-            if not at_lr:
-                t = space_to_depth(t, s)
-                if weight is not None:
-                    weight = jnp.mean(space_to_depth(weight, s), axis=-1, keepdims=True)
-        elif at_lr:
-            t = depth_to_space(t, s)
-            weight = None if weight is None else upsample(weight, s)
-        return fuse(t, up, weight), index, confidence
+            found = _own(self, retrieve)(f_cwt, *maps, index=index)
+        if found.t.shape[1:3] != f_cwt.shape[1:3]:
+            raise ValueError(
+                "the alignment takes the reference at the query's own position: ref "
+                "must have the size of the output, got a grid of "
+                f"{found.t.shape[1]}x{found.t.shape[2]} for "
+                f"{f_cwt.shape[1]}x{f_cwt.shape[2]}."
+            )
 
-    def _own(self, make: Callable[..., nn.Module]) -> nn.Module:
-        """A part whose parameters are this module's."""
-        part = make(features=self.features, dtype=self.dtype)
-        nn.share_scope(self, part)
-        return part
+        def enlarge(x: Array) -> Array:
+            return _pixels(space_to_depth(upsample(x, s), s), s)
+
+        fuse = _own(self, self.fuse)
+        same = self.grid == "lr"
+        f_sat = fuse(found.t, f_cwt, found.c, (lambda x: x) if same else enlarge)
+        f_sat = f_sat.reshape(*f_cwt.shape[:3], -1)
+        return f_sat, found.index, found.confidence
+
+
+def _own(parent: nn.Module, make: Callable[..., nn.Module]) -> nn.Module:
+    """A part whose parameters are its parent's."""
+    part = make(features=parent.features, dtype=parent.dtype)
+    nn.share_scope(parent, part)
+    return part
+
+
+def _pixels(cells: Float[Array, "b h w d"], s: int) -> Float[Array, "b h w n c"]:
+    """The channels of `space_to_depth` as the n = s * s pixels that they are."""
+    return cells.reshape(*cells.shape[:3], s * s, -1)
 
 
 def _decimate(x: Array, s: int) -> Array:
     """Every s-th sample, nearest to the centre of its s x s cell."""
-    return x[:, s // 2 :: s, s // 2 :: s]
+    return x[..., s // 2 :: s, s // 2 :: s, :]

@@ -20,8 +20,10 @@ import numpy as np
 
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
-from daasr_jax.models.sat import SAT
+from daasr_jax.models.detail import Gain
+from daasr_jax.models.sat import SAT, GatedFusion
 from daasr_jax.models.sfe import SFE
+from daasr_jax.resampling import depth_to_space
 from tests.parity.weights import flatten, random_variables, uniform
 
 BATCH = 2
@@ -52,8 +54,16 @@ class Inputs:
 
 
 def _network(preset: str, scale: int, **changes: Any) -> dict[str, Any]:
-    base = {"scale": scale, "features": 8, "groups": 2, **PRESETS[preset]}
+    base = {"scale": scale, "features": 8, "groups": 2, **_PRESETS[preset]}
     return base | changes
+
+
+_FAST = {k: v for k, v in PRESETS["fast"].items() if k not in ("fuse", "detail")}
+_PRESETS = {  # as the twin names them
+    "paper": PRESETS["paper"],
+    "fast": _FAST | {"detail": True},
+    "shared": _FAST | {"query": "shared"},
+}
 
 
 CASES = {
@@ -65,6 +75,7 @@ CASES = {
     "fast_x2": Case("daasr", _network("fast", 2, groups=1), ref=(18, 14), golden=True),
     "fast_x3": Case("daasr", _network("fast", 3, groups=1), golden=True, train=True),
     "fast_x4": Case("daasr", _network("fast", 4), golden=True),
+    "shared_x4": Case("daasr", _network("shared", 4)),
     "dense_hr": Case("daasr", _network("paper", 2, groups=1, match_stride=1)),
     "dense_lr": Case(
         "daasr",
@@ -99,7 +110,7 @@ CASES = {
             blocks_per_group=2,
         ),
     ),
-    "no_reference": Case("daasr", _network("fast", 4, groups=1, sat="none")),
+    "no_reference": Case("daasr", _network("shared", 4, groups=1, sat="none")),
     "cwt": Case("cwt", {}, golden=True),
     "cwt_4_heads": Case("cwt", {"heads": 4}, golden=True),
     "cwt_sqrt_hw": Case("cwt", {"attention_scale": "sqrt_hw", "mlp_ratio": 3}),
@@ -132,6 +143,9 @@ def fields_of(twin: dict[str, Any]) -> dict[str, Any]:
     fields = {k: v for k, v in twin.items() if k not in {"sat", *of_cwt}}
     options = {k: v for k, v in twin.items() if k in of_cwt}
     fields["structure"] = functools.partial(CWT, **options)
+    if fields["query"] == "extractor":
+        fields["fuse"] = GatedFusion
+    fields["detail"] = Gain if fields.get("detail") else None
     return fields | ({"align": None} if twin.get("sat") == "none" else {})
 
 
@@ -258,7 +272,8 @@ def assert_close(name: str, actual: dict, expected: dict) -> None:
 
 def _arguments(case: Case, arrays: dict) -> tuple:
     if case.kind == "sat":
-        return tuple(arrays.get(k) for k in ("f_cwt", "query", "key", "value"))
+        maps = tuple(arrays.get(k) for k in ("query", "key", "value"))
+        return arrays["f_cwt"], maps
     return tuple(arrays.values())
 
 
@@ -267,5 +282,8 @@ def _outputs(case: Case, result: Any) -> dict:
         aux = {k: v for k, v in result.aux.items() if k != "index"}
         return {"sr": result.sr, **aux}
     if case.kind == "sat":
-        return {"f_sat": result[0], "confidence": result[2]}
+        f_sat = result[0]
+        if case.fields.get("grid", "hr") == "hr":
+            f_sat = depth_to_space(f_sat, case.scale)
+        return {"f_sat": f_sat, "confidence": result[2]}
     return {"out": result}

@@ -42,4 +42,4 @@ def test_no_stray_files():
 
 
 def test_golden_files_are_small():
-    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 700_000
+    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 750_000

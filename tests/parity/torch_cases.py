@@ -63,7 +63,7 @@ def torch_results(
             flat[f"grad/{key}"] = tensor.grad.numpy().transpose(0, 2, 3, 1)
     if case.train:
         flat |= _statistics(case, module, inputs)
-    return {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
+    return {k: np.array(v, np.float32, order="C") for k, v in flat.items()}
 
 
 def _statistics(case: Case, module: torch.nn.Module, inputs) -> dict[str, np.ndarray]:
@@ -72,7 +72,9 @@ def _statistics(case: Case, module: torch.nn.Module, inputs) -> dict[str, np.nda
     PyTorch adds 0.1 n / (n - 1) of the biased variance of n values, Flax 0.1 of it.
     """
     grid = case.fields.get("sfe_grid" if case.kind == "daasr" else "grid")
-    images = {"sfe": 1, "daasr": 2}[case.kind] + (case.fields.get("query") == "shared")
+    images = {"sfe": 1, "daasr": 2}[case.kind] + (
+        case.fields.get("query", "projected") != "projected"
+    )
     h, w = case.lr
     factor = 1 if grid == "lr" else case.scale
     n = inputs_batch(inputs) * images * h * w * factor**2

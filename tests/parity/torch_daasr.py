@@ -156,6 +156,33 @@ class SFE(nn.Module):
         return x
 
 
+class Found(NamedTuple):
+    """T, P and C of one search that serves every group, NCHW."""
+
+    t: Tensor
+    index: Tensor
+    score: Tensor
+
+
+class Gain(nn.Module):
+    def __init__(self, features: int, scale: int) -> None:
+        super().__init__()
+        n, self.scale = scale**2, scale
+        self.judge = conv3(features + 1 + 2 * n, features)
+        self.gain = conv3(features, n)
+        self.give = conv3(features + n, features)
+
+    def forward(
+        self, f: Tensor, bicubic: Tensor, pixels: Tensor, score: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        fine, coarse = pixels.chunk(2, dim=1)
+        apart = coarse - F.pixel_unshuffle(bicubic, self.scale)
+        seen = F.relu(self.judge(torch.cat([f, score, fine, apart], dim=1)))
+        detail = self.gain(seen) * fine
+        f = f + self.give(torch.cat([seen, detail], dim=1))
+        return f, F.pixel_shuffle(detail, self.scale)
+
+
 class SAT(nn.Module):
     def __init__(
         self,
@@ -164,23 +191,33 @@ class SAT(nn.Module):
         grid: str = "hr",
         map_grid: str = "hr",
         match_stride: int = 4,
+        apart: bool = False,
     ) -> None:
         super().__init__()
         self.scale, self.grid, self.map_grid = scale, grid, map_grid
         self.decimated = map_grid == "hr" and match_stride != 1
-        self.query = nn.Conv2d(features, features, 1, bias=False)
+        if apart:  # the search is made for all groups at once, the gate is learned
+            self.gate_slope = nn.Parameter(torch.tensor(4.0))
+            self.gate_bias = nn.Parameter(torch.tensor(-2.0))
+        else:
+            self.query = nn.Conv2d(features, features, 1, bias=False)
         cells = scale**2 if grid == "lr" and map_grid == "hr" else 1
         self.fuse = nn.Conv2d((cells + 1) * features, features, 1)
 
     def forward(
         self,
         f_cwt: Tensor,
-        query: Tensor | None,
-        key: Tensor,
-        value: Tensor,
+        query: Tensor | Found | None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
         index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns F_SAT, P `(B, h, w)` and C `(B, 1, h, w)`."""
+        if isinstance(query, Found):
+            found = query
+            gate = torch.sigmoid(self.gate_slope * found.score + self.gate_bias)
+            f_sat = self.fuse(torch.cat([found.t * gate, f_cwt], dim=1))
+            return f_sat, found.index, found.score
         s = self.scale
         up = upsample(f_cwt, s) if "hr" in (self.map_grid, self.grid) else f_cwt
         base = up if self.map_grid == "hr" else f_cwt
@@ -221,6 +258,7 @@ class Group(nn.Module):
         sfe_grid: str,
         match_stride: int,
         residual: str,
+        apart: bool,
     ) -> None:
         super().__init__()
         self.blocks, self.group_block, self.residual = blocks, group_block, residual
@@ -233,7 +271,7 @@ class Group(nn.Module):
         self.unshuffle = scale if sat_grid == "hr" else 1
         self.sat = None
         if sat == "full":
-            self.sat = SAT(features, scale, sat_grid, sfe_grid, match_stride)
+            self.sat = SAT(features, scale, sat_grid, sfe_grid, match_stride, apart)
             self.back = nn.Conv2d(self.unshuffle**2 * features, features, 1)
 
     def forward(self, f: Tensor, maps: tuple, index: Tensor | None = None):
@@ -272,6 +310,7 @@ class TorchDAASR(nn.Module):
         match_stride: int = 0,
         blur_factor: int = 0,
         supervise_cwt: str = "last",
+        detail: bool = False,
     ) -> None:
         super().__init__()
         self.scale, self.groups, self.query = scale, groups, query
@@ -293,6 +332,7 @@ class TorchDAASR(nn.Module):
                 sfe_grid,
                 match_stride or scale,
                 residual,
+                query == "extractor",
             )
             setattr(self, f"group{i}", group)
         self.body_out = conv3(features, features)
@@ -300,6 +340,7 @@ class TorchDAASR(nn.Module):
         for step, factor in enumerate(self.factors):
             setattr(self, f"up{step}", conv3(features, features * factor**2))
         self.out = conv3(features, 1)
+        self.detail = Gain(features, scale) if detail else None
         self.supervised = [
             i for i in range(groups) if supervise_cwt == "all" or i == groups - 1
         ]
@@ -315,17 +356,28 @@ class TorchDAASR(nn.Module):
         bicubic = upsample(lr, s)
         f0 = f = self.shallow(lr)
         maps = self._reference_maps(bicubic, ref) if hasattr(self, "sfe") else ()
+        if self.query == "extractor":
+            index = None if indices is None else indices[0]
+            maps = (self._found(ref, *maps, index),)
         structure, aligned = [], []
         for i in range(self.groups):
             index = None if indices is None else indices[i]
-            f, f_cwt, found = getattr(self, f"group{i}")(f, maps, index=index)
+            given = maps
+            if self.query == "extractor":
+                given = (maps[0]._replace(t=maps[0].t[:, : f.shape[1]]),)
+            f, f_cwt, found = getattr(self, f"group{i}")(f, given, index=index)
             structure.append(f_cwt)
             if found is not None:
                 aligned.append(found)
-        f = self.body_out(f) + f0
+        f, start = self.body_out(f) + f0, bicubic
+        if self.detail is not None:
+            t, _, score = maps[0]
+            pixels = t[:, -2 * s * s :]
+            f, detail = self.detail(f, bicubic, pixels, score)
+            start = bicubic + detail
         for step, factor in enumerate(self.factors):
             f = F.pixel_shuffle(getattr(self, f"up{step}")(f), factor)
-        sr = self.out(f) + bicubic
+        sr = self.out(f) + start
         cwt = torch.stack(
             [
                 F.pixel_shuffle(getattr(self, f"head_cwt{i}")(structure[i]), s)
@@ -348,11 +400,30 @@ class TorchDAASR(nn.Module):
 
     def _reference_maps(self, bicubic: Tensor, ref: Tensor) -> tuple:
         images = [ref, blur(ref, self.blur_factor)]
-        if self.query == "shared" and bicubic.shape == ref.shape:
+        if self.query != "projected" and bicubic.shape == ref.shape:
             value, key, query = self.sfe(torch.cat([*images, bicubic])).chunk(3)
             return query, key, value
         value, key = self.sfe(torch.cat(images)).chunk(2)
-        return self.sfe(bicubic) if self.query == "shared" else None, key, value
+        return None if self.query == "projected" else self.sfe(bicubic), key, value
+
+    def _found(
+        self,
+        ref: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        index: Tensor | None,
+    ) -> Found:
+        """One search on the LR grid; T is of V and, behind it, of pixels."""
+        blurred = blur(ref, self.blur_factor)
+        pixels = [F.pixel_unshuffle(x, self.scale) for x in (ref - blurred, blurred)]
+        value = torch.cat([value, *pixels], dim=1)
+        b, _, h, w = query.shape
+        score, index = search(
+            query, key, index=None if index is None else index.flatten(1)
+        )
+        t = transfer(value, index, (h, w), stride=1)
+        return Found(t, index.view(b, h, w), score.view(b, 1, h, w))
 
 
 _LEAVES = {
@@ -360,6 +431,8 @@ _LEAVES = {
     "scale": "weight",
     "bias": "bias",
     "temperature": "temperature",
+    "gate_slope": "gate_slope",
+    "gate_bias": "gate_bias",
     "mean": "running_mean",
     "var": "running_var",
 }

@@ -84,11 +84,13 @@ READINGS = {
     "group_norm": LITERAL | {"sfe_norm": "group"},
     "no_norm": FAST | {"sfe_norm": "none"},
     "no_sat": LITERAL | {"align": None},
-    "no_sat_lr": FAST | {"align": None},
+    "no_sat_lr": FAST | {"align": None, "detail": None},
     "sat_lr": LITERAL | {"sat_grid": "lr"},
     "shared": LITERAL | {"query": "shared"},
     "shared_dense": LITERAL | {"query": "shared", "match_stride": 1},
-    "projected_lr": FAST | {"query": "projected"},
+    "projected_lr": FAST | {"query": "projected", "detail": None},
+    "shared_lr": FAST | {"query": "shared", "detail": None},
+    "phases": FAST | {"phases": 2},
     "residual_input": LITERAL | {"residual": "input"},
     "residual_both": FAST | {"residual": "both"},
     "dense": LITERAL | {"match_stride": 1},
@@ -202,7 +204,7 @@ def trace(model, lr, ref):
 def test_reference_of_another_size(preset):
     for scale, size in ((2, (8, 22)), (3, (9, 33)), (4, (24, 12))):
         for query in ("projected", "shared"):
-            fields = PRESETS[preset] | {"query": query}
+            fields = PRESETS[preset] | {"query": query, "detail": None}
             model = DAASR(scale=scale, features=8, groups=1, **fields)
             out = trace(model, *images(scale, h=5, w=6, ref=size))
             assert out.sr.shape == (2, 5 * scale, 6 * scale, 1)

@@ -36,7 +36,9 @@ def test_keywords_are_the_fields_of_the_class():
     assert given["features"] == 64
     assert given["align"] == {"name": "sat.matching", "patch": None, "search": None}
     assert given["fuse"] == {"name": "sat.fusion"}
-    assert set(given["structure"]) == {"name", "mlp_ratio", "heads", "attention_scale"}
+    assert given["detail"] == {"name": "none"}
+    options = {"mlp_ratio", "heads", "attention_scale", "temperature", "projection"}
+    assert set(given["structure"]) == {"name", *options}
     assert not {"scale", "dtype", "axis_name", "name", "parent"} & set(given)
 
 
@@ -105,6 +107,6 @@ def test_the_worked_example_trains(monkeypatch):
         state, metrics = step(state, batch)
     assert int(metrics["skipped"]) == 0
     assert "confidence/mean" in metrics
-    start = parts.make_state(config, optimiser, None).gen["group0"]["sat"]["query"]
-    moved = state.gen["group0"]["sat"]["query"]["kernel"] - start["kernel"]
+    start = parts.make_state(config, optimiser, None).gen["sfe"]["conv_in"]
+    moved = state.gen["sfe"]["conv_in"]["kernel"] - start["kernel"]
     assert np.abs(moved).max() > 0
