@@ -75,10 +75,18 @@ def get_config(preset: str = "paper") -> ConfigDict:
     )
     config.reference = ConfigDict(
         {
-            "track": "random",  # another subject's slice; "aligned": the same subject's
+            # another subject's slice; "aligned": the same subject's; "mixed": both
+            "track": "random",
             "exclude": "subject",  # what "random" may not share; "volume", "slice"
             "aligned": "neighbour",  # slice; "contrast": same place, other contrast
             "seed": 0,  # draws the pairs of an evaluation
+            "shares": {  # of "mixed", relative
+                "stranger": 0.35,  # another subject's slice
+                "neighbour": 0.35,  # slice
+                "contrast": 0.0,  # another of the subject; else the neighbour
+                "corrupted": 0.2,  # copy: moved, blurred, recoloured or partly blank
+                "none": 0.1,  # no reference: zeros
+            },
         }
     )
     config.train = ConfigDict(

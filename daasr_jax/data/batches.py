@@ -14,7 +14,10 @@ import time
 import grain
 import numpy as np
 
+from daasr_jax.data.mixture import Drawn, Mixture, reference_image
 from daasr_jax.data.pairs import ReferenceRule
+from daasr_jax.data.settings import Shares
+from daasr_jax.data.sources.base import log
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import ConfigError, DataError
 
@@ -36,7 +39,9 @@ class TrainingTriples:
         scale: Ratio of the high- to the low-resolution grid.
         steps: Batches of the run.
         seed: Fixes order, references, windows and turns.
-        track, exclude, aligned: The reference rule, see `ReferenceRule`.
+        track, exclude, aligned: The reference rule, see `ReferenceRule`; or the track
+            `mixed`, see `Mixture`.
+        shares: Of the kinds of references, for `mixed`.
         augment: Flips and quarter turns, the same for target and reference.
 
     Raises:
@@ -57,6 +62,7 @@ class TrainingTriples:
         track: str = "random",
         exclude: str = "subject",
         aligned: str = "neighbour",
+        shares: Shares | None = None,
         augment: bool = True,
     ) -> None:
         self._side = table.size // scale * scale
@@ -71,6 +77,11 @@ class TrainingTriples:
         self._table, self._seed, self._augment = table, seed, augment
         self._length = steps * batch_size
         self._epoch_length = steps_per_epoch(table, batch_size) * batch_size
+        self._track, self._rule = track, None
+        if track == "mixed":
+            self._mixture = Mixture(table, shares=shares or Shares(), exclude=exclude)
+            log.info("references of training: %s", self._mixture.describe())
+            return
         self._rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
 
     def __len__(self) -> int:
@@ -78,12 +89,13 @@ class TrainingTriples:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`hr` and `ref` of a sample, each (scale crop, scale crop, 1) float32."""
-        target, reference = self.pair(index)
+        target, drawn = self.draw(index)
         rng = np.random.default_rng((self._seed, _WINDOW, index))
         top, left = rng.integers(self._side - self._crop + 1, size=2)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
         window = np.s_[top : top + self._crop, left : left + self._crop]
-        triple = {"hr": self._table.image(target), "ref": self._table.image(reference)}
+        hr, ref = self._table.image(target), reference_image(self._table, drawn)
+        triple = {"hr": hr, "ref": ref}
         for name, image in triple.items():
             image = image[window]
             if self._augment:
@@ -91,13 +103,16 @@ class TrainingTriples:
             triple[name] = np.ascontiguousarray(image)
         return triple
 
-    def pair(self, i: int) -> tuple[int, int]:
-        """Indices of target and reference of sample i in the table."""
+    def draw(self, i: int) -> tuple[int, Drawn]:
+        """Index of the target of sample i in the table, and its reference."""
         if not 0 <= i < self._length:
             raise IndexError(f"sample {i} of a run of {self._length}.")
         epoch, place = divmod(i, self._epoch_length)
         target = int(_permutation(len(self._table), self._seed, epoch)[place])
-        return target, self._rule.draw(target, seed=self._seed, epoch=epoch)
+        if self._rule is None:
+            return target, self._mixture.draw(target, seed=self._seed, epoch=epoch)
+        reference = self._rule.draw(target, seed=self._seed, epoch=epoch)
+        return target, Drawn(self._track, reference)
 
 
 @functools.lru_cache(maxsize=4)
@@ -149,6 +164,7 @@ def training_batches(
     track: str = "random",
     exclude: str = "subject",
     aligned: str = "neighbour",
+    shares: Shares | None = None,
     augment: bool = True,
     rows: range | None = None,
     num_threads: int = 2,
@@ -164,9 +180,10 @@ def training_batches(
         scale: Ratio of the high- to the low-resolution grid.
         steps: Batches of the run.
         seed: Fixes order, references, windows and turns.
-        track: `random` or `aligned` references.
+        track: `random`, `aligned` or `mixed` references.
         exclude: What target and reference may not share, for `random`.
         aligned: `neighbour` or `contrast`, for `aligned`.
+        shares: Of the kinds of references, for `mixed`.
         augment: Flips and quarter turns, the same for target and reference.
         rows: Those of each batch that this process makes; None for all of them.
         num_threads: Threads that make batches ahead; 0 makes them when asked.
@@ -192,6 +209,7 @@ def training_batches(
         track=track,
         exclude=exclude,
         aligned=aligned,
+        shares=shares,
         augment=augment,
     )
     rows = range(batch_size) if rows is None else rows

@@ -1,8 +1,9 @@
 """Which reference each slice gets: pure functions of the seed and the slices' names.
 
-Two tracks. `random`: any slice of the split that does not share the subject (or,
-looser, the volume) with its target, each equally likely. `aligned`: a slice of the same
-subject, either the neighbour in the same volume or the same place in another contrast.
+Two tracks, which `mixture` mixes. `random`: any slice of the split that does not share
+the subject (or, looser, the volume) with its target, each equally likely. `aligned`: a
+slice of the same subject, either the neighbour in the same volume or the same place in
+another contrast.
 A slice with the pixels of its target is never drawn.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from daasr_jax.data.content import write_json
-from daasr_jax.data.settings import ALIGNED, EXCLUDES, TRACKS
+from daasr_jax.data.settings import ALIGNED, EXCLUDES, PURE_TRACKS
 from daasr_jax.data.sources.base import log
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import ConfigError, DataError
@@ -72,7 +73,7 @@ class ReferenceRule:
         aligned: str = "neighbour",
     ) -> None:
         for name, value, known in (
-            ("track", track, TRACKS),
+            ("track", track, PURE_TRACKS),
             ("exclude", exclude, EXCLUDES),
             ("aligned", aligned, ALIGNED),
         ):
@@ -217,6 +218,11 @@ def draw_pairing(
         aligned=aligned,
         keys=tuple(table.keys),
     )
+    return sealed(pairing)
+
+
+def sealed(pairing: Pairing) -> Pairing:
+    """The pairing with the hash of its content."""
     return dataclasses.replace(pairing, sha256=_sha256(_content(pairing)))
 
 
@@ -320,6 +326,22 @@ def _other_contrasts(table: SliceTable) -> list[np.ndarray]:
 
 
 _ALIGNED_CANDIDATES = {"neighbour": _neighbours, "contrast": _other_contrasts}
+
+
+def aligned_candidates(table: SliceTable, aligned: str) -> list[np.ndarray]:
+    """Indices that may be the aligned reference of each slice; for some there are none.
+
+    A slice with the pixels of the target is left out.
+
+    Args:
+        table: The split.
+        aligned: `neighbour` or `contrast`.
+    """
+    same, hashes = table.hashes != "", table.hashes
+    return [
+        others[~(same[i] & (hashes[others] == hashes[i]))]
+        for i, others in enumerate(_ALIGNED_CANDIDATES[aligned](table))
+    ]
 
 
 def with_reference(table: SliceTable, *, aligned: str) -> SliceTable:

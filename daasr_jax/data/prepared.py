@@ -123,7 +123,7 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
         for split, members in records.items()
     }
     for split, table in tables.items():
-        if settings.track == "random":
+        if settings.track != "aligned":
             check_references(split, splits[split], settings.exclude, len(table))
         elif len(table):
             tables[split] = with_reference(table, aligned=settings.aligned)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from daasr_jax.errors import ConfigError, UserError, checked
-from daasr_jax.experiment.parts import data_settings
+from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
 from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
@@ -100,6 +100,7 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(
                 "E210", f"config.{name} is {value}; it must be {bound} or more."
             )
+    shares(config)
     if config.scale not in (2, 3, 4):
         raise ConfigError(
             "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."

@@ -270,9 +270,20 @@ def make_losses(
     return losses
 
 
+def shares(config: Config) -> data.Shares:
+    """How often the track `mixed` draws each kind of reference.
+
+    Raises:
+        ConfigError: For a number that is no share (E215).
+    """
+    return data.Shares(**config.reference.shares)
+
+
 def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
-    """The fixed references of a split."""
+    """The fixed references of a split; of the track `mixed`, those that validate."""
     r = config.reference
+    if r.track == "mixed":
+        return data.alternating(table, exclude=r.exclude, seed=r.seed)
     return data.draw_pairing(
         table, track=r.track, exclude=r.exclude, aligned=r.aligned, seed=r.seed
     )

@@ -172,6 +172,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         track=config.reference.track,
         exclude=config.reference.exclude,
         aligned=config.reference.aligned,
+        shares=parts.shares(config),
         augment=train.augment,
         rows=devices.rows_of(mesh, train.batch_size),
         num_threads=train.num_threads,

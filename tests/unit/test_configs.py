@@ -20,6 +20,7 @@ from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment import checks, manual, parts, plan, record
 from daasr_jax.experiment.configuration import shipped
+from daasr_jax.experiment.saved_run import open_record
 from daasr_jax.models.daasr import PRESETS
 from tests.data_fixtures import SIZE, nifti_root
 
@@ -393,4 +394,25 @@ class TestRunsThatHaveBeen:
         assert record.read_record(tmp_path)["commits"] == ["a", "b"]
         (tmp_path / "config.json").unlink()
         with pytest.raises(ConfigError, match=r"E208.*config.json is missing"):
+            record.record_config(config, tmp_path, inputs, begun=True)
+
+    def test_a_run_from_before_a_key_goes_on(self, tmp_path):
+        config = load("fastmri_x4").to_dict()
+        inputs = {"prepared_sha256": "p", "perceptual": {}, "start": None}
+        record.record_config(config, tmp_path, inputs)
+        path = tmp_path / "config.json"
+        old = json.loads(path.read_text())
+        for key in record._LATER:
+            *inner, name = key.split(".")
+            place = old["config"]
+            for part in inner:
+                place = place.get(part, {})
+            place.pop(name, None)
+        path.write_text(json.dumps(old))
+        assert record.read_record(tmp_path)["config"] == json.loads(json.dumps(config))
+        assert open_record(tmp_path)["config"]["reference"]["shares"]["none"] == 0.1
+        record.record_config(config, tmp_path, inputs, begun=True)
+        path.write_text(json.dumps(old))
+        config["reference"]["shares"]["none"] = 0.5
+        with pytest.raises(ConfigError, match=r"E207.*shares.none was 0.1, is 0.5"):
             record.record_config(config, tmp_path, inputs, begun=True)
