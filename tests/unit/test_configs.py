@@ -22,7 +22,7 @@ from daasr_jax.experiment import checks, manual, parts, plan, record
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.experiment.saved_run import open_record
 from daasr_jax.models.daasr import PRESETS
-from tests.data_fixtures import SIZE, nifti_root
+from tests.data_fixtures import SIZE, nifti_root, scan_voxels, write_nifti
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = (
@@ -159,8 +159,26 @@ def test_all_scales_of_all_families():
         *(f"{f}_x{s}" for f in ("fastmri", "brain") for s in (2, 3, 4)),
         *(f"brain_x{s}_small" for s in (2, 3, 4)),
         "quickstart_x4",
+        "brain_ds002748_x4_small",
         GAN,
     }
+
+
+def test_the_split_of_the_public_set(tmp_path):
+    config = load("brain_ds002748_x4_small")
+    with config.unlocked():
+        config.data.root = str(tmp_path / "data")
+        config.data.cache_dir = str(tmp_path / "cache")
+        config.data.size = SIZE
+    for i in range(1, 26):  # one more than the split names
+        name = f"sub-{i:02d}"
+        path = tmp_path / f"data/{name}/anat/{name}_T1w.nii.gz"
+        write_nifti(path, scan_voxels(i, (16, 24, 20)))
+    prepared = prepare(parts.data_settings(config))
+    counts = {split: len(names) for split, names in prepared.subjects.items()}
+    assert counts == {"train": 16, "val": 2, "test": 6}
+    assert prepared.subjects["test"] == [f"sub-{i}" for i in range(19, 25)]
+    assert len(prepared.splits["test"]) == 6 * 3  # slices 4, 8 and 12 of 16
 
 
 def test_unknown_key_and_preset():
