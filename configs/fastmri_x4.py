@@ -79,6 +79,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "track": "random",
             "exclude": "subject",  # what "random" may not share; "volume", "slice"
             "aligned": "neighbour",  # slice; "contrast": same place, other contrast
+            "distance_mm": 0.0,  # of a neighbour from its target; 0: the next slice
+            "count": 1,  # references of a slice; several: the model daasr alone
             "seed": 0,  # draws the pairs of an evaluation
             "shares": {  # of "mixed", relative
                 "stranger": 0.35,  # another subject's slice

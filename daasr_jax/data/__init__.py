@@ -7,8 +7,9 @@ from daasr_jax.data.batches import (
     training_batches,
 )
 from daasr_jax.data.mixture import alternating, tracks
-from daasr_jax.data.pairs import Pairing, ReferenceRule, draw_pairing, load_pairing
+from daasr_jax.data.pairs import Pairing, draw_pairing, load_pairing
 from daasr_jax.data.prepared import PreparedSet, prepare
+from daasr_jax.data.references import ReferenceRule, distance_mm
 from daasr_jax.data.settings import DataSettings, Shares
 from daasr_jax.data.table import SliceTable
 
@@ -22,6 +23,7 @@ __all__ = [
     "TrainingTriples",
     "alternating",
     "crop_to_multiple",
+    "distance_mm",
     "draw_pairing",
     "load_pairing",
     "prepare",

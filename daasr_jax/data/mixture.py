@@ -4,17 +4,16 @@ A network that met one kind of reference only cannot learn how far to trust one.
 """
 
 import dataclasses
-import hashlib
 
 import numpy as np
 
 from daasr_jax.data.corruption import corrupted
-from daasr_jax.data.pairs import (
-    Pairing,
+from daasr_jax.data.pairs import Pairing, draw_pairing, sealed
+from daasr_jax.data.references import (
     ReferenceRule,
     aligned_candidates,
-    draw_pairing,
-    sealed,
+    number_of,
+    several,
 )
 from daasr_jax.data.settings import ALIGNED, Shares
 from daasr_jax.data.sources.base import log
@@ -22,6 +21,7 @@ from daasr_jax.data.table import SliceTable
 
 # What is taken where a slice has none of a kind.
 _INSTEAD = {"contrast": "neighbour", "neighbour": "stranger"}
+_ATTEMPTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +49,22 @@ class Mixture:
         table: The split.
         shares: How often each kind is drawn.
         exclude: What a stranger may not share with its target.
+        distance_mm: Of a neighbour from its target; 0 takes the next slice.
 
     Raises:
-        ConfigError: For an unknown `exclude` (E211).
+        ConfigError: For an unknown `exclude` (E211), or a distance where that of the
+            slices is not known (E216).
         DataError: If a slice has no stranger (E312), or one with its own pixels
             (E333).
     """
 
     def __init__(
-        self, table: SliceTable, *, shares: Shares, exclude: str = "subject"
+        self,
+        table: SliceTable,
+        *,
+        shares: Shares,
+        exclude: str = "subject",
+        distance_mm: float = 0.0,
     ) -> None:
         self._table, self._shares = table, shares
         self._strangers = ReferenceRule(table, exclude=exclude)
@@ -65,9 +72,8 @@ class Mixture:
 
     def draw(self, i: int, *, seed: int, epoch: int | str) -> Drawn:
         """The reference of slice i: a function of seed, epoch and names only."""
-        text = f"{seed}/{epoch}/{self._table.keys[i]}/mixed".encode()
-        number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
-        rng = np.random.default_rng(number)
+        text = f"{seed}/{epoch}/{self._table.keys[i]}/mixed"
+        rng = np.random.default_rng(number_of(text))
         kind = _chosen(self._shares.of_all, rng)
         if kind == "none":
             return Drawn(kind, None)
@@ -80,6 +86,24 @@ class Mixture:
         if kind == "corrupted":
             return Drawn(kind, reference, int(rng.integers(2**63)))
         return Drawn(of, reference)
+
+    def draw_several(
+        self, i: int, *, count: int, seed: int, epoch: int | str
+    ) -> list[Drawn]:
+        """`count` references of slice i, each of its own kind, first that of `draw`.
+
+        A slice that was drawn already is drawn again only where few others are found.
+        """
+        out = [self.draw(i, seed=seed, epoch=epoch)]
+        for k in range(1, count):
+            used = {drawn.reference for drawn in out} - {None}
+            tries = (
+                self.draw(i, seed=seed, epoch=f"{epoch}/{k}.{n}")
+                for n in range(_ATTEMPTS)
+            )
+            last = self.draw(i, seed=seed, epoch=f"{epoch}/{k}")
+            out.append(next((d for d in tries if d.reference not in used), last))
+        return out
 
     def available(self, i: int, kind: str) -> str:
         """The kind that slice i has in place of one that it lacks."""
@@ -125,40 +149,57 @@ def reference_image(table: SliceTable, drawn: Drawn) -> np.ndarray:
 
 
 def alternating(
-    table: SliceTable, *, exclude: str = "subject", seed: int = 0
+    table: SliceTable,
+    *,
+    exclude: str = "subject",
+    distance_mm: float = 0.0,
+    count: int = 1,
+    seed: int = 0,
 ) -> Pairing:
     """The pairing that validates a run on the track `mixed`: fixed, half and half.
 
-    In the order of their names every other slice, from the first, has a stranger, and
-    the others have a neighbour where there is one.
+    In the order of their names every other slice, from the first, has strangers, and
+    the others have neighbours where there are some.
 
     Args:
         table: The split.
         exclude: What a stranger may not share with its target.
+        distance_mm: Of a neighbour from its target; 0 takes the next slice.
+        count: Number of references of each slice.
         seed: Draws the references.
 
     Raises:
-        ConfigError: For an unknown `exclude` (E211).
+        ConfigError: For an unknown `exclude` (E211), or a distance where that of the
+            slices is not known (E216).
         DataError: If a slice has no stranger (E312), or one with its own pixels
             (E333).
     """
-    pairing = draw_pairing(table, exclude=exclude, seed=seed)
-    beside = aligned_candidates(table, "neighbour")
-    references = pairing.references.copy()
-    for i in sorted(range(len(table)), key=table.keys.__getitem__)[1::2]:
-        if len(beside[i]):
-            number = hashlib.sha256(f"{seed}/{table.keys[i]}".encode()).digest()[0]
-            references[i] = beside[i][number % len(beside[i])]
-    near = int((table.volumes[references] == table.volumes).sum())
+    pairing = draw_pairing(table, exclude=exclude, count=count, seed=seed)
+    beside = aligned_candidates(table, "neighbour", distance_mm=distance_mm)
+    drawn = np.column_stack([pairing.references, pairing.further])
+    near = [
+        i
+        for i in sorted(range(len(table)), key=table.keys.__getitem__)[1::2]
+        if len(beside[i])
+    ]
+    for i in near:
+        text = f"{seed}/{table.keys[i]}/alternating"
+        first = int(beside[i][number_of(text) % len(beside[i])])
+        drawn[i] = several(first, beside[i], count=count, text=text)
     log.info(
         "%s: %d slices have a stranger for a reference, %d a neighbour",
         table.name,
-        len(table) - near,
-        near,
+        len(table) - len(near),
+        len(near),
     )
     return sealed(
         dataclasses.replace(
-            pairing, track="mixed", aligned="neighbour", references=references
+            pairing,
+            track="mixed",
+            aligned="neighbour",
+            distance_mm=distance_mm,
+            references=drawn[:, 0],
+            further=drawn[:, 1:],
         )
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from daasr_jax.data.content import check_copies, check_leaks, write_json
-from daasr_jax.data.pairs import with_reference
+from daasr_jax.data.references import with_reference
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources import choose_source
 from daasr_jax.data.sources.base import Volume, log
@@ -171,7 +171,9 @@ def _records(
     """The slices of every split, in the order of their volumes' keys."""
     return {
         split: [
-            SliceRecord(v.key, v.subject, v.contrast, v.study, i, v.shape[0], digest)
+            SliceRecord(
+                v.key, v.subject, v.contrast, v.study, i, v.shape[0], digest, v.spacing
+            )
             for v in members
             for i, digest in read_index(stored[v.key], check=check)
         ]
@@ -184,7 +186,8 @@ def _key(
 ) -> str:
     content = {
         split: [
-            [*dataclasses.astuple(record), stored[record.volume].folder.name]
+            # the distance of slices is no part of it: equal pixels are equal data
+            [*dataclasses.astuple(record)[:-1], stored[record.volume].folder.name]
             for record in members
         ]
         for split, members in records.items()

@@ -1,6 +1,7 @@
 """The slices of one split: what they are, and their images on demand."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ class SliceRecord:
         n_slices: Slices of the volume as stored, kept or not.
         sha256: Of the prepared pixels up to a factor, see `slices.slice_hash`; empty
             where the slice is nearly empty or not known.
+        spacing: Distance of adjacent slices of the volume, in mm; NaN where unknown.
     """
 
     volume: str
@@ -31,6 +33,7 @@ class SliceRecord:
     index: int
     n_slices: int
     sha256: str = ""
+    spacing: float = math.nan
 
     @property
     def key(self) -> str:
@@ -52,6 +55,8 @@ class SliceTable:
         n_slices: (N,) int64, slices of that volume, kept or not.
         keys: N unique names, `volume#012`.
         hashes: (N,) str, of the pixels up to a factor; empty where not known.
+        spacing: (N,) float64, distance of adjacent slices of the volume in mm; NaN
+            where unknown.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class SliceTable:
         self.n_slices = np.array([r.n_slices for r in records], dtype=np.int64)
         self.keys = [r.key for r in records]
         self.hashes = np.array([r.sha256 for r in records], dtype=str)
+        self.spacing = np.array([r.spacing for r in records], dtype=np.float64)
         self._records, self._read = records, read
         fits = len(records) * size * size * 4 <= memory_budget
         empty: list[np.ndarray | None] = [None] * len(records)

@@ -282,8 +282,12 @@ def shares(config: Config) -> data.Shares:
 def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
     """The fixed references of a split; of the track `mixed`, those that validate."""
     r = config.reference
+    how = {
+        "exclude": r.exclude,
+        "distance_mm": r.distance_mm,
+        "count": r.count,
+        "seed": r.seed,
+    }
     if r.track == "mixed":
-        return data.alternating(table, exclude=r.exclude, seed=r.seed)
-    return data.draw_pairing(
-        table, track=r.track, exclude=r.exclude, aligned=r.aligned, seed=r.seed
-    )
+        return data.alternating(table, **how)
+    return data.draw_pairing(table, track=r.track, aligned=r.aligned, **how)

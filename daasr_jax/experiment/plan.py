@@ -99,7 +99,8 @@ def check_memory(config: Config, mesh: Mesh) -> None:
         "--config.train.batch_size or --config.train.crop, or a smaller network",
     )
     rows = len(devices.rows_of(mesh, train.batch_size))
-    batch = 2 * 4 * rows * (side * scale) ** 2  # hr and ref, float32
+    images = 1 + config.reference.count  # hr and its references, float32
+    batch = images * 4 * rows * (side * scale) ** 2
     memory.require_shared(AHEAD * train.workers * batch, workers=train.workers)
 
 
@@ -173,6 +174,8 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         exclude=config.reference.exclude,
         aligned=config.reference.aligned,
         shares=parts.shares(config),
+        distance_mm=config.reference.distance_mm,
+        count=config.reference.count,
         augment=train.augment,
         rows=devices.rows_of(mesh, train.batch_size),
         num_threads=train.num_threads,

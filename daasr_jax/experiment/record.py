@@ -73,7 +73,7 @@ EVALUATED = (
 RECORD = "config.json"
 
 # Keys that came later, with what the runs before them did.
-_LATER: dict[str, Any] = {
+_LATER: dict[str, Any] = {"reference.distance_mm": 0.0, "reference.count": 1} | {
     f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()
 }
 

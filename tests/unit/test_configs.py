@@ -200,6 +200,8 @@ def test_unknown_key_and_preset():
         ("train.epochs", 0, "train.epochs"),
         ("train.ema_decay", 1.0, "ema_decay"),
         ("reference.seed", -1, "reference.seed"),
+        ("reference.count", 0, "reference.count"),
+        ("reference.distance_mm", -1.0, "reference.distance_mm"),
         ("evaluate.resamples", 0, "resamples"),
         ("scale", 5, "scale is 5"),
         ("data.size", 16, "11x11 window"),
@@ -212,6 +214,19 @@ def test_values_that_would_fail_late(key, value, says):
     with pytest.raises(ConfigError, match=f"E210.*{says}") as caught:
         checks.check_ranges(config)
     assert "\n" not in str(caught.value)
+
+
+def test_references_that_do_not_fit():
+    config = load("fastmri_x4")
+    config.reference.count = 2
+    checks.check_ranges(config)
+    config.model.name = "mcsr"
+    with pytest.raises(ConfigError, match=r"E217.*count is 2.*mcsr takes one"):
+        checks.check_ranges(config)
+    config = load("fastmri_x4")
+    config.reference.shares.none = -1.0
+    with pytest.raises(ConfigError, match=r"E215.*shares.none is -1"):
+        checks.check_ranges(config)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def equal(first, second):
 
 def pair(triples, i):
     target, drawn = triples.draw(i)
-    return target, drawn.reference
+    return target, drawn[0].reference
 
 
 def test_shapes_and_length():
@@ -110,6 +110,24 @@ def test_same_seed_same_batches_whatever_the_threads():
     equal(one, list(training_batches(slices, **RUN, num_threads=4)))
     other = list(training_batches(slices, **RUN | {"seed": 4}))
     assert any((a["hr"] != b["hr"]).any() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("track", ["random", "aligned", "mixed"])
+def test_several_references(track):
+    slices = table(slices=6)
+    run = {**RUN, "track": track}
+    one = list(training_batches(slices, **run))
+    three = list(training_batches(slices, **run, count=3))
+    for a, b in zip(one, three, strict=True):
+        assert b["ref"].shape == (4, 3, 8, 8, 1)
+        np.testing.assert_array_equal(a["hr"], b["hr"])
+        np.testing.assert_array_equal(a["ref"], b["ref"][:, 0])
+    triples = TrainingTriples(slices, **run, count=3)
+    for i in range(40):
+        _, drawn = triples.draw(i)
+        found = [d.reference for d in drawn if d.reference is not None]
+        if track != "aligned":  # a slice has two neighbours at most
+            assert len(set(found)) == len(found)
 
 
 def test_resume_is_exact():

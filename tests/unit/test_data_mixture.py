@@ -128,7 +128,7 @@ class TestBatches:
         triples = TrainingTriples(table(), **RUN, shares=EVERY)
         kinds = Counter()
         for i in range(48):
-            _, drawn = triples.draw(i)
+            _, (drawn,) = triples.draw(i)
             kinds[drawn.kind] += 1
             ref = triples[i]["ref"]
             assert ref.shape == (8, 8, 1)
@@ -141,7 +141,7 @@ class TestBatches:
         shares = Shares(stranger=1, neighbour=1, contrast=1, corrupted=0, none=0)
         triples = TrainingTriples(table(), **RUN, shares=shares)
         for i in range(48):
-            target, drawn = triples.draw(i)
+            target, (drawn,) = triples.draw(i)
             sample = triples[i]
             np.testing.assert_allclose(
                 sample["hr"] - target, sample["ref"] - drawn.reference, atol=1e-5
@@ -253,6 +253,17 @@ class TestAlternating:
             assert names[second.keys[i]] == second.keys[r]
         assert one.sha256 == two.sha256
         assert one.sha256 != alternating(first, seed=5).sha256
+
+    def test_several_references_and_a_distance(self):
+        slices = table(contrasts=("T1",), slices=6)
+        slices.spacing = np.full(len(slices), 2.0)
+        one = alternating(slices, seed=4, distance_mm=4)
+        two = alternating(slices, seed=4, distance_mm=4, count=2)
+        np.testing.assert_array_equal(one.references, two.references)
+        assert one.sha256 != alternating(slices, seed=4).sha256
+        for i in range(1, len(slices), 2):
+            assert set(abs(slices.index[two.all_of(i)] - slices.index[i])) == {2}
+        assert len(set(two.all_of(2))) == 2
 
     def test_one_subject_has_no_stranger(self):
         with pytest.raises(DataError) as error:
