@@ -82,6 +82,7 @@ class TrainingTriples:
         self._length = steps * batch_size
         self._epoch_length = steps_per_epoch(table, batch_size) * batch_size
         self._track, self._count, self._rule = track, count, None
+        self._contrast = (track, aligned) == ("aligned", "contrast")
         if track == "mixed":
             self._mixture = Mixture(
                 table,
@@ -134,8 +135,9 @@ class TrainingTriples:
         how = {"count": self._count, "seed": self._seed, "epoch": epoch}
         if self._rule is None:
             return target, self._mixture.draw_several(target, **how)
+        beside = target if self._contrast else None
         found = self._rule.draw_several(target, **how)
-        return target, [Drawn(self._track, reference) for reference in found]
+        return target, [Drawn(self._track, k, None, beside) for k in found]
 
 
 @functools.lru_cache(maxsize=4)

@@ -32,11 +32,14 @@ class Drawn:
         kind: A field of `Shares`, or the track it is of.
         reference: Index in the table of the slice it is made from; None for `none`.
         damage: Seed of the damage; None but for `corrupted`.
+        beside: Index of the target, where the reference is another contrast at its
+            place; else None.
     """
 
     kind: str
     reference: int | None
     damage: int | None = None
+    beside: int | None = None
 
 
 class Mixture:
@@ -83,9 +86,10 @@ class Mixture:
             reference = self._strangers.draw(i, seed=seed, epoch=epoch)
         else:
             reference = int(rng.choice(self._beside[of][i]))
+        beside = i if of == "contrast" else None
         if kind == "corrupted":
-            return Drawn(kind, reference, int(rng.integers(2**63)))
-        return Drawn(of, reference)
+            return Drawn(kind, reference, int(rng.integers(2**63)), beside)
+        return Drawn(of, reference, None, beside)
 
     def draw_several(
         self, i: int, *, count: int, seed: int, epoch: int | str
@@ -142,7 +146,10 @@ def reference_image(table: SliceTable, drawn: Drawn) -> np.ndarray:
     """The reference as the network sees it, (size, size, 1) float32 in [0, 1]."""
     if drawn.reference is None:
         return np.zeros((table.size, table.size, 1), np.float32)
-    image = table.image(drawn.reference)
+    if drawn.beside is None:
+        image = table.image(drawn.reference)
+    else:
+        image = table.other_contrast(drawn.beside, drawn.reference)
     if drawn.damage is None:
         return image
     return corrupted(image, np.random.default_rng(drawn.damage))

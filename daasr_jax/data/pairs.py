@@ -47,6 +47,11 @@ class Pairing:
         """Number r of references of a slice."""
         return 1 + self.further.shape[1]
 
+    @property
+    def of_contrasts(self) -> bool:
+        """Whether the references are other contrasts at the place of their targets."""
+        return (self.track, self.aligned) == ("aligned", "contrast")
+
     def all_of(self, i: int) -> list[int]:
         """The r references of slice i, by their index."""
         further = self.further[i].tolist() if self.further.size else []

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from daasr_jax.data.companions import companions_of, prepare_companions
 from daasr_jax.data.content import check_copies, check_leaks, write_json
 from daasr_jax.data.references import with_reference
 from daasr_jax.data.settings import DataSettings
@@ -36,6 +37,8 @@ class PreparedSet:
         splits: `train`, `val` and `test`; a table may be empty. On the track `aligned`
             slices without a reference are left out.
         key: SHA-256 of the names and pixels of all slices, hexadecimal.
+        companions: The same of other contrasts on the grids of volumes; None where
+            there are none.
         directory: Folder of the cache.
         dataset: Name for people, such as `nifti:openms` or `template:mni152`.
         split: The splits as a split file has them, ready for JSON.
@@ -47,6 +50,7 @@ class PreparedSet:
 
     splits: dict[str, SliceTable]
     key: str
+    companions: str | None
     directory: str
     dataset: str
     split: dict[str, list[str]]
@@ -100,6 +104,9 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
     try:
         os.fspath(cache).encode()
         stored = prepare_volumes(source, used, settings)
+        beside = {}
+        if settings.companions:
+            beside = prepare_companions(source, splits, stored, settings, check=check)
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None)
         if isinstance(error, UnicodeEncodeError):
@@ -119,6 +126,7 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
             members,
             settings.size,
             StoredImages(members, stored, settings.size),
+            companions=companions_of(members, splits, beside, settings.size),
         )
         for split, members in records.items()
     }
@@ -132,6 +140,7 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
     prepared = PreparedSet(
         splits=tables,
         key=_key(records, stored),
+        companions=_companions_key(beside),
         directory=str(cache),
         dataset=f"{source.name}:{printable(name)}",
         split=split_of(
@@ -193,3 +202,8 @@ def _key(
         for split, members in records.items()
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _companions_key(beside: Mapping[tuple[str, str], Stored]) -> str | None:
+    rows = sorted([*names, one.folder.name] for names, one in beside.items())
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None

@@ -217,21 +217,30 @@ def _neighbours(table: SliceTable, distance_mm: float = 0.0) -> list[np.ndarray]
 
 
 def _other_contrasts(table: SliceTable) -> list[np.ndarray]:
+    """The slice nearest by the headers, or by its relative number, of each contrast."""
     members = _by_volume(table)
     first = {volume: int(indices[0]) for volume, indices in members.items()}
     out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
     place = (table.index + 0.5) / table.n_slices
     for volume, indices in members.items():
         own = first[volume]
-        others = [
-            members[name]
+        others = {
+            name: members[name]
             for name, i in first.items()
             if table.subjects[i] == table.subjects[own]
             and table.contrasts[i] != table.contrasts[own]
             and (not table.studies[own] or table.studies[i] == table.studies[own])
-        ]
+        }
         for i in indices:
-            nearest = [o[np.argmin(np.abs(place[o] - place[i]))] for o in others]
+            nearest = []
+            for name, there in others.items():
+                companion = table.companions.get((volume, name))
+                if companion is None:
+                    apart = np.abs(place[there] - place[i])
+                else:
+                    at = companion.places[int(table.index[i])]
+                    apart = np.abs(table.index[there] - at)
+                nearest.append(there[np.argmin(apart)])
             out[i] = np.array(nearest, np.int64)
     return out
 

@@ -121,6 +121,8 @@ class DataSettings:
             the track `aligned`.
         aligned: `neighbour` or `contrast`: which volumes the track `aligned` leaves
             out, because none of their slices has a reference.
+        companions: Resample the other contrasts of a visit onto the grid of each
+            volume, where headers tell how they lie.
         folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
         subject_from: fastMRI only: whether the subject is the `attribute` patient_id of
             a file or the name of the `file`. `auto` takes the name where the attribute
@@ -158,6 +160,7 @@ class DataSettings:
     exclude: str = "subject"
     track: str = "random"
     aligned: str = "neighbour"
+    companions: bool = False
     folders: tuple[str, ...] = ()
     subject_from: str = "auto"
     target: str = "auto"

@@ -167,7 +167,10 @@ def run_split(
     """
 
     def example(i: int) -> tuple[np.ndarray, np.ndarray]:
-        refs = [table.image(k) for k in pairing.all_of(i)]
+        refs = [
+            table.other_contrast(i, k) if pairing.of_contrasts else table.image(k)
+            for k in pairing.all_of(i)
+        ]
         hr, *refs = (crop_to_multiple(x, scale) for x in (table.image(i), *refs))
         return hr, refs[0] if pairing.count == 1 else np.stack(refs)
 

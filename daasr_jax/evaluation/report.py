@@ -89,6 +89,7 @@ def make_report(
             "aligned": pairing.aligned if pairing.track == "aligned" else None,
             "count": pairing.count,
             "distance_mm": _distance(table, pairing),
+            "contrast_by": _contrast_by(table, pairing),
             "pairing_seed": pairing.seed,
             "degradation": DEGRADATION,
             "border": border,
@@ -143,6 +144,22 @@ def _distance(table: SliceTable, pairing: Pairing) -> float | None:
     return round(found, 3) if np.isfinite(found) else None
 
 
+def _contrast_by(table: SliceTable, pairing: Pairing) -> str | None:
+    """How another contrast is brought to its target's place, in words."""
+    if not pairing.of_contrasts:
+        return None
+    pairs = [
+        (str(table.volumes[i]), str(table.volumes[k])) in table.companions
+        for i in range(len(table))
+        for k in pairing.all_of(i)
+    ]
+    if all(pairs):
+        return "by the headers"
+    if not any(pairs):
+        return "by the relative number of the slice"
+    return f"by the headers for {sum(pairs)} of {len(pairs)}, else by relative number"
+
+
 def _further(table: SliceTable, pairing: Pairing, i: int) -> dict[str, list[str]]:
     names = [table.keys[k] for k in pairing.all_of(i)[1:]]
     return {"further_references": names} if names else {}
@@ -155,10 +172,10 @@ def reference_words(protocol: dict[str, Any]) -> str:
     text = text or f"{count} {protocol['track']} references"
     if not protocol["aligned"]:
         return text
-    distance = protocol.get("distance_mm")
-    return f"{text} ({protocol['aligned']}" + (
-        f", {distance:.1f} mm)" if distance else ")"
-    )
+    how = protocol.get("contrast_by")
+    if distance := protocol.get("distance_mm"):
+        how = f"{distance:.1f} mm"
+    return f"{text} ({protocol['aligned']}{', ' if how else ''}{how or ''})"
 
 
 def perceptual_words(perceptual: dict[str, Any]) -> str:

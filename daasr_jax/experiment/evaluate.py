@@ -188,6 +188,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         provenance={
             "dataset": prepared.dataset,
             "prepared_sha256": prepared.key,
+            "companions_sha256": prepared.companions,
             "evaluated": what,
             "overlap": overlap,
             "given": changed(record["config"], config.to_dict()),

@@ -40,7 +40,10 @@ def names(text: str) -> tuple[str, ...]:
 
 def data_settings(config: Config) -> data.DataSettings:
     """Settings of the data layer; lists are comma-separated in a configuration."""
-    d = config.data
+    d, r = config.data, config.reference
+    contrasts = (r.track, r.aligned) == ("aligned", "contrast") or (
+        r.track == "mixed" and r.shares.contrast > 0
+    )
     return data.DataSettings(
         root=d.root,
         layout=d.layout,
@@ -66,6 +69,7 @@ def data_settings(config: Config) -> data.DataSettings:
         exclude=config.reference.exclude,
         track=config.reference.track,
         aligned=config.reference.aligned,
+        companions=contrasts,
     )
 
 

@@ -183,6 +183,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     )
     inputs = {
         "prepared_sha256": prepared.key,
+        "companions_sha256": prepared.companions,
         "perceptual": (perceptual := parts.describe_perceptual(config, vgg)),
         "perceptual_words": perceptual_words(perceptual),
         "start": source,

@@ -88,6 +88,7 @@ def config_sha256(config: dict[str, Any]) -> str:
 # What a run is made from beside its configuration, by the name in `config.json`.
 _INPUTS = {
     "prepared_sha256": "the data differ from those",
+    "companions_sha256": "the contrasts on the grids of others differ from those",
     "perceptual": "the perceptual network differs from the one",
 }
 
@@ -176,7 +177,7 @@ def record_config(
         changes += [
             f"{words} the run began with"
             for name, words in _INPUTS.items()
-            if old.get(name) != inputs[name]
+            if old.get(name) != inputs.get(name)
         ]
         inputs = inputs | {"start": old.get("start")}
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
