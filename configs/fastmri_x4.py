@@ -74,10 +74,20 @@ def get_config(preset: str = "paper") -> ConfigDict:
     )
     config.reference = ConfigDict(
         {
-            "track": "random",  # another subject's slice; "aligned": the same subject's
+            # another subject's slice; "aligned": the same subject's; "mixed": both
+            "track": "random",
             "exclude": "subject",  # what "random" may not share; "volume", "slice"
             "aligned": "neighbour",  # slice; "contrast": same place, other contrast
+            "distance_mm": 0.0,  # of a neighbour from its target; 0: the next slice
+            "count": 1,  # references of a slice; several: the model daasr alone
             "seed": 0,  # draws the pairs of an evaluation
+            "shares": {  # of "mixed", relative
+                "stranger": 0.35,  # another subject's slice
+                "neighbour": 0.35,  # slice
+                "contrast": 0.0,  # another of the subject; else the neighbour
+                "corrupted": 0.2,  # copy: moved, blurred, recoloured or partly blank
+                "none": 0.1,  # no reference: zeros
+            },
         }
     )
     config.train = ConfigDict(

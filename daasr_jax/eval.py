@@ -45,7 +45,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     from daasr_jax.evaluation.report import describe_run, make_table
-    from daasr_jax.experiment.evaluate import Request, evaluate_run
+    from daasr_jax.experiment.evaluate import Request, evaluate_tracks
     from daasr_jax.experiment.saved_run import list_runs
     from daasr_jax.runtime import hosts
     from daasr_jax.runtime.console import console
@@ -63,13 +63,13 @@ def evaluate(config: Any, workdir: str | None) -> None:
         force=FORCE.value,
         lpips=LPIPS.value,
     )
-    report, result, picture = evaluate_run(workdir, request)
-    if hosts.number():
-        return  # the first process reports
-    console(width=120 if LPIPS.value else 80).print(make_table(report))
-    for name, text in describe_run(report).items():
-        print(f"{name + ':':<12}{text}")
-    print(f"result:     {result}\npicture:    {picture}")
+    for report, result, picture in evaluate_tracks(workdir, request):
+        if hosts.number():
+            continue  # the first process reports
+        console(width=120 if LPIPS.value else 80).print(make_table(report))
+        for name, text in describe_run(report).items():
+            print(f"{name + ':':<12}{text}")
+        print(f"result:     {result}\npicture:    {picture}")
 
 
 def main() -> None:

@@ -6,9 +6,11 @@ from daasr_jax.data.batches import (
     steps_per_epoch,
     training_batches,
 )
-from daasr_jax.data.pairs import Pairing, ReferenceRule, draw_pairing, load_pairing
+from daasr_jax.data.mixture import alternating, tracks
+from daasr_jax.data.pairs import Pairing, draw_pairing, load_pairing
 from daasr_jax.data.prepared import PreparedSet, prepare
-from daasr_jax.data.settings import DataSettings
+from daasr_jax.data.references import ReferenceRule, distance_mm
+from daasr_jax.data.settings import DataSettings, Shares
 from daasr_jax.data.table import SliceTable
 
 __all__ = [
@@ -16,12 +18,16 @@ __all__ = [
     "Pairing",
     "PreparedSet",
     "ReferenceRule",
+    "Shares",
     "SliceTable",
     "TrainingTriples",
+    "alternating",
     "crop_to_multiple",
+    "distance_mm",
     "draw_pairing",
     "load_pairing",
     "prepare",
     "steps_per_epoch",
+    "tracks",
     "training_batches",
 ]

@@ -14,7 +14,10 @@ import time
 import grain
 import numpy as np
 
-from daasr_jax.data.pairs import ReferenceRule
+from daasr_jax.data.mixture import Drawn, Mixture, reference_image
+from daasr_jax.data.references import ReferenceRule
+from daasr_jax.data.settings import Shares
+from daasr_jax.data.sources.base import log
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import ConfigError, DataError
 
@@ -36,7 +39,11 @@ class TrainingTriples:
         scale: Ratio of the high- to the low-resolution grid.
         steps: Batches of the run.
         seed: Fixes order, references, windows and turns.
-        track, exclude, aligned: The reference rule, see `ReferenceRule`.
+        track, exclude, aligned: The reference rule, see `ReferenceRule`; or the track
+            `mixed`, see `Mixture`.
+        shares: Of the kinds of references, for `mixed`.
+        distance_mm: Of a neighbour from its target; 0 takes the next slice.
+        count: Number r of references of each sample.
         augment: Flips and quarter turns, the same for target and reference.
 
     Raises:
@@ -57,6 +64,9 @@ class TrainingTriples:
         track: str = "random",
         exclude: str = "subject",
         aligned: str = "neighbour",
+        shares: Shares | None = None,
+        distance_mm: float = 0.0,
+        count: int = 1,
         augment: bool = True,
     ) -> None:
         self._side = table.size // scale * scale
@@ -71,33 +81,63 @@ class TrainingTriples:
         self._table, self._seed, self._augment = table, seed, augment
         self._length = steps * batch_size
         self._epoch_length = steps_per_epoch(table, batch_size) * batch_size
-        self._rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
+        self._track, self._count, self._rule = track, count, None
+        self._contrast = (track, aligned) == ("aligned", "contrast")
+        if track == "mixed":
+            self._mixture = Mixture(
+                table,
+                shares=shares or Shares(),
+                exclude=exclude,
+                distance_mm=distance_mm,
+            )
+            log.info("references of training: %s", self._mixture.describe())
+            return
+        self._rule = ReferenceRule(
+            table,
+            track=track,
+            exclude=exclude,
+            aligned=aligned,
+            distance_mm=distance_mm,
+        )
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """`hr` and `ref` of a sample, each (scale crop, scale crop, 1) float32."""
-        target, reference = self.pair(index)
+        """`hr` and `ref` of a sample, each (scale crop, scale crop, 1) float32.
+
+        Of r > 1 references `ref` is (r, scale crop, scale crop, 1).
+        """
+        target, drawn = self.draw(index)
         rng = np.random.default_rng((self._seed, _WINDOW, index))
         top, left = rng.integers(self._side - self._crop + 1, size=2)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
         window = np.s_[top : top + self._crop, left : left + self._crop]
-        triple = {"hr": self._table.image(target), "ref": self._table.image(reference)}
-        for name, image in triple.items():
+
+        def cut(image: np.ndarray) -> np.ndarray:
             image = image[window]
             if self._augment:
                 image = np.rot90(image[:, ::-1] if flip else image, turns)
-            triple[name] = np.ascontiguousarray(image)
-        return triple
+            return np.ascontiguousarray(image)
 
-    def pair(self, i: int) -> tuple[int, int]:
-        """Indices of target and reference of sample i in the table."""
+        refs = [cut(reference_image(self._table, one)) for one in drawn]
+        return {
+            "hr": cut(self._table.image(target)),
+            "ref": refs[0] if self._count == 1 else np.stack(refs),
+        }
+
+    def draw(self, i: int) -> tuple[int, list[Drawn]]:
+        """Index of the target of sample i in the table, and its references."""
         if not 0 <= i < self._length:
             raise IndexError(f"sample {i} of a run of {self._length}.")
         epoch, place = divmod(i, self._epoch_length)
         target = int(_permutation(len(self._table), self._seed, epoch)[place])
-        return target, self._rule.draw(target, seed=self._seed, epoch=epoch)
+        how = {"count": self._count, "seed": self._seed, "epoch": epoch}
+        if self._rule is None:
+            return target, self._mixture.draw_several(target, **how)
+        beside = target if self._contrast else None
+        found = self._rule.draw_several(target, **how)
+        return target, [Drawn(self._track, k, None, beside) for k in found]
 
 
 @functools.lru_cache(maxsize=4)
@@ -149,6 +189,9 @@ def training_batches(
     track: str = "random",
     exclude: str = "subject",
     aligned: str = "neighbour",
+    shares: Shares | None = None,
+    distance_mm: float = 0.0,
+    count: int = 1,
     augment: bool = True,
     rows: range | None = None,
     num_threads: int = 2,
@@ -164,9 +207,12 @@ def training_batches(
         scale: Ratio of the high- to the low-resolution grid.
         steps: Batches of the run.
         seed: Fixes order, references, windows and turns.
-        track: `random` or `aligned` references.
+        track: `random`, `aligned` or `mixed` references.
         exclude: What target and reference may not share, for `random`.
         aligned: `neighbour` or `contrast`, for `aligned`.
+        shares: Of the kinds of references, for `mixed`.
+        distance_mm: Of a neighbour from its target; 0 takes the next slice.
+        count: Number r of references of each sample.
         augment: Flips and quarter turns, the same for target and reference.
         rows: Those of each batch that this process makes; None for all of them.
         num_threads: Threads that make batches ahead; 0 makes them when asked.
@@ -175,7 +221,8 @@ def training_batches(
 
     Returns:
         A data set of `steps - start` dicts with `hr` and `ref`, each (rows, scale
-        crop, scale crop, 1) float32 in [0, 1].
+        crop, scale crop, 1) float32 in [0, 1]. Of r > 1 references `ref` is (rows, r,
+        scale crop, scale crop, 1).
 
     Raises:
         ConfigError: If the window is larger than a slice (E205).
@@ -192,6 +239,9 @@ def training_batches(
         track=track,
         exclude=exclude,
         aligned=aligned,
+        shares=shares,
+        distance_mm=distance_mm,
+        count=count,
         augment=augment,
     )
     rows = range(batch_size) if rows is None else rows

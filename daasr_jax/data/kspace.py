@@ -1,5 +1,6 @@
 """Magnitude images from k-space: centred inverse FFT, root sum of squares, crop."""
 
+import math
 import re
 
 import numpy as np
@@ -162,6 +163,25 @@ def plane_remark(
             f"{height} rows and {width} columns, all kept",
         )
     return None
+
+
+def slice_thickness(header: bytes | str) -> float:
+    """Thickness of a slice in mm: the extent along z of the image; NaN if not told.
+
+    Args:
+        header: The XML of `ismrmrd_header`. It does not tell the gap between slices.
+    """
+    block = re.search(r"<reconSpace>(.*?)</reconSpace>", _text(header), re.DOTALL)
+    found = block and re.search(
+        r"<fieldOfView_mm>.*?<z>\s*([\d.]{1,30})\s*</z>\s*</fieldOfView_mm>",
+        block[1],
+        re.DOTALL,
+    )
+    try:
+        thickness = float(found[1]) if found else math.nan
+    except ValueError:
+        return math.nan
+    return thickness if thickness > 0 else math.nan
 
 
 def _asked(header: bytes | str, height: int, width: int) -> tuple[int, int]:

@@ -1,10 +1,4 @@
-"""Which reference each slice gets: pure functions of the seed and the slices' names.
-
-Two tracks. `random`: any slice of the split that does not share the subject (or,
-looser, the volume) with its target, each equally likely. `aligned`: a slice of the same
-subject, either the neighbour in the same volume or the same place in another contrast.
-A slice with the pixels of its target is never drawn.
-"""
+"""The fixed references of an evaluation: drawn once, written down, read again."""
 
 import dataclasses
 import hashlib
@@ -15,26 +9,25 @@ from typing import Any
 import numpy as np
 
 from daasr_jax.data.content import write_json
-from daasr_jax.data.settings import ALIGNED, EXCLUDES, TRACKS
-from daasr_jax.data.sources.base import log
+from daasr_jax.data.references import ReferenceRule
 from daasr_jax.data.table import SliceTable
-from daasr_jax.errors import ConfigError, DataError
-
-_EVALUATION = "evaluation"
+from daasr_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """One reference for every slice of a split.
+    """The reference of every slice of a split, or several.
 
     Attributes:
-        track: `random` or `aligned`.
+        track: `random`, `aligned` or, to validate, `mixed`.
         exclude: What target and reference may not share (track `random`).
         seed: The seed it was drawn with.
         references: (N,) int64, index of the reference in the same table.
         sha256: Of the canonical JSON of the file, hexadecimal.
         aligned: `neighbour` or `contrast` (track `aligned`).
         keys: The N names of the table's slices, in its order.
+        distance_mm: That neighbours were asked for; 0 for the next slice.
+        further: (N, r - 1) int64, the references of each slice after the first.
     """
 
     track: str
@@ -44,142 +37,30 @@ class Pairing:
     sha256: str
     aligned: str
     keys: tuple[str, ...]
+    distance_mm: float = 0.0
+    further: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.empty((0, 0), np.int64)
+    )
+
+    @property
+    def count(self) -> int:
+        """Number r of references of a slice."""
+        return 1 + self.further.shape[1]
+
+    @property
+    def of_contrasts(self) -> bool:
+        """Whether the references are other contrasts at the place of their targets."""
+        return (self.track, self.aligned) == ("aligned", "contrast")
+
+    def all_of(self, i: int) -> list[int]:
+        """The r references of slice i, by their index."""
+        further = self.further[i].tolist() if self.further.size else []
+        return [int(self.references[i]), *further]
 
     def save(self, path: str | Path) -> None:
         """Writes the pairing as JSON: the settings and [target, reference] names."""
         content = _content(self)
         write_json(Path(path), {**content, "sha256": self.sha256})
-
-
-class ReferenceRule:
-    """The candidates of every slice of a table, and a draw among them.
-
-    A slice with the pixels of the target, up to a factor, is no candidate on the track
-    `random` where both are of one subject. Elsewhere it is an error.
-
-    Raises:
-        ConfigError: For an unknown track, exclude or aligned value (E211).
-        DataError: If a slice has no candidate (E312), or one with its own pixels
-            (E333).
-    """
-
-    def __init__(
-        self,
-        table: SliceTable,
-        *,
-        track: str = "random",
-        exclude: str = "subject",
-        aligned: str = "neighbour",
-    ) -> None:
-        for name, value, known in (
-            ("track", track, TRACKS),
-            ("exclude", exclude, EXCLUDES),
-            ("aligned", aligned, ALIGNED),
-        ):
-            if value not in known:
-                raise ConfigError(
-                    "E211",
-                    f"reference.{name} is {value!r}; it must be one of "
-                    f"{', '.join(known)}",
-                )
-        if not len(table):
-            raise DataError(
-                "E312",
-                f"split {table.name!r} is empty, so nothing can be paired: "
-                f"name subjects for it in data.subjects.{table.name}",
-            )
-        self._keys = table.keys
-        self._several: list[np.ndarray] | None = None
-        self._twins: dict[int, set[int]] = {}
-        if track == "random":
-            self._group(table, exclude)
-            self._keep_twins_apart(table)
-            return
-        self._several = _ALIGNED_CANDIDATES[aligned](table)
-        if not all(map(len, self._several)):
-            raise _lacking(table, self._several, aligned)
-        for i, others in enumerate(self._several):
-            for k in others[table.hashes[others] == table.hashes[i]]:
-                if table.hashes[i]:
-                    raise _same_pixels(table, i, int(k))
-
-    def candidates(self, i: int) -> np.ndarray:
-        """Indices that may be the reference of slice i, ordered by name.
-
-        For `aligned="contrast"` these are one slice of every other contrast's volume.
-        """
-        if self._several is not None:
-            return self._several[i]
-        start, stop = self._start[i], self._stop[i]
-        others = np.concatenate([self._order[:start], self._order[stop:]])
-        twins = self._twins.get(i)
-        return others[~np.isin(others, list(twins))] if twins else others
-
-    def allows(self, i: int, reference: int) -> bool:
-        """Whether this slice may be the reference of slice i."""
-        if self._several is not None:
-            return reference in self._several[i]
-        twins = self._twins.get(i, ())
-        return bool(self._groups[i] != self._groups[reference]) and (
-            reference not in twins
-        )
-
-    def draw(self, i: int, *, seed: int, epoch: int | str = _EVALUATION) -> int:
-        """The reference of slice i: a function of seed, epoch and names only."""
-        text = f"{seed}/{epoch}/{self._keys[i]}".encode()
-        number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
-        if self._several is not None or i in self._twins:
-            among = self.candidates(i)
-            return int(among[number % len(among)])
-        start, stop = int(self._start[i]), int(self._stop[i])
-        place = number % (len(self._order) - (stop - start))
-        return int(self._order[place if place < start else place + stop - start])
-
-    def _group(self, table: SliceTable, exclude: str) -> None:
-        groups = {
-            "subject": table.subjects,
-            "volume": table.volumes,
-            "slice": np.array(table.keys),
-        }[exclude]
-        self._groups = groups
-        # sorted by group, then name: what a slice excludes is one run of this order
-        self._order = np.lexsort((np.array(table.keys), groups))
-        ordered = groups[self._order]
-        self._start = np.searchsorted(ordered, groups, side="left")
-        self._stop = np.searchsorted(ordered, groups, side="right")
-        if len(table) == int(self._stop[0] - self._start[0]):
-            looser = {"subject": "volume", "volume": "slice"}.get(exclude)
-            remedy = (
-                f"set --config.reference.exclude={looser} or add subjects"
-                if looser
-                else "add subjects"
-            )
-            raise DataError(
-                "E312",
-                f"split {table.name!r} holds one {exclude} ({groups[0]}): no reference "
-                f"from another {exclude} is possible; {remedy}",
-            )
-
-    def _keep_twins_apart(self, table: SliceTable) -> None:
-        """Notes the candidates of each slice that have its pixels."""
-        order = np.argsort(table.hashes, kind="stable")
-        _, starts = np.unique(table.hashes[order], return_index=True)
-        for members in np.split(order, starts[1:]):
-            if len(members) < 2 or not table.hashes[members[0]]:
-                continue
-            for i in members.tolist():
-                twins = {k for k in members.tolist() if self.allows(i, k)}
-                for k in sorted(twins):
-                    if table.subjects[k] != table.subjects[i]:
-                        raise _same_pixels(table, i, k)
-                if twins:
-                    self._twins[i] = twins
-                if not len(self.candidates(i)):
-                    raise DataError(
-                        "E312",
-                        f"every slice that could be the reference of {table.keys[i]} "
-                        f"in split {table.name!r} has its pixels: add subjects",
-                    )
 
 
 def draw_pairing(
@@ -188,9 +69,11 @@ def draw_pairing(
     track: str = "random",
     exclude: str = "subject",
     aligned: str = "neighbour",
+    distance_mm: float = 0.0,
+    count: int = 1,
     seed: int = 0,
 ) -> Pairing:
-    """The evaluation pairing: one fixed reference for each slice of a split.
+    """The evaluation pairing: the fixed references of each slice of a split.
 
     It depends on the seed and the names of the slices, not on their order.
 
@@ -199,24 +82,40 @@ def draw_pairing(
         track: `random` or `aligned`.
         exclude: What target and reference may not share, for `random`.
         aligned: `neighbour` or `contrast`, for `aligned`.
+        distance_mm: Of a neighbour from its target; 0 takes the next slice.
+        count: Number r of references of each slice; the first is that of r = 1.
         seed: Draws the references.
 
     Raises:
-        ConfigError: For an unknown value (E211).
+        ConfigError: For an unknown value (E211), or a distance where that of the
+            slices is not known (E216).
         DataError: If a slice has no possible reference (E312), or one with its own
             pixels (E333).
     """
-    rule = ReferenceRule(table, track=track, exclude=exclude, aligned=aligned)
-    drawn = [rule.draw(i, seed=seed) for i in range(len(table))]
-    pairing = Pairing(
-        track=track,
-        exclude=exclude,
-        seed=seed,
-        references=np.array(drawn, np.int64),
-        sha256="",
-        aligned=aligned,
-        keys=tuple(table.keys),
+    rule = ReferenceRule(
+        table, track=track, exclude=exclude, aligned=aligned, distance_mm=distance_mm
     )
+    drawn = np.array(
+        [rule.draw_several(i, count=count, seed=seed) for i in range(len(table))],
+        np.int64,
+    )
+    return sealed(
+        Pairing(
+            track=track,
+            exclude=exclude,
+            seed=seed,
+            references=drawn[:, 0],
+            sha256="",
+            aligned=aligned,
+            keys=tuple(table.keys),
+            distance_mm=distance_mm,
+            further=drawn[:, 1:],
+        )
+    )
+
+
+def sealed(pairing: Pairing) -> Pairing:
+    """The pairing with the hash of its content."""
     return dataclasses.replace(pairing, sha256=_sha256(_content(pairing)))
 
 
@@ -231,8 +130,9 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         stated = content.pop("sha256")
-        pairs = dict(content["pairs"])
+        pairs = {target: list(others) for target, *others in content["pairs"]}
         settings = {k: content[k] for k in ("track", "exclude", "seed", "aligned")}
+        settings["distance_mm"] = float(content.get("distance_mm", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             "E313", f"{path} is no pairing file ({error}); {again}"
@@ -246,31 +146,40 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
             f"{table.name!r}; {again}",
         )
     place = {key: i for i, key in enumerate(table.keys)}
-    references = np.array([place.get(pairs[k], -1) for k in table.keys], np.int64)
+    drawn = [[place.get(name, -1) for name in pairs[key]] for key in table.keys]
     seed = settings.pop("seed")
     rule = ReferenceRule(table, **settings)
-    for i, reference in enumerate(references):
-        if reference < 0 or not rule.allows(i, int(reference)):
-            raise DataError(
-                "E313",
-                f"{path} pairs {table.keys[i]} with {pairs[table.keys[i]]}, which its "
-                f"rule excludes; {again}",
-            )
+    for i, others in enumerate(drawn):
+        for name, k in zip(pairs[table.keys[i]], others, strict=True):
+            if k < 0 or not rule.allows(i, k):
+                raise DataError(
+                    "E313",
+                    f"{path} pairs {table.keys[i]} with {name}, which its rule "
+                    f"excludes; {again}",
+                )
+    if len({len(others) for others in drawn}) != 1 or not drawn[0]:
+        raise DataError(
+            "E313", f"{path} gives its slices unlike numbers of references; {again}"
+        )
+    references = np.array(drawn, np.int64)
     return Pairing(
         **settings,
         seed=seed,
-        references=references,
+        references=references[:, 0],
+        further=references[:, 1:],
         sha256=stated,
         keys=tuple(table.keys),
     )
 
 
 def _content(pairing: Pairing) -> dict[str, Any]:
+    """What is written and hashed; what was not asked for is no part of it."""
     pairs = [
-        [key, pairing.keys[reference]]
-        for key, reference in zip(pairing.keys, pairing.references, strict=True)
+        [key, *(pairing.keys[k] for k in pairing.all_of(i))]
+        for i, key in enumerate(pairing.keys)
     ]
-    return {
+    distance = {"distance_mm": pairing.distance_mm} if pairing.distance_mm else {}
+    return distance | {
         "track": pairing.track,
         "exclude": pairing.exclude,
         "aligned": pairing.aligned,
@@ -282,112 +191,3 @@ def _content(pairing: Pairing) -> dict[str, Any]:
 def _sha256(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _by_volume(table: SliceTable) -> dict[str, np.ndarray]:
-    """Indices of each volume's slices, in the order of the slices."""
-    order = np.lexsort((table.index, table.volumes))
-    names, starts = np.unique(table.volumes[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
-
-
-def _neighbours(table: SliceTable) -> list[np.ndarray]:
-    out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
-    for members in _by_volume(table).values():
-        for k, i in enumerate(members):
-            out[i] = members[[j for j in (k - 1, k + 1) if 0 <= j < len(members)]]
-    return out
-
-
-def _other_contrasts(table: SliceTable) -> list[np.ndarray]:
-    members = _by_volume(table)
-    first = {volume: int(indices[0]) for volume, indices in members.items()}
-    out: list[np.ndarray] = [np.empty(0, np.int64)] * len(table)
-    place = (table.index + 0.5) / table.n_slices
-    for volume, indices in members.items():
-        own = first[volume]
-        others = [
-            members[name]
-            for name, i in first.items()
-            if table.subjects[i] == table.subjects[own]
-            and table.contrasts[i] != table.contrasts[own]
-            and (not table.studies[own] or table.studies[i] == table.studies[own])
-        ]
-        for i in indices:
-            nearest = [o[np.argmin(np.abs(place[o] - place[i]))] for o in others]
-            out[i] = np.array(nearest, np.int64)
-    return out
-
-
-_ALIGNED_CANDIDATES = {"neighbour": _neighbours, "contrast": _other_contrasts}
-
-
-def with_reference(table: SliceTable, *, aligned: str) -> SliceTable:
-    """The slices of a split that have a reference on the track `aligned`.
-
-    The others are left out as targets and as references, and counted in the log.
-
-    Args:
-        table: The split, not empty.
-        aligned: `neighbour` or `contrast`.
-
-    Raises:
-        DataError: If no slice has a reference (E312).
-    """
-    left = table
-    while True:
-        candidates = _ALIGNED_CANDIDATES[aligned](left)
-        kept = [i for i, others in enumerate(candidates) if len(others)]
-        if not kept:
-            raise _lacking(left, candidates, aligned)
-        if len(kept) == len(left):
-            break
-        left = left.only(kept)
-    lost = sorted(set(table.volumes.tolist()) - set(left.volumes.tolist()))
-    if lost:
-        log.warning(
-            "split %r: %d of %d volumes (%d of %d slices) have %s and are left out, "
-            "the first %s",
-            table.name,
-            len(lost),
-            len(set(table.volumes.tolist())),
-            len(table) - len(left),
-            len(table),
-            _WITHOUT[aligned],
-            lost[0],
-        )
-    return left
-
-
-_WITHOUT = {"neighbour": "one slice only", "contrast": "no other contrast beside them"}
-
-
-def _lacking(
-    table: SliceTable, candidates: list[np.ndarray], aligned: str
-) -> DataError:
-    lacking = [i for i, others in enumerate(candidates) if not len(others)]
-    volume, subject = table.volumes[lacking[0]], table.subjects[lacking[0]]
-    count = len(set(table.volumes[lacking].tolist()))
-    if aligned == "neighbour":
-        return DataError(
-            "E312",
-            f"volume {volume} of split {table.name!r} has one slice, so none has a "
-            f"neighbour ({count} such volumes): widen data.slice_first and "
-            "data.slice_last or leave the subject out",
-        )
-    return DataError(
-        "E312",
-        f"subject {subject} has no other contrast beside {volume} in split "
-        f"{table.name!r} ({count} such volumes): leave them out by data.subjects or "
-        "data.contrasts, or set reference.aligned=neighbour",
-    )
-
-
-def _same_pixels(table: SliceTable, i: int, reference: int) -> DataError:
-    return DataError(
-        "E333",
-        f"{table.keys[i]} (subject {table.subjects[i]}) and {table.keys[reference]} "
-        f"(subject {table.subjects[reference]}) of split {table.name!r} hold the same "
-        "pixels, and one would be the reference of the other: remove one of the "
-        "files, or leave it out by data.contrasts or data.subjects",
-    )

@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from daasr_jax.data.companions import companions_of, prepare_companions
 from daasr_jax.data.content import check_copies, check_leaks, write_json
-from daasr_jax.data.pairs import with_reference
+from daasr_jax.data.references import with_reference
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources import choose_source
 from daasr_jax.data.sources.base import Volume, log
@@ -36,6 +37,8 @@ class PreparedSet:
         splits: `train`, `val` and `test`; a table may be empty. On the track `aligned`
             slices without a reference are left out.
         key: SHA-256 of the names and pixels of all slices, hexadecimal.
+        companions: The same of other contrasts on the grids of volumes; None where
+            there are none.
         directory: Folder of the cache.
         dataset: Name for people, such as `nifti:openms` or `template:mni152`.
         split: The splits as a split file has them, ready for JSON.
@@ -47,6 +50,7 @@ class PreparedSet:
 
     splits: dict[str, SliceTable]
     key: str
+    companions: str | None
     directory: str
     dataset: str
     split: dict[str, list[str]]
@@ -100,6 +104,9 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
     try:
         os.fspath(cache).encode()
         stored = prepare_volumes(source, used, settings)
+        beside = {}
+        if settings.companions:
+            beside = prepare_companions(source, splits, stored, settings, check=check)
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None)
         if isinstance(error, UnicodeEncodeError):
@@ -119,11 +126,12 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
             members,
             settings.size,
             StoredImages(members, stored, settings.size),
+            companions=companions_of(members, splits, beside, settings.size),
         )
         for split, members in records.items()
     }
     for split, table in tables.items():
-        if settings.track == "random":
+        if settings.track != "aligned":
             check_references(split, splits[split], settings.exclude, len(table))
         elif len(table):
             tables[split] = with_reference(table, aligned=settings.aligned)
@@ -132,6 +140,7 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
     prepared = PreparedSet(
         splits=tables,
         key=_key(records, stored),
+        companions=_companions_key(beside),
         directory=str(cache),
         dataset=f"{source.name}:{printable(name)}",
         split=split_of(
@@ -171,7 +180,9 @@ def _records(
     """The slices of every split, in the order of their volumes' keys."""
     return {
         split: [
-            SliceRecord(v.key, v.subject, v.contrast, v.study, i, v.shape[0], digest)
+            SliceRecord(
+                v.key, v.subject, v.contrast, v.study, i, v.shape[0], digest, v.spacing
+            )
             for v in members
             for i, digest in read_index(stored[v.key], check=check)
         ]
@@ -184,9 +195,15 @@ def _key(
 ) -> str:
     content = {
         split: [
-            [*dataclasses.astuple(record), stored[record.volume].folder.name]
+            # the distance of slices is no part of it: equal pixels are equal data
+            [*dataclasses.astuple(record)[:-1], stored[record.volume].folder.name]
             for record in members
         ]
         for split, members in records.items()
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _companions_key(beside: Mapping[tuple[str, str], Stored]) -> str | None:
+    rows = sorted([*names, one.folder.name] for names, one in beside.items())
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None

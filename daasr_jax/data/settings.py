@@ -1,6 +1,7 @@
 """What the data layer can be asked for, checked when it is written down."""
 
 import dataclasses
+import math
 import os
 import re
 from pathlib import Path
@@ -11,11 +12,71 @@ LAYOUTS = ("auto", "fastmri", "nifti", "template")
 RESIZES = ("stretch", "pad")
 SLICE_AXES = ("auto", "axial", "coronal", "sagittal")
 EXCLUDES = ("subject", "volume", "slice")
-TRACKS = ("random", "aligned")
+PURE_TRACKS = ("random", "aligned")
+TRACKS = (*PURE_TRACKS, "mixed")
 ALIGNED = ("neighbour", "contrast")
 SPLITS = ("train", "val", "test")
 FASTMRI_TARGETS = ("auto", "reconstruction_esc", "reconstruction_rss", "kspace")
 SUBJECTS_FROM = ("auto", "file", "attribute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How often each kind of reference is drawn on the track `mixed`.
+
+    The numbers are relative: only their ratios count.
+
+    Attributes:
+        stranger: A slice of another subject, as on the track `random`.
+        neighbour: The slice beside the target in its volume.
+        contrast: The same place in another contrast; a neighbour where there is none.
+        corrupted: A damaged copy of one of the three, in their ratio.
+        none: Zeros, which stand for no reference.
+
+    Raises:
+        ConfigError: For a number that is no share, or nothing to damage (E215).
+    """
+
+    stranger: float = 0.35
+    neighbour: float = 0.35
+    contrast: float = 0.0
+    corrupted: float = 0.2
+    none: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(
+                    "E215",
+                    f"reference.shares.{name} is {value}; it must be 0 or more",
+                )
+        if not sum(dataclasses.astuple(self)):
+            raise ConfigError(
+                "E215",
+                "reference.shares are all 0: give one kind of reference a share",
+            )
+        if self.corrupted and not self.stranger + self.neighbour + self.contrast:
+            raise ConfigError(
+                "E215",
+                "reference.shares.corrupted has nothing to damage: give stranger, "
+                "neighbour or contrast a share too, such as 0.001",
+            )
+
+    @property
+    def of_all(self) -> dict[str, float]:
+        """Kind -> its part of all draws."""
+        return _ratios(dataclasses.asdict(self))
+
+    @property
+    def of_images(self) -> dict[str, float]:
+        """Kind -> its part of the draws of what is damaged."""
+        names = ("stranger", "neighbour", "contrast")
+        return _ratios({name: getattr(self, name) for name in names})
+
+
+def _ratios(shares: dict[str, float]) -> dict[str, float]:
+    total = sum(shares.values())
+    return {name: value / total for name, value in shares.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +117,12 @@ class DataSettings:
             named for it; the others are empty. Without it the splits are drawn.
         exclude: What a reference may not share with its target: `subject`, `volume`
             or `slice`. Read only to refuse splits without references.
-        track: `random` or `aligned`: whether `exclude` applies to the splits.
+        track: `random`, `aligned` or `mixed`: `exclude` applies to the splits but on
+            the track `aligned`.
         aligned: `neighbour` or `contrast`: which volumes the track `aligned` leaves
             out, because none of their slices has a reference.
+        companions: Resample the other contrasts of a visit onto the grid of each
+            volume, where headers tell how they lie.
         folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
         subject_from: fastMRI only: whether the subject is the `attribute` patient_id of
             a file or the name of the `file`. `auto` takes the name where the attribute
@@ -96,6 +160,7 @@ class DataSettings:
     exclude: str = "subject"
     track: str = "random"
     aligned: str = "neighbour"
+    companions: bool = False
     folders: tuple[str, ...] = ()
     subject_from: str = "auto"
     target: str = "auto"

@@ -67,7 +67,7 @@ def assign_splits(volumes: Sequence[Volume], settings: DataSettings) -> Splits:
         splits = _by_folders(volumes, settings)
     else:
         splits = _by_fractions(_choose(volumes, settings), settings)
-    if settings.track == "random":
+    if settings.track != "aligned":
         for name, members in splits.items():
             check_references(name, members, settings.exclude)
     return splits

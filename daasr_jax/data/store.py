@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def prepare_volumes(
     found = _found(volumes, stamps, load_memory(settings.cache_path), settings)
     if len(found) == len(stamps):
         return found
-    place = _place(settings)
+    place = store_folder(settings)
     place.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(place.with_suffix(".lock")) as alone:
         memory = load_memory(settings.cache_path)
@@ -97,7 +97,7 @@ def prepare_volumes(
             place.mkdir(exist_ok=True)
             if alone:
                 remove_leftovers(place)
-            _check_disk(missing, settings, place)
+            check_disk(missing, settings, place)
             try:
                 _prepare(source, missing, stamps, memory, settings, len(volumes))
             finally:
@@ -211,7 +211,8 @@ def _open(folder: Path) -> ArrayRecordDataSource:
     return ArrayRecordDataSource(str(records_file(folder)))
 
 
-def _place(settings: DataSettings) -> Path:
+def store_folder(settings: DataSettings) -> Path:
+    """The folder of the prepared volumes in the cache."""
     return settings.cache_path / f"prepared-v{PREPARATION_VERSION}"
 
 
@@ -235,7 +236,7 @@ def _folder(content: str, volume: Volume, settings: DataSettings) -> Path:
         "slices": [cut.start, cut.stop, cut.step],
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return _place(settings) / key
+    return store_folder(settings) / key
 
 
 def _cut(volume: Volume, settings: DataSettings) -> range:
@@ -305,22 +306,54 @@ def _write(
     size, mode = settings.size, settings.resize
     cut = _cut(volume, settings)
     kept = not_blank(array, cut, volume.path)
-
     images = normalised(array)
-    slices = ((i, resized(images[i], size, mode)) for i in kept)
+    write_slices(
+        folder,
+        ((i, resized(images[i], size, mode)) for i in kept),
+        content=content,
+        size=size,
+        kept=kept,
+        hashes=[slice_hash(array[i], size, mode) for i in kept],
+    )
+    return len(cut) - len(kept)
+
+
+def write_slices(
+    folder: Path,
+    slices: Iterable[tuple[int, np.ndarray]],
+    *,
+    content: str,
+    size: int,
+    kept: Sequence[int],
+    hashes: Sequence[str],
+) -> None:
+    """Writes the folder of a prepared volume, whole or not at all.
+
+    Args:
+        folder: Where; one that is there stays.
+        slices: Place in the volume and (size, size, 1) float32 of each slice.
+        content: Part of every record, by which it is recognised.
+        size: Side of a slice, in pixels.
+        kept: The places again.
+        hashes: Of each slice, see `slices.slice_hash`.
+    """
     with new_folder(folder) as made:
         PreparedVolume(
             data_dir=str(made), size=size, content=content, slices=slices
         ).write()
-        rows = [[i, slice_hash(array[i], size, mode)] for i in kept]
+        rows = [list(row) for row in zip(kept, hashes, strict=True)]
         (made / _INDEX).write_text(json.dumps({"slices": rows}), encoding="utf-8")
         files = {name: file_hash(made / name) for name in _files(made)}
         (made / _MANIFEST).write_text(json.dumps({"files": files}), encoding="utf-8")
         publish(made, folder)
-    return len(cut) - len(kept)
 
 
-def _check_disk(volumes: Sequence[Volume], settings: DataSettings, place: Path) -> None:
+def check_disk(volumes: Sequence[Volume], settings: DataSettings, place: Path) -> None:
+    """Asks whether the prepared slices of some volumes fit on the disk.
+
+    Raises:
+        ResourceError: If they do not (E601).
+    """
     count = sum(len(_cut(volume, settings)) for volume in volumes)
     need = int(1.1 * count * settings.size**2 * 4) + _SPARE_BYTES
     free = shutil.disk_usage(place).free

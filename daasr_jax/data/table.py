@@ -1,7 +1,8 @@
 """The slices of one split: what they are, and their images on demand."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class SliceRecord:
         n_slices: Slices of the volume as stored, kept or not.
         sha256: Of the prepared pixels up to a factor, see `slices.slice_hash`; empty
             where the slice is nearly empty or not known.
+        spacing: Distance of adjacent slices of the volume, in mm; NaN where unknown.
     """
 
     volume: str
@@ -31,11 +33,28 @@ class SliceRecord:
     index: int
     n_slices: int
     sha256: str = ""
+    spacing: float = math.nan
 
     @property
     def key(self) -> str:
         """Unique name of the slice, such as `patient01/study1_FLAIR#012`."""
         return f"{self.volume}#{self.index:03d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Companion:
+    """Another contrast on the grid of a volume.
+
+    Attributes:
+        images: Number of a kept slice of the volume -> the other contrast at its
+            place, (size, size, 1) float32.
+        numbers: That number by the place of the slice in the volume.
+        places: Where the middle of the slice lies among the other volume's slices.
+    """
+
+    images: Callable[[int], np.ndarray]
+    numbers: Mapping[int, int]
+    places: Mapping[int, float]
 
 
 class SliceTable:
@@ -52,6 +71,9 @@ class SliceTable:
         n_slices: (N,) int64, slices of that volume, kept or not.
         keys: N unique names, `volume#012`.
         hashes: (N,) str, of the pixels up to a factor; empty where not known.
+        spacing: (N,) float64, distance of adjacent slices of the volume in mm; NaN
+            where unknown.
+        companions: Other contrasts on the grids of volumes, by the keys of both.
     """
 
     def __init__(
@@ -61,6 +83,7 @@ class SliceTable:
         size: int,
         read: Callable[[int], np.ndarray],
         *,
+        companions: Mapping[tuple[str, str], Companion] | None = None,
         memory_budget: int = MEMORY_BUDGET_BYTES,
     ) -> None:
         """`read(i)` gives the image of record i, (size, size, 1) float32."""
@@ -73,6 +96,8 @@ class SliceTable:
         self.n_slices = np.array([r.n_slices for r in records], dtype=np.int64)
         self.keys = [r.key for r in records]
         self.hashes = np.array([r.sha256 for r in records], dtype=str)
+        self.spacing = np.array([r.spacing for r in records], dtype=np.float64)
+        self.companions = dict(companions or {})
         self._records, self._read = records, read
         fits = len(records) * size * size * 4 <= memory_budget
         empty: list[np.ndarray | None] = [None] * len(records)
@@ -91,7 +116,10 @@ class SliceTable:
         def read(i: int) -> np.ndarray:
             return self._read(kept[i])
 
-        return SliceTable(self.name, [self._records[i] for i in kept], self.size, read)
+        records = [self._records[i] for i in kept]
+        return SliceTable(
+            self.name, records, self.size, read, companions=self.companions
+        )
 
     def image(self, i: int) -> np.ndarray:
         """The image of slice i, (size, size, 1) float32 in [0, 1], read-only.
@@ -108,3 +136,18 @@ class SliceTable:
         if image is None:
             image = self._memory[i] = self._read(i)
         return image
+
+    def other_contrast(self, i: int, reference: int) -> np.ndarray:
+        """The volume of slice `reference` at the place of slice i, as `image`.
+
+        It is resampled by the headers where there is a companion; else it is slice
+        `reference` itself.
+
+        Raises:
+            DataError: If the record cannot be read (E311).
+        """
+        names = str(self.volumes[i]), str(self.volumes[reference])
+        companion = self.companions.get(names)
+        if companion is None:
+            return self.image(reference)
+        return companion.images(companion.numbers[int(self.index[i])])

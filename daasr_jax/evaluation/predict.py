@@ -39,10 +39,11 @@ class Prediction:
 
     Attributes:
         position: Index of the slice in its table.
-        reference: Index of the reference.
+        reference: Index of the reference, the first of several.
         signal: Mean intensity of the HR slice.
         images: `lr`, `ref`, `hr`, `bicubic` and `sr`; with a SAT also the last group's
-            `index` (int32) and `confidence`.
+            `index` (int32) and `confidence`. Several references lie below one another
+            in `ref`, as `index` counts them.
         scores: Method -> metric -> value.
     """
 
@@ -92,8 +93,9 @@ def make_predict(
 
     Returns:
         `predict(variables, hr, ref) -> (images, scores)`, `hr` and `ref`
-        `(B, H, W, 1)` float32 in [0, 1]. Images are not clipped nor rounded before
-        the metrics; MAX is 1, the maximum of the volume.
+        `(B, H, W, 1)` float32 in [0, 1], `ref` of several references `(B, r, H, W,
+        1)`. Images are not clipped nor rounded before the metrics; MAX is 1, the
+        maximum of the volume.
     """
 
     def measure(estimates: dict[str, Array], hr: Array, weights: Mapping[str, Any]):
@@ -163,6 +165,15 @@ def run_split(
         positions: Slices to predict instead of all.
         show_progress: Draw a bar with the remaining time.
     """
+
+    def example(i: int) -> tuple[np.ndarray, np.ndarray]:
+        refs = [
+            table.other_contrast(i, k) if pairing.of_contrasts else table.image(k)
+            for k in pairing.all_of(i)
+        ]
+        hr, *refs = (crop_to_multiple(x, scale) for x in (table.image(i), *refs))
+        return hr, refs[0] if pairing.count == 1 else np.stack(refs)
+
     chosen = list(range(len(table)) if positions is None else positions)
     chosen = chosen[jax.process_index() :: jax.process_count()] or chosen[:1]
     begins: Iterable[int] = range(0, len(chosen), predict.at_once)
@@ -171,18 +182,18 @@ def run_split(
     for begin in begins:
         part = chosen[begin : begin + predict.at_once]
         filled = part + part[-1:] * (predict.at_once - len(part))
-        partners = [int(pairing.references[i]) for i in filled]
-        hr, ref = (
-            np.stack([crop_to_multiple(table.image(k), scale) for k in numbers])
-            for numbers in (filled, partners)
-        )
+        hr, ref = zip(*(example(i) for i in filled), strict=True)
+        hr, ref = np.stack(hr), np.stack(ref)
         images, scores = jax.device_get(predict(variables, hr, ref))
         for n, i in enumerate(part):
             yield Prediction(
                 position=i,
-                reference=partners[n],
+                reference=int(pairing.references[i]),
                 signal=float(hr[n].mean()),
-                images={name: x[n, ..., 0] for name, x in images.items()},
+                images={
+                    name: x[n, ..., 0].reshape(-1, x.shape[-2])
+                    for name, x in images.items()
+                },
                 scores={
                     method: {metric: float(v[n]) for metric, v in values.items()}
                     for method, values in scores.items()

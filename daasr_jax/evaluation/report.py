@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from daasr_jax.data import Pairing, SliceTable
+from daasr_jax.data import Pairing, SliceTable, distance_mm
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.statistics import (
     MIN_SUBJECTS,
@@ -87,6 +87,9 @@ def make_report(
             "track": pairing.track,
             "exclude": pairing.exclude,
             "aligned": pairing.aligned if pairing.track == "aligned" else None,
+            "count": pairing.count,
+            "distance_mm": _distance(table, pairing),
+            "contrast_by": _contrast_by(table, pairing),
             "pairing_seed": pairing.seed,
             "degradation": DEGRADATION,
             "border": border,
@@ -119,6 +122,7 @@ def make_report(
             {
                 "slice": table.keys[p.position],
                 "reference": table.keys[p.reference],
+                **_further(table, pairing, p.position),
                 "subject": s,
                 "contrast": str(table.contrasts[p.position]),
                 **{
@@ -129,6 +133,49 @@ def make_report(
             for p, s in zip(predictions, subjects, strict=True)
         ],
     }
+
+
+def _distance(table: SliceTable, pairing: Pairing) -> float | None:
+    """Median distance of neighbours from their targets, in mm, where it is known."""
+    if (pairing.track, pairing.aligned) != ("aligned", "neighbour"):
+        return None
+    every = np.arange(len(table))
+    found = distance_mm(table, every, pairing.references)
+    return round(found, 3) if np.isfinite(found) else None
+
+
+def _contrast_by(table: SliceTable, pairing: Pairing) -> str | None:
+    """How another contrast is brought to its target's place, in words."""
+    if not pairing.of_contrasts:
+        return None
+    pairs = [
+        (str(table.volumes[i]), str(table.volumes[k])) in table.companions
+        for i in range(len(table))
+        for k in pairing.all_of(i)
+    ]
+    if all(pairs):
+        return "by the headers"
+    if not any(pairs):
+        return "by the relative number of the slice"
+    return f"by the headers for {sum(pairs)} of {len(pairs)}, else by relative number"
+
+
+def _further(table: SliceTable, pairing: Pairing, i: int) -> dict[str, list[str]]:
+    names = [table.keys[k] for k in pairing.all_of(i)[1:]]
+    return {"further_references": names} if names else {}
+
+
+def reference_words(protocol: dict[str, Any]) -> str:
+    """The references of a result, such as `aligned reference (neighbour, 4.0 mm)`."""
+    count = protocol.get("count", 1)
+    text = f"{protocol['track']} reference" if count == 1 else ""
+    text = text or f"{count} {protocol['track']} references"
+    if not protocol["aligned"]:
+        return text
+    how = protocol.get("contrast_by")
+    if distance := protocol.get("distance_mm"):
+        how = f"{distance:.1f} mm"
+    return f"{text} ({protocol['aligned']}{', ' if how else ''}{how or ''})"
 
 
 def perceptual_words(perceptual: dict[str, Any]) -> str:
@@ -214,7 +261,7 @@ def _empty_table(report: dict[str, Any]) -> Table:
         caption += f"; {left} slice(s) of infinite PSNR left out for all methods"
     table = Table(
         title=f"{report['dataset']}, {report['split']}, x{report['scale']}, "
-        f"{report['protocol']['track']} reference",
+        f"{reference_words(report['protocol'])}",
         caption=caption,
     )
     titles = [title for title, _ in _columns(report).values()]

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 
 from daasr_jax.errors import ConfigError, UserError, checked
-from daasr_jax.experiment.parts import data_settings
+from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
 from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
 from daasr_jax.training.checkpoints import BEST_BY
+
+SEVERAL = ("daasr",)  # models that take several references
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -92,6 +94,8 @@ def check_ranges(config: Config) -> None:
         "train.workers": (train.workers, 0),
         "train.watchdog": (train.watchdog, 0),
         "reference.seed": (config.reference.seed, 0),
+        "reference.count": (config.reference.count, 1),
+        "reference.distance_mm": (config.reference.distance_mm, 0),
         "evaluate.seed": (evaluate.seed, 0),
         "evaluate.resamples": (evaluate.resamples, 1),
     }
@@ -100,6 +104,14 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(
                 "E210", f"config.{name} is {value}; it must be {bound} or more."
             )
+    shares(config)
+    if config.reference.count > 1 and config.model.name not in SEVERAL:
+        raise ConfigError(
+            "E217",
+            f"config.reference.count is {config.reference.count}, and "
+            f"{config.model.name} takes one reference: give 1, or the model "
+            f"{', '.join(SEVERAL)}.",
+        )
     if config.scale not in (2, 3, 4):
         raise ConfigError(
             "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."

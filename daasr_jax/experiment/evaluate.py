@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,48 @@ class Request:
     out: str = ""
     force: bool = False
     lpips: bool = False
+
+
+def evaluate_tracks(
+    workdir: str, request: Request
+) -> Iterator[tuple[dict[str, Any], Path, Path]]:
+    """Evaluates a run on its track; one of the track `mixed` on each of the others.
+
+    These are `random`, `aligned` and, where the data have another contrast, `aligned`
+    with `contrast`. Each has a result of its own. A file that is asked for gets the
+    name of the track before its ending.
+
+    Args:
+        workdir: Folder of the run.
+        request: What is asked.
+
+    Yields:
+        What `evaluate_run` returns, for each track.
+
+    Raises:
+        UserError: If data or checkpoint cannot be used.
+    """
+    folder = place(workdir)
+    config: Config = ConfigDict(with_given(open_record(folder), dict(request.given)))
+    if config.reference.track != "mixed":
+        yield evaluate_run(workdir, request)
+        return
+    checks.check_ranges(config)
+    prepared, split, what = _data(checks.place_of_data(config), folder, request)
+    out = place(request.out) if request.out else folder / f"eval_{what}.json"
+    requests = []
+    for track in data.tracks(prepared.splits[split]):
+        name = _track(ConfigDict({"reference": track}))
+        target = out.with_name(f"{out.stem}_{name}{out.suffix}")
+        _check_target(target, folder, force=request.force)
+        given = {f"reference.{key}": value for key, value in track.items()}
+        requests.append(
+            dataclasses.replace(
+                request, given={**request.given, **given}, out=str(target)
+            )
+        )
+    for one in requests:
+        yield evaluate_run(workdir, one)
 
 
 @explained()
@@ -146,6 +188,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         provenance={
             "dataset": prepared.dataset,
             "prepared_sha256": prepared.key,
+            "companions_sha256": prepared.companions,
             "evaluated": what,
             "overlap": overlap,
             "given": changed(record["config"], config.to_dict()),

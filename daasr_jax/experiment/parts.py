@@ -40,7 +40,10 @@ def names(text: str) -> tuple[str, ...]:
 
 def data_settings(config: Config) -> data.DataSettings:
     """Settings of the data layer; lists are comma-separated in a configuration."""
-    d = config.data
+    d, r = config.data, config.reference
+    contrasts = (r.track, r.aligned) == ("aligned", "contrast") or (
+        r.track == "mixed" and r.shares.contrast > 0
+    )
     return data.DataSettings(
         root=d.root,
         layout=d.layout,
@@ -66,6 +69,7 @@ def data_settings(config: Config) -> data.DataSettings:
         exclude=config.reference.exclude,
         track=config.reference.track,
         aligned=config.reference.aligned,
+        companions=contrasts,
     )
 
 
@@ -270,9 +274,24 @@ def make_losses(
     return losses
 
 
+def shares(config: Config) -> data.Shares:
+    """How often the track `mixed` draws each kind of reference.
+
+    Raises:
+        ConfigError: For a number that is no share (E215).
+    """
+    return data.Shares(**config.reference.shares)
+
+
 def make_pairing(config: Config, table: data.SliceTable) -> data.Pairing:
-    """The fixed references of a split."""
+    """The fixed references of a split; of the track `mixed`, those that validate."""
     r = config.reference
-    return data.draw_pairing(
-        table, track=r.track, exclude=r.exclude, aligned=r.aligned, seed=r.seed
-    )
+    how = {
+        "exclude": r.exclude,
+        "distance_mm": r.distance_mm,
+        "count": r.count,
+        "seed": r.seed,
+    }
+    if r.track == "mixed":
+        return data.alternating(table, **how)
+    return data.draw_pairing(table, track=r.track, aligned=r.aligned, **how)

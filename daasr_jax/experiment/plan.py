@@ -99,7 +99,8 @@ def check_memory(config: Config, mesh: Mesh) -> None:
         "--config.train.batch_size or --config.train.crop, or a smaller network",
     )
     rows = len(devices.rows_of(mesh, train.batch_size))
-    batch = 2 * 4 * rows * (side * scale) ** 2  # hr and ref, float32
+    images = 1 + config.reference.count  # hr and its references, float32
+    batch = images * 4 * rows * (side * scale) ** 2
     memory.require_shared(AHEAD * train.workers * batch, workers=train.workers)
 
 
@@ -172,6 +173,9 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         track=config.reference.track,
         exclude=config.reference.exclude,
         aligned=config.reference.aligned,
+        shares=parts.shares(config),
+        distance_mm=config.reference.distance_mm,
+        count=config.reference.count,
         augment=train.augment,
         rows=devices.rows_of(mesh, train.batch_size),
         num_threads=train.num_threads,
@@ -179,6 +183,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     )
     inputs = {
         "prepared_sha256": prepared.key,
+        "companions_sha256": prepared.companions,
         "perceptual": (perceptual := parts.describe_perceptual(config, vgg)),
         "perceptual_words": perceptual_words(perceptual),
         "start": source,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from daasr_jax.data import Shares
 from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import write_atomically
@@ -69,6 +72,11 @@ EVALUATED = (
 )
 RECORD = "config.json"
 
+# Keys that came later, with what the runs before them did.
+_LATER: dict[str, Any] = {"reference.distance_mm": 0.0, "reference.count": 1} | {
+    f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()
+}
+
 
 def config_sha256(config: dict[str, Any]) -> str:
     """SHA-256 of the configuration without the places where data and cache lie."""
@@ -80,6 +88,7 @@ def config_sha256(config: dict[str, Any]) -> str:
 # What a run is made from beside its configuration, by the name in `config.json`.
 _INPUTS = {
     "prepared_sha256": "the data differ from those",
+    "companions_sha256": "the contrasts on the grids of others differ from those",
     "perceptual": "the perceptual network differs from the one",
 }
 
@@ -153,7 +162,7 @@ def record_config(
             )
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            before = _flat(old["config"])
+            before = _flat(completed(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
         except (ValueError, KeyError, OSError) as error:
             raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
@@ -168,7 +177,7 @@ def record_config(
         changes += [
             f"{words} the run began with"
             for name, words in _INPUTS.items()
-            if old.get(name) != inputs[name]
+            if old.get(name) != inputs.get(name)
         ]
         inputs = inputs | {"start": old.get("start")}
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
@@ -216,7 +225,23 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError):
         return {}
     known = isinstance(record, dict) and isinstance(record.get("config"), dict)
-    return record if known else {}
+    return record | {"config": completed(record["config"])} if known else {}
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run with the keys that came after it, where it has none.
+
+    Args:
+        config: Nested, as `config.json` has it.
+    """
+    out = copy.deepcopy(config)
+    for key, value in _LATER.items():
+        *path, name = key.split(".")
+        inner = out
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner.setdefault(name, value)
+    return out
 
 
 def trained_with(record: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def read_config(config, *_, **__) -> NoReturn:
 
 
 def read_request(_, request) -> NoReturn:
-    """Stands for `evaluate_run`, of a run of the first configuration."""
+    """Stands for `evaluate_tracks`, of a run of the first configuration."""
     config = load(RUN).to_dict()
     if request.config is not None:
         record.check_same({"config": config}, request.config.to_dict(), Path("RUN"))
@@ -72,7 +72,7 @@ def script(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     train.train_run = dry_run.dry_run = read_config
-    evaluate.evaluate_run = read_request
+    evaluate.evaluate_tracks = read_request
     cli._open_run = open_run
     hosts.connect = lambda *_: None
     argparse.ArgumentParser.parse_args = read_arguments

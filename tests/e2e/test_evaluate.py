@@ -117,6 +117,24 @@ def test_a_run_is_evaluated_by_its_own_record(place, trained):
     assert "LEARNED FROM 1 subjects of train" in results["allowed"]["out"]
 
 
+def test_a_run_on_mixed_references_is_evaluated_on_each_track(place):
+    root = nifti_root(place / "two contrasts", subjects=6)
+    run = place / "mixed"
+    train = [
+        "train.py", *SMALL, f"--config.data.root={root}", f"--workdir={run}",
+        "--config.train.steps=2", "--config.reference.track=mixed",
+        "--config.reference.shares.contrast=0.3",
+    ]  # fmt: skip
+    evaluate = ["eval.py", f"--workdir={run}", QUIET]
+    for command in (train, evaluate, [*evaluate, f"--out={place}/x.json"]):
+        result = run_all([command], place / "cache")[0]
+        assert result["code"] == 0, result["err"]
+    for folder, name in ((run, "eval_test"), (place, "x")):
+        for track in ("random", "aligned", "aligned_contrast"):
+            report = json.loads((folder / f"{name}_{track}.json").read_text())
+            assert report["protocol"]["track"] == track.partition("_")[0]
+
+
 def test_nothing_begins_again_in_silence(place, trained):
     root, run = trained
     changes = {

@@ -109,7 +109,9 @@ def test_contents(installed):
     with tarfile.open(installed.sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
     package = {p.relative_to(ROOT).as_posix() for p in code("daasr_jax")}
-    configs = {p.relative_to(ROOT).as_posix() for p in code("configs")}
+    splits = (ROOT / "configs/splits").glob("*.json")
+    configs = {p.relative_to(ROOT).as_posix() for p in (*code("configs"), *splits)}
+    assert "configs/splits/ds002748.json" in configs
     assert len(configs) > 20
     metadata = {n for n in names if n.startswith("daasr_jax-")}
     assert names - metadata == package | {f"daasr_jax/{name}" for name in configs}

@@ -22,8 +22,9 @@ from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment import checks, manual, parts, plan, record
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.experiment.keywords import resolved
+from daasr_jax.experiment.saved_run import open_record
 from daasr_jax.models.daasr import PRESETS
-from tests.data_fixtures import SIZE, nifti_root
+from tests.data_fixtures import SIZE, nifti_root, scan_voxels, write_nifti
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = (
@@ -165,8 +166,26 @@ def test_all_scales_of_all_families():
         *(f"{f}_x{s}" for f in ("fastmri", "brain") for s in (2, 3, 4)),
         *(f"brain_x{s}_small" for s in (2, 3, 4)),
         "quickstart_x4",
+        "brain_ds002748_x4_small",
         GAN,
     }
+
+
+def test_the_split_of_the_public_set(tmp_path):
+    config = load("brain_ds002748_x4_small")
+    with config.unlocked():
+        config.data.root = str(tmp_path / "data")
+        config.data.cache_dir = str(tmp_path / "cache")
+        config.data.size = SIZE
+    for i in range(1, 26):  # one more than the split names
+        name = f"sub-{i:02d}"
+        path = tmp_path / f"data/{name}/anat/{name}_T1w.nii.gz"
+        write_nifti(path, scan_voxels(i, (16, 24, 20)))
+    prepared = prepare(parts.data_settings(config))
+    counts = {split: len(names) for split, names in prepared.subjects.items()}
+    assert counts == {"train": 16, "val": 2, "test": 6}
+    assert prepared.subjects["test"] == [f"sub-{i}" for i in range(19, 25)]
+    assert len(prepared.splits["test"]) == 6 * 3  # slices 4, 8 and 12 of 16
 
 
 def test_unknown_key_and_preset():
@@ -188,6 +207,8 @@ def test_unknown_key_and_preset():
         ("train.epochs", 0, "train.epochs"),
         ("train.ema_decay", 1.0, "ema_decay"),
         ("reference.seed", -1, "reference.seed"),
+        ("reference.count", 0, "reference.count"),
+        ("reference.distance_mm", -1.0, "reference.distance_mm"),
         ("evaluate.resamples", 0, "resamples"),
         ("scale", 5, "scale is 5"),
         ("data.size", 16, "11x11 window"),
@@ -200,6 +221,19 @@ def test_values_that_would_fail_late(key, value, says):
     with pytest.raises(ConfigError, match=f"E210.*{says}") as caught:
         checks.check_ranges(config)
     assert "\n" not in str(caught.value)
+
+
+def test_references_that_do_not_fit():
+    config = load("fastmri_x4")
+    config.reference.count = 2
+    checks.check_ranges(config)
+    config.model.name = "mcsr"
+    with pytest.raises(ConfigError, match=r"E217.*count is 2.*mcsr takes one"):
+        checks.check_ranges(config)
+    config = load("fastmri_x4")
+    config.reference.shares.none = -1.0
+    with pytest.raises(ConfigError, match=r"E215.*shares.none is -1"):
+        checks.check_ranges(config)
 
 
 @pytest.mark.parametrize(
@@ -400,4 +434,25 @@ class TestRunsThatHaveBeen:
         assert record.read_record(tmp_path)["commits"] == ["a", "b"]
         (tmp_path / "config.json").unlink()
         with pytest.raises(ConfigError, match=r"E208.*config.json is missing"):
+            record.record_config(config, tmp_path, inputs, begun=True)
+
+    def test_a_run_from_before_a_key_goes_on(self, tmp_path):
+        config = load("fastmri_x4").to_dict()
+        inputs = {"prepared_sha256": "p", "perceptual": {}, "start": None}
+        record.record_config(config, tmp_path, inputs)
+        path = tmp_path / "config.json"
+        old = json.loads(path.read_text())
+        for key in record._LATER:
+            *inner, name = key.split(".")
+            place = old["config"]
+            for part in inner:
+                place = place.get(part, {})
+            place.pop(name, None)
+        path.write_text(json.dumps(old))
+        assert record.read_record(tmp_path)["config"] == json.loads(json.dumps(config))
+        assert open_record(tmp_path)["config"]["reference"]["shares"]["none"] == 0.1
+        record.record_config(config, tmp_path, inputs, begun=True)
+        path.write_text(json.dumps(old))
+        config["reference"]["shares"]["none"] = 0.5
+        with pytest.raises(ConfigError, match=r"E207.*shares.none was 0.1, is 0.5"):
             record.record_config(config, tmp_path, inputs, begun=True)

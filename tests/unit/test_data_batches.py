@@ -22,6 +22,11 @@ def equal(first, second):
             np.testing.assert_array_equal(one[name], two[name])
 
 
+def pair(triples, i):
+    target, drawn = triples.draw(i)
+    return target, drawn[0].reference
+
+
 def test_shapes_and_length():
     slices = table()
     batches = list(training_batches(slices, **RUN))
@@ -37,7 +42,7 @@ def test_shapes_and_length():
 def test_each_epoch_visits_every_slice_once_with_new_references():
     slices = table()  # 24 slices, 6 batches of 4
     triples = TrainingTriples(slices, **RUN | {"steps": 12})
-    pairs = [triples.pair(i) for i in range(48)]
+    pairs = [pair(triples, i) for i in range(48)]
     first, second = pairs[:24], pairs[24:]
     assert sorted(t for t, _ in first) == list(range(24))
     assert sorted(t for t, _ in second) == list(range(24))
@@ -46,12 +51,12 @@ def test_each_epoch_visits_every_slice_once_with_new_references():
     for target, reference in pairs:
         assert slices.subjects[target] != slices.subjects[reference]
     with pytest.raises(IndexError):
-        triples.pair(48)
+        triples.draw(48)
 
 
 def test_remainder_is_left_out():
     triples = TrainingTriples(table(), **RUN | {"batch_size": 9, "steps": 4})
-    targets = [triples.pair(i)[0] for i in range(36)]
+    targets = [triples.draw(i)[0] for i in range(36)]
     assert len(set(targets[:18])) == 18
     assert len(set(targets[18:])) == 18
 
@@ -61,7 +66,7 @@ def test_target_and_reference_share_window_and_turn():
     triples = TrainingTriples(table(), **RUN)
     windows = set()
     for i in range(60):
-        target, reference = triples.pair(i)
+        target, reference = pair(triples, i)
         sample = triples[i]
         hr, ref = sample["hr"] - target, sample["ref"] - reference
         np.testing.assert_allclose(hr, ref, atol=1e-5)
@@ -74,12 +79,12 @@ def test_augmentation_reaches_all_eight_turns():
     whole = {**RUN, "crop": 8, "steps": 60}
     plain = TrainingTriples(slices, **whole, augment=False)
     turned = TrainingTriples(slices, **whole)
-    ramp = plain[0]["hr"] - plain.pair(0)[0]
+    ramp = plain[0]["hr"] - plain.draw(0)[0]
     eight = [np.rot90(f, k) for f in (ramp, ramp[:, ::-1]) for k in range(4)]
     seen = set()
     for i in range(240):
-        np.testing.assert_allclose(plain[i]["hr"] - plain.pair(i)[0], ramp, atol=1e-5)
-        hr = turned[i]["hr"] - turned.pair(i)[0]
+        np.testing.assert_allclose(plain[i]["hr"] - plain.draw(i)[0], ramp, atol=1e-5)
+        hr = turned[i]["hr"] - turned.draw(i)[0]
         errors = [np.abs(hr - other).max() for other in eight]
         assert min(errors) < 1e-4
         seen.add(int(np.argmin(errors)))
@@ -105,6 +110,24 @@ def test_same_seed_same_batches_whatever_the_threads():
     equal(one, list(training_batches(slices, **RUN, num_threads=4)))
     other = list(training_batches(slices, **RUN | {"seed": 4}))
     assert any((a["hr"] != b["hr"]).any() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("track", ["random", "aligned", "mixed"])
+def test_several_references(track):
+    slices = table(slices=6)
+    run = {**RUN, "track": track}
+    one = list(training_batches(slices, **run))
+    three = list(training_batches(slices, **run, count=3))
+    for a, b in zip(one, three, strict=True):
+        assert b["ref"].shape == (4, 3, 8, 8, 1)
+        np.testing.assert_array_equal(a["hr"], b["hr"])
+        np.testing.assert_array_equal(a["ref"], b["ref"][:, 0])
+    triples = TrainingTriples(slices, **run, count=3)
+    for i in range(40):
+        _, drawn = triples.draw(i)
+        found = [d.reference for d in drawn if d.reference is not None]
+        if track != "aligned":  # a slice has two neighbours at most
+            assert len(set(found)) == len(found)
 
 
 def test_resume_is_exact():

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from daasr_jax.data import ReferenceRule, draw_pairing, load_pairing
+from daasr_jax.data import ReferenceRule, distance_mm, draw_pairing, load_pairing
 from daasr_jax.errors import ConfigError, DataError
 from tests.data_fixtures import one_line, table
 
@@ -97,6 +97,111 @@ def test_neighbour_of_a_single_slice():
     with pytest.raises(DataError) as error:
         draw_pairing(table(slices=1), track="aligned")
     one_line(error.value, "E312", "p0/T1", "data.slice_first and data.slice_last")
+
+
+class TestDistance:
+    """`reference.distance_mm` chooses the neighbour nearest to it."""
+
+    def spaced(self, **changes):
+        slices = table(slices=9, contrasts=("T1",), **changes)
+        slices.spacing = np.full(len(slices), 3.0)
+        return slices
+
+    @pytest.mark.parametrize(
+        ("distance", "steps"), [(0.1, 1), (3, 1), (4.4, 1), (4.6, 2), (6, 2), (12, 4)]
+    )
+    def test_the_nearest_to_it_on_both_sides(self, distance, steps):
+        slices = self.spaced(order=3)
+        rule = ReferenceRule(slices, track="aligned", distance_mm=distance)
+        for i in range(len(slices)):
+            found = set(slices.index[rule.candidates(i)])
+            wanted = {slices.index[i] - steps, slices.index[i] + steps} & set(range(9))
+            assert found == wanted
+
+    def test_as_far_as_there_are_slices(self):
+        rule = ReferenceRule(self.spaced(), track="aligned", distance_mm=1000)
+        assert rule.candidates(0).tolist() == [8]
+        assert rule.candidates(4).tolist() == [0, 8]
+
+    def test_among_kept_slices_and_of_each_volume(self):
+        slices = self.spaced()
+        slices.index = slices.index * 2
+        slices.spacing[slices.subjects == "p1"] = 1.0
+        pairing = draw_pairing(slices, track="aligned", distance_mm=6)
+        apart = abs(slices.index[pairing.references] - slices.index)
+        assert set(apart[slices.subjects == "p1"]) == {6}
+        assert set(apart[slices.subjects != "p1"]) == {2}
+
+    def test_median_in_millimetres(self):
+        slices = self.spaced()
+        one, two = np.array([0, 1, 2]), np.array([1, 3, 5])
+        assert distance_mm(slices, one, two) == 6
+        slices.spacing[:] = np.nan
+        assert np.isnan(distance_mm(slices, one, two))
+
+    def test_unknown_distance(self):
+        with pytest.raises(ConfigError) as error:
+            draw_pairing(table(), track="aligned", distance_mm=4)
+        one_line(error.value, "E216", "reference.distance_mm is 4", "p0/T1")
+
+    def test_it_is_written_down(self, tmp_path):
+        slices, path = self.spaced(), tmp_path / "pairs.json"
+        pairing = draw_pairing(slices, track="aligned", distance_mm=6)
+        pairing.save(path)
+        again = load_pairing(path, slices)
+        assert (again.distance_mm, again.sha256) == (6, pairing.sha256)
+        np.testing.assert_array_equal(again.references, pairing.references)
+
+
+class TestSeveral:
+    """`reference.count` references of each slice."""
+
+    @pytest.mark.parametrize(
+        "rule", [{}, {"exclude": "slice"}, {"track": "aligned", "aligned": "contrast"}]
+    )
+    def test_different_and_the_first_is_that_of_one(self, rule):
+        slices = table(contrasts=("T1", "T2", "FLAIR", "PD"))
+        one = draw_pairing(slices, seed=2, **rule)
+        three = draw_pairing(slices, seed=2, count=3, **rule)
+        np.testing.assert_array_equal(one.references, three.references)
+        assert (one.count, three.count) == (1, 3)
+        allowed = ReferenceRule(slices, **rule)
+        for i in range(len(slices)):
+            assert len(set(three.all_of(i))) == 3
+            assert all(allowed.allows(i, k) for k in three.all_of(i))
+        shuffled = table(contrasts=("T1", "T2", "FLAIR", "PD"), order=4)
+        again = draw_pairing(shuffled, seed=2, count=3, **rule)
+        assert again.sha256 == three.sha256 != one.sha256
+
+    def test_too_few_are_repeated(self):
+        slices = table(contrasts=("T1",), slices=2, subjects=2)
+        pairing = draw_pairing(slices, track="aligned", count=3)
+        assert pairing.all_of(0) == [1, 1, 1]
+        assert sorted(draw_pairing(slices, count=3).all_of(0))[0] == 2
+
+    def test_file(self, tmp_path):
+        path = tmp_path / "pairs.json"
+        pairing = draw_pairing(table(), count=3, seed=1)
+        pairing.save(path)
+        shuffled = table(order=3)
+        again = load_pairing(path, shuffled)
+        assert again.count == 3
+        for i, key in enumerate(shuffled.keys):
+            names = [shuffled.keys[k] for k in again.all_of(i)]
+            k = pairing.keys.index(key)
+            assert names == [pairing.keys[r] for r in pairing.all_of(k)]
+
+    def test_file_with_unlike_numbers(self, tmp_path):
+        from daasr_jax.data.pairs import _sha256
+
+        path = tmp_path / "pairs.json"
+        draw_pairing(table(), count=2).save(path)
+        content = json.loads(path.read_text())
+        del content["pairs"][0][2], content["sha256"]
+        path.write_text(json.dumps(content | {"sha256": _sha256(content)}))
+        with pytest.raises(DataError) as error:
+            load_pairing(path, table())
+        one_line(error.value, "E313", path, "unlike numbers")
 
 
 def test_other_contrast_at_the_same_place():

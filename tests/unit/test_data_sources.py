@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from daasr_jax.data import DataSettings
-from daasr_jax.data.kspace import center_crop, ifft2c, recon_size, rss_from_kspace
+from daasr_jax.data.kspace import (
+    center_crop,
+    ifft2c,
+    recon_size,
+    rss_from_kspace,
+    slice_thickness,
+)
 from daasr_jax.data.sources import base, choose_source, fastmri, nifti, template
 from daasr_jax.data.splits import assign_splits
 from daasr_jax.errors import ConfigError, DataError
@@ -417,6 +423,26 @@ class TestKspace:
         assert recon_size(columns.encode(), 640, 368) == (320, 300)
         assert recon_size(square, 200, 368) == (200, 320)
 
+    def test_thickness(self, tmp_path):
+        plain = HEADER.format(ex=640, ey=368, x=320, y=320)
+        fov = "<fieldOfView_mm><x>230</x><y>230</y><z>{}</z></fieldOfView_mm>"
+        told = plain.replace("</reconSpace>", fov.format("4.5") + "</reconSpace>")
+        assert slice_thickness(told.encode()) == 4.5
+        for bad in (plain, told.replace("4.5", "0"), told.replace("4.5", "1.2.3")):
+            assert np.isnan(slice_thickness(bad))
+        image = scan_voxels(1).astype(np.float32)
+        for name, header in (("a", told), ("b", None), ("c", plain)):
+            write_h5(
+                tmp_path / f"{name}.h5",
+                subject=name,
+                header=header,
+                reconstruction_rss=image,
+            )
+        a, b, c = scan(tmp_path)[1]
+        assert (a.spacing, a.affine) == (4.5, None)
+        assert np.isnan(b.spacing)
+        assert np.isnan(c.spacing)
+
     @pytest.mark.parametrize(
         "header",
         [
@@ -621,6 +647,51 @@ class TestNifti:
         )
         write_nifti(tmp_path / "p1/T1.nii", voxels, np.diag([-1.0, -1.4, 1.0, 1]))
         assert scan(tmp_path)[1][0].options == "axial"
+
+    @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+    @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+    def test_the_affine_leads_to_the_stored_voxels(self, tmp_path, codes, axis):
+        voxels = scan_voxels(3, (12, 16, 20))
+        affine = turned(np.diag([-0.7, -0.9, 3.0, 1.0]), 20)
+        affine[:3, 3] = 5, -7, 11
+        image = nib.Nifti1Image(np.transpose(voxels, (2, 1, 0)), affine)
+        image = image.as_reoriented(
+            nib.orientations.ornt_transform(
+                nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
+            )
+        )
+        path = tmp_path / "p1/T1.nii"
+        path.parent.mkdir()
+        nib.save(image, path)
+        source, (volume,) = scan(tmp_path, slice_axis=axis)
+        array, stored = source.read(volume), np.asanyarray(image.dataobj)
+        assert volume.affine is not None
+        to_stored = np.linalg.inv(image.affine) @ np.array(volume.affine)
+        rng = np.random.default_rng(0)
+        for place in rng.integers(array.shape, size=(50, 3)):
+            k = to_stored @ [*place, 1]
+            np.testing.assert_allclose(k, np.round(k), atol=1e-4)
+            assert stored[tuple(np.round(k[:3]).astype(int))] == array[tuple(place)]
+        sides = {"axial": 3.0, "coronal": 0.9, "sagittal": 0.7}
+        assert volume.spacing == pytest.approx(sides[axis], rel=1e-5)
+
+    def test_units_and_headers_without_orientation(self, tmp_path):
+        path = tmp_path / "p1/T1.nii"
+        path.parent.mkdir()
+        voxels = np.transpose(scan_voxels(1), (2, 1, 0))
+        image = nib.Nifti1Image(voxels, LPS_AFFINE)
+        image.header.set_xyzt_units("micron")
+        nib.save(image, path)
+        (volume,) = scan(tmp_path)[1]
+        assert volume.spacing == pytest.approx(0.003)
+        assert np.array(volume.affine)[2, 0] == pytest.approx(0.003)
+        image = nib.Nifti1Image(voxels, LPS_AFFINE)
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        nib.save(image, path)
+        (volume,) = scan(tmp_path)[1]
+        assert volume.affine is None
+        assert volume.spacing == pytest.approx(3.0)
 
     def test_scaled_voxels(self, tmp_path):
         voxels = scan_voxels(1) / 4096

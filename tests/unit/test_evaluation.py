@@ -19,12 +19,18 @@ from daasr_jax.data.table import SliceRecord, SliceTable
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
-from daasr_jax.evaluation.report import describe_training, make_report, make_table
+from daasr_jax.evaluation.report import (
+    describe_training,
+    make_report,
+    make_table,
+    reference_words,
+)
 from daasr_jax.evaluation.statistics import compared, finite_mean, summary
 from daasr_jax.experiment import evaluate
 from daasr_jax.experiment.record import record_config
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.outputs import Outputs
 from daasr_jax.resampling import downsample, upsample
 from daasr_jax.runtime import devices
 
@@ -151,12 +157,12 @@ def test_every_slice_once_on_several_devices(full):
             assert got.scores[method] == pytest.approx(scores, abs=1e-4)
 
 
-def report_of(table, pairing, rows):
+def report_of(table, pairing, rows, method="daasr"):
     return make_report(
         rows,
         table,
         pairing,
-        method="daasr",
+        method=method,
         scale=2,
         border=2,
         resamples=100,
@@ -443,6 +449,72 @@ def test_scale_three_uses_255_of_256_pixels():
     assert seen == [((1, 255, 255, 1), (1, 255, 255, 1))]
     np.testing.assert_array_equal(row.images["hr"], table.image(0)[:255, :255, 0])
     assert downsample(table.image(0)[None, :255, :255], 3).shape == (1, 85, 85, 1)
+
+
+class TestSeveralReferences:
+    """The model is given all references of a slice, the panel shows all."""
+
+    def predicted(self, count, mesh=None):
+        table = slices(n_subjects=3)
+        pairing = draw_pairing(table, seed=0, count=count)
+        predict = evaluation.make_predict(
+            Brightest(), scale=2, border=2, method="brightest", mesh=mesh
+        )
+        rows = list(evaluation.run_split(predict, {}, table, pairing, scale=2))
+        return table, pairing, rows
+
+    def test_all_reach_the_model(self):
+        table, pairing, rows = self.predicted(3)
+        for row in rows:
+            refs = [table.image(k)[..., 0] for k in pairing.all_of(row.position)]
+            assert len(refs) == 3
+            np.testing.assert_array_equal(row.images["sr"], np.max(refs, axis=0))
+            np.testing.assert_array_equal(row.images["ref"], np.concatenate(refs))
+            assert row.reference == pairing.all_of(row.position)[0]
+
+    def test_report_and_panel(self, tmp_path):
+        table, pairing, rows = self.predicted(3)
+        report = report_of(table, pairing, rows, method="brightest")
+        assert report["protocol"]["count"] == 3
+        first = report["per_slice"][0]
+        names = [first["reference"], *first["further_references"]]
+        assert names == [table.keys[k] for k in pairing.all_of(0)]
+        assert "3 random references" in printed(report, 80)
+        path = tmp_path / "panel.png"
+        draw_panel(rows[0], method="brightest", scale=2, titles=("t", "r"), path=path)
+        assert path.read_bytes()[:4] == b"\x89PNG"
+
+    def test_on_several_devices(self):
+        _, _, one = self.predicted(2)
+        _, _, two = self.predicted(2, devices.make_mesh(2, 2))
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a.images["ref"], b.images["ref"])
+            assert a.scores["brightest"]["psnr"] == pytest.approx(
+                b.scores["brightest"]["psnr"]
+            )
+
+
+class Brightest:
+    def apply(self, variables, lr, ref, *, train):
+        del variables, lr, train
+        return Outputs(sr=ref.max(axis=1), aux={})
+
+
+@pytest.mark.parametrize(
+    ("rule", "spacing", "words"),
+    [
+        ({}, 4.0, "random reference"),
+        ({"track": "aligned"}, 4.0, "aligned reference (neighbour, 4.0 mm)"),
+        ({"track": "aligned"}, math.nan, "aligned reference (neighbour)"),
+    ],
+)
+def test_the_title_says_how_far_neighbours_are(full, rule, spacing, words):
+    table, rows = slices(), full[4]
+    table.spacing = np.full(len(table), spacing)
+    report = report_of(table, draw_pairing(table, **rule), rows)
+    assert reference_words(report["protocol"]) == words
+    known = bool(rule) and math.isfinite(spacing)
+    assert report["protocol"]["distance_mm"] == (4.0 if known else None)
 
 
 TRAINED = {

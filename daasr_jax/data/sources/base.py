@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -42,6 +43,9 @@ class Volume:
         role: `train` or `val` for an official fastMRI folder, else empty.
         split: Set where the source itself decides the split, else empty.
         options: What the reader must know beyond the path, such as the dataset name.
+        spacing: Distance of adjacent slices in mm; NaN where unknown.
+        affine: (4, 4) rows, from (slice, row, column, 1) of the voxels as they are read
+            to the scanner's space in mm; None where the header does not tell.
     """
 
     key: str
@@ -54,6 +58,8 @@ class Volume:
     role: str = ""
     split: str = ""
     options: str = ""
+    spacing: float = math.nan
+    affine: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ file whose heap of texts is damaged.
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from daasr_jax.data.kspace import (
     plane_remark,
     recon_size,
     rss_from_kspace,
+    slice_thickness,
 )
 from daasr_jax.data.progress import track
 from daasr_jax.data.settings import FASTMRI_TARGETS, DataSettings
@@ -236,6 +238,7 @@ def _describe(path: Path, root: Path, role: str, settings: DataSettings) -> _Fou
                     "(data.subject_from=file takes the file's name)"
                 )
             options, shape = name, tuple(int(side) for side in dataset.shape)
+            spacing = _spacing(file)
             if name == "kspace":
                 size, remark = _plane(file, shape)
                 options = f"{name}:{size[0]}x{size[1]}"
@@ -253,6 +256,7 @@ def _describe(path: Path, root: Path, role: str, settings: DataSettings) -> _Fou
         folder=path.relative_to(root).parent.as_posix(),
         role=role,
         options=options,
+        spacing=spacing,
     )
     return _Found(contrast, volume, by_file, remark)
 
@@ -332,6 +336,15 @@ def _plane(
         return size, plane_remark(height, width, header)
     except ValueError as error:
         raise BadFileError(str(error)) from None
+
+
+def _spacing(file: h5py.File) -> float:
+    """Thickness of the slices in mm, which is their distance but for gaps, or NaN."""
+    try:
+        header = _header(file)
+        return slice_thickness(header) if header else math.nan
+    except (BadFileError, *_READ_ERRORS):  # the images do not need it
+        return math.nan
 
 
 def _header(file: h5py.File) -> str | None:

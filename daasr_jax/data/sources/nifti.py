@@ -92,6 +92,8 @@ def scan(settings: DataSettings) -> list[Volume]:
                 path=str(path),
                 shape=header.shape,
                 options=header.axis,
+                spacing=header.spacing,
+                affine=header.affine,
             )
         )
     report_bad_files(settings.root, bad, len(places))

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -46,6 +46,7 @@ _LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # A voxel side this much longer than both others is the slice direction.
 _THICK = 1.5
 _AXES = ("axial", "coronal", "sagittal")
+_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 # The two orientations of a header agree within this share of a voxel's shortest side.
 _AGREEMENT = 0.05
 # Beyond this angle to the body's axes the nearest one is a matter of chance.
@@ -61,11 +62,15 @@ class Header:
     Attributes:
         shape: Slices, height, width.
         axis: Across which the slices are cut: axial, coronal or sagittal.
+        spacing: Distance of adjacent slices in mm.
+        affine: As in `Volume`.
         remarks: What the user should know, as what is said of the file.
     """
 
     shape: tuple[int, int, int]
     axis: str
+    spacing: float
+    affine: tuple[tuple[float, ...], ...] | None
     remarks: tuple[str, ...]
 
 
@@ -138,8 +143,41 @@ def describe(path: Path, wanted: str) -> Header:
         wanted = _AXES[thick] if spacing[thick] > _THICK * others else "axial"
     slices = shape.pop(_AXES.index(wanted))
     check_plane(*shape)
-    remarks = tuple(_remarks(header, affine, stored))
-    return Header((slices, shape[0], shape[1]), wanted, remarks)
+    millimetres = _MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    told = int(header["qform_code"]) or int(header["sform_code"])
+    oriented = slice_affine(affine, header.get_data_shape()[:3], wanted)
+    oriented[:3] *= millimetres
+    return Header(
+        shape=(slices, shape[0], shape[1]),
+        axis=wanted,
+        spacing=float(np.linalg.norm(oriented[:3, 0])),
+        affine=tuple(map(tuple, oriented.tolist())) if told else None,
+        remarks=tuple(_remarks(header, affine, stored)),
+    )
+
+
+def slice_affine(affine: np.ndarray, shape: Sequence[int], axis: str) -> np.ndarray:
+    """From (slice, row, column, 1) of `nifti.slices_of` to the space of the affine.
+
+    Args:
+        affine: (4, 4), of the voxels as stored.
+        shape: Their three sides.
+        axis: As in `nifti.slices_of`.
+
+    Returns:
+        (4, 4) float64.
+    """
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(("L", "P", "S"))
+    )
+    # of slice, row and column: which of the axes L, P and S each runs along
+    along = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}[axis]
+    order = np.zeros((4, 4))
+    order[along, (0, 1, 2)] = order[3, 3] = 1
+    if axis != "axial":  # rows run downwards
+        upward = shape[int(np.flatnonzero(turn[:, 0] == 2)[0])]
+        order[2, 1], order[2, 3] = -1, upward - 1
+    return affine @ orientations.inv_ornt_aff(turn, shape) @ order
 
 
 def _remarks(
