@@ -42,7 +42,7 @@ class Prediction:
         reference: Index of the reference.
         signal: Mean intensity of the HR slice.
         images: `lr`, `ref`, `hr`, `bicubic` and `sr`; with a SAT also the last group's
-            `index` (int32) and `confidence`.
+            `index` (int32) and `confidence`, and `indices` (h, w, G) of all groups.
         scores: Method -> metric -> value.
     """
 
@@ -121,7 +121,8 @@ def make_predict(
         bicubic = upsample(lr, scale)
         images = {"lr": lr, "ref": ref, "hr": hr, "bicubic": bicubic, "sr": outputs.sr}
         if {"index", "confidence"} <= outputs.aux.keys():
-            images["index"] = outputs.aux["index"][-1][..., None]
+            indices = jnp.moveaxis(outputs.aux["index"], 0, -1)
+            images["indices"], images["index"] = indices[..., None], indices[..., -1:]
             images["confidence"] = outputs.aux["confidence"][-1]
         estimates = {BASELINE: bicubic, method: outputs.sr}
         return images, measure(estimates, hr, weights)
@@ -147,6 +148,7 @@ def run_split(
     *,
     scale: int,
     positions: Sequence[int] | None = None,
+    reference: Callable[[int], np.ndarray] | None = None,
     show_progress: bool = False,
 ) -> Iterator[Prediction]:
     """Predicts the slices of a split in their order: this process's share of them.
@@ -161,8 +163,12 @@ def run_split(
         pairing: The reference of each slice.
         scale: s; slices are cut to a multiple of it (255 at x3).
         positions: Slices to predict instead of all.
+        reference: Slice i -> the image that is its reference instead of the pairing's,
+            (size, size, 1) float32.
         show_progress: Draw a bar with the remaining time.
     """
+    partner = pairing.references
+    given = reference or (lambda i: table.image(int(partner[i])))
     chosen = list(range(len(table)) if positions is None else positions)
     chosen = chosen[jax.process_index() :: jax.process_count()] or chosen[:1]
     begins: Iterable[int] = range(0, len(chosen), predict.at_once)
@@ -171,16 +177,15 @@ def run_split(
     for begin in begins:
         part = chosen[begin : begin + predict.at_once]
         filled = part + part[-1:] * (predict.at_once - len(part))
-        partners = [int(pairing.references[i]) for i in filled]
         hr, ref = (
-            np.stack([crop_to_multiple(table.image(k), scale) for k in numbers])
-            for numbers in (filled, partners)
+            np.stack([crop_to_multiple(image(i), scale) for i in filled])
+            for image in (table.image, given)
         )
         images, scores = jax.device_get(predict(variables, hr, ref))
         for n, i in enumerate(part):
             yield Prediction(
                 position=i,
-                reference=partners[n],
+                reference=int(partner[i]),
                 signal=float(hr[n].mean()),
                 images={name: x[n, ..., 0] for name, x in images.items()},
                 scores={
