@@ -84,7 +84,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
     console(width=120 if LPIPS.value else 80).print(show(report))
     lines = describe_controls(report) if CONTROLS.value else {}
     for name, text in (lines | describe_run(report)).items():
-        print(f"{name + ':':<12}{text}")
+        print(f"{name + ':':<11} {text}")
     print(f"result:     {result}\npicture:    {picture}")
 
 

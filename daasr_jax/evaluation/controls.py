@@ -21,6 +21,7 @@ from scipy import stats
 from daasr_jax.data import Pairing, SliceTable, draw_pairing
 from daasr_jax.errors import DataError
 from daasr_jax.evaluation.predict import BASELINE, Predict, Prediction, run_split
+from daasr_jax.evaluation.statistics import compared, finite_mean
 from daasr_jax.models.outputs import SuperResolutionModel
 
 # Control -> its reference, in the order of tables and pictures.
@@ -31,7 +32,7 @@ CONTROLS = {
     "contrast": "the same place in another contrast",
     "shuffled": "the pair, its blocks at other places",
     "black": "none: zeros",
-    "self": "the target, an upper bound: NO RESULT",
+    "self": "the target itself: an upper bound",
 }
 # Those that draw a reference from the split, by the rule of `data.draw_pairing`, and
 # why there may be none.
@@ -92,7 +93,7 @@ def draw_controls(
     made = {
         "pair": Control(None),
         "shuffled": Control(shuffled),
-        "black": Control(lambda i: np.zeros_like(table.image(i))),
+        "black": Control(black(table)),
         "self": Control(table.image),
     }
     left_out = {}
@@ -107,6 +108,11 @@ def draw_controls(
     if not used:
         made = {n: Control(c.image, "pair" if c.image else "") for n, c in made.items()}
     return {name: made[name] for name in CONTROLS if name in made}, left_out
+
+
+def black(table: SliceTable) -> Callable[[int], np.ndarray]:
+    """Slice -> zeros of its size: no reference."""
+    return lambda i: np.zeros_like(table.image(i))
 
 
 def shuffle_blocks(image: np.ndarray, side: int, *, seed: int) -> np.ndarray:
@@ -211,9 +217,8 @@ def measured(rows: Mapping[str, Prediction], method: str) -> Prediction:
     scores |= {name: row.scores[method] for name, row in rows.items()}
     scores["reaction"] = {"largest": float(np.abs(answer["sr"] - black["sr"]).max())}
     if "indices" in answer:
-        shares = identity_shares(answer["indices"], answer["lr"])
-        for name, values in zip(("identity", "near"), shares, strict=True):
-            scores[name] = {str(g): float(v) for g, v in enumerate(values, 1)}
+        found = with_identity(rows["self"]).scores
+        scores |= {name: found[name] for name in ("identity", "near")}
         scores["calibration"] = calibrate(
             pair["confidence"],
             np.abs(pair["sr"] - pair["hr"]),
@@ -247,6 +252,55 @@ def identity_shares(
     own_y, own_x = (places[:, None] for places in np.nonzero(use))
     away = np.maximum(np.abs(y - own_y), np.abs(x - own_x))
     return np.mean(away == 0, axis=0), np.mean(away <= 1, axis=0)
+
+
+def with_identity(row: Prediction) -> Prediction:
+    """A prediction without images, whose scores have the `identity` of each group."""
+    scores = dict(row.scores)
+    if "indices" in row.images:
+        shares = identity_shares(row.images["indices"], row.images["lr"])
+        for name, values in zip(("identity", "near"), shares, strict=True):
+            scores[name] = {str(g): float(v) for g, v in enumerate(values, 1)}
+    return dataclasses.replace(row, images={}, scores=scores)
+
+
+def control_scores(
+    pair: Sequence[Prediction],
+    none: Sequence[Prediction],
+    answer: Sequence[Prediction],
+    method: str,
+) -> dict[str, float]:
+    """Means over some slices that tell during training whether a reference is used.
+
+    Args:
+        pair, none, answer: The slices with their own references, with black ones, and
+            with themselves as references, this with `with_identity`.
+        method: Name of the model in the scores.
+
+    Returns:
+        `gain_over_black`, PSNR of `pair` less that of `none` in dB, over the slices
+        where neither is infinite, NaN where one is NaN; `identity`, the share of the
+        last group over the slices with foreground, if the model has an index map. NaN
+        where there is no such slice.
+    """
+
+    values = {
+        name: np.array([r.scores[method]["psnr"] for r in rows], np.float64)
+        for name, rows in (("pair", pair), ("none", none))
+    }
+    use = compared(values)
+    out = {"gain_over_black": _mean(values["pair"][use] - values["none"][use])}
+    if "identity" in answer[0].scores:
+        last = max(answer[0].scores["identity"], key=int)
+        shares = np.array([r.scores["identity"][last] for r in answer], np.float64)
+        out["identity"] = _mean(shares[~np.isnan(shares)])
+    return out
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` positions, the first and the last among them."""
+    places = np.linspace(0, count - 1, min(count, most)).round()
+    return places.astype(int).tolist()
 
 
 def calibrate(
@@ -287,8 +341,8 @@ def calibrate(
     for name in ("error", "gain"):
         pair = values["confidence"], values[name]
         varied = enough and all(np.ptp(x) > 0 for x in pair)
-        rank: Any = stats.spearmanr(*pair).statistic if varied else np.nan
-        out[f"rank_{name}"] = float(rank)
+        found: Any = stats.spearmanr(*pair) if varied else (np.nan,)
+        out[f"rank_{name}"] = float(found[0])
     return out
 
 
@@ -303,3 +357,8 @@ def _cells(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape
     rows, columns = image.shape[0] // height, image.shape[1] // width
     return image.reshape(height, rows, width, columns).mean((1, 3), dtype=np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    found = finite_mean(values)
+    return np.nan if found is None else found

@@ -45,7 +45,8 @@ def draw_controls_panel(
     figure = Figure(
         figsize=(max(12.0, 2.35 * (len(shown) + 1)), 11.6), layout="constrained"
     )
-    upper, lower = figure.subfigures(2, 1, height_ratios=(7.4, 4.2))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(7.4, 4.2))
+    upper, lower = halves
     upper.suptitle(
         f"{titles[0]}: {method} x{report['scale']}, the same weights with other "
         f"references (pair: {titles[1]})",
@@ -56,41 +57,37 @@ def draw_controls_panel(
     window = brightest_half(first["hr"])
     top = float(np.percentile(first["hr"], 99.8)) or 1.0
     grey = {"cmap": "gray", "vmin": 0, "vmax": top, "interpolation": "nearest"}
-    errors = {n: np.abs(rows[n].images["sr"] - first["hr"])[window] for n in shown}
-    errors[BASELINE] = np.abs(first["bicubic"] - first["hr"])[window]
-    limit = float(np.percentile(errors[BASELINE], 99.5)) or 1.0
+    error = np.abs(first["bicubic"] - first["hr"])[window]
+    limit = float(np.percentile(error, 99.5)) or 1.0
 
-    def column(place: int, images: list[np.ndarray], words: list[str]) -> Any:
-        for axis, image, text in zip(axes[:2, place], images, words, strict=False):
+    def column(
+        place: int, title: str, whole: np.ndarray, part: str, sr: np.ndarray, score: Any
+    ) -> Any:
+        enlarged = first["hr"] if place == 0 else sr
+        for axis, image in zip(axes[:2, place], (whole, enlarged[window]), strict=True):
             axis.imshow(image, **grey)
+        words = f"error{part}\n{score['psnr']:.2f} dB / {score['ssim']:.4f}"
+        titles = (title, "output" if place else "target, enlarged", words)
+        for axis, text in zip(axes[:, place], titles, strict=True):
             axis.set_title(text, fontsize=_SMALL)
-        name = shown[place - 1] if place else BASELINE
-        drawn = axes[2, place].imshow(errors[name], cmap="magma", vmin=0, vmax=limit)
-        axes[2, place].set_title(words[2], fontsize=_SMALL)
-        return drawn
+            axis.set_axis_off()
+        error = np.abs(sr - first["hr"])[window]
+        return axes[2, place].imshow(error, cmap="magma", vmin=0, vmax=limit)
 
-    def score(name: str) -> str:
-        pair = rows["pair"].scores
-        found = pair[BASELINE] if name == BASELINE else rows[name].scores[method]
-        return f"{found['psnr']:.2f} dB / {found['ssim']:.4f}"
-
-    words = ["target (HR)", "target, enlarged", f"error of {BASELINE}\n"]
-    words[2] += score(BASELINE)
-    drawn = column(0, [first["hr"], first["hr"][window]], words)
+    score = rows["pair"].scores[BASELINE]
+    drawn = column(
+        0, "target (HR)", first["hr"], f" of {BASELINE}", first["bicubic"], score
+    )
     colour_bar(upper, axes[2, 0], drawn, "white")
     for place, name in enumerate(shown, 1):
-        images = rows[name].images
         twins = [n for n, other in same.items() if other == name]
-        many = len(twins) > 2  # the network takes no reference
-        label = "any reference" if many else " = ".join([name, *twins])
-        label += "\nno result" if name == "self" else ""
-        words = [label, "output", f"error\n{score(name)}"]
-        column(place, [images["ref"], images["sr"][window]], words)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    bars, curve = lower.subplots(1, 2, width_ratios=(1.25, 1))
-    _draw_scores(bars, report)
-    _draw_calibration(curve, report)
+        title = " = ".join([name, *twins]) if len(shown) > 1 else "any reference"
+        title += ": upper bound,\nno result" if name == "self" else ""
+        images, score = rows[name].images, rows[name].scores[method]
+        column(place, title, images["ref"], "", images["sr"], score)
+    left, right = lower.subfigures(1, 2, width_ratios=(1.25, 1))
+    _draw_scores(left.subplots(), report)
+    _draw_calibration(right, report)
     figure.savefig(path, dpi=110)
 
 
@@ -129,7 +126,7 @@ def _draw_scores(axis: Any, report: dict[str, Any]) -> None:
         low, high = min(means.values()), max(means.values())
         room = max(high - low, 0.5)
         axis.set_ylim(low - 0.4 * room, high + 0.35 * room)
-    axis.set_ylabel("PSNR (dB)")
+    axis.set_ylabel("PSNR (dB), not from 0")
     used = "" if report["uses_reference"] else "; THE REFERENCE IS NOT USED"
     axis.set_title(
         f"{report['split']}, {report['n_slices']} slices: mean PSNR, below it the gain "
@@ -139,23 +136,31 @@ def _draw_scores(axis: Any, report: dict[str, Any]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_calibration(axis: Any, report: dict[str, Any]) -> None:
+def _draw_calibration(figure: Any, report: dict[str, Any]) -> None:
     """Error and gain over black in each bin of the confidence."""
     bins = (report["calibration"] or {}).get("bins", [])
     bins = [b for b in bins if None not in b.values()]
     if not bins:
+        axis = figure.subplots()
         axis.text(0.5, 0.5, "no confidence map", ha="center", va="center")
         axis.set_axis_off()
         return
-    confidence, error, gain = (
-        [b[name] for b in bins] for name in ("confidence", "error", "gain")
-    )
-    axis.plot(confidence, error, "o-", color="#b71c1c", label="|sr - hr|")
-    axis.plot(confidence, gain, "s-", color="#1a237e", label="gain over black")
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("confidence C of the pair, mean of each tenth", fontsize=_SMALL)
-    axis.set_ylabel("mean over the foreground")
-    axis.legend(fontsize=_SMALL)
     words = describe_calibration(report["calibration"])
-    axis.set_title(words.replace(", with", ",\nwith"), fontsize=_SMALL + 1)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(words.replace(", with", ",\nwith"), fontsize=_SMALL + 1)
+    axes = figure.subplots(2, 1, sharex=True)
+    for axis, name, words, colour in zip(
+        axes,
+        ("error", "gain"),
+        ("|sr - hr|", "gain over black"),
+        ("#b71c1c", "#1a237e"),
+        strict=True,
+    ):
+        axis.plot(
+            [b["confidence"] for b in bins], [b[name] for b in bins], "o-", color=colour
+        )
+        axis.set_ylabel(words, fontsize=_SMALL)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].axhline(0, color="black", linewidth=0.8)
+    axes[1].set_xlabel(
+        "confidence C of the pair: means of tenths of the foreground", fontsize=_SMALL
+    )

@@ -135,6 +135,7 @@ def make_controls_table(report: dict[str, Any]) -> Table:
     if 1 < report["n_subjects"] < MIN_SUBJECTS:
         for subject, scores in report["per_subject"].items():
             table.add_section()
+            table.add_row(Text(subject))
             n = str(sum(r["subject"] == subject for r in report["per_slice"]))
             black = scores["black"]["psnr"]
             for name, means in scores.items():
@@ -142,7 +143,7 @@ def make_controls_table(report: dict[str, Any]) -> Table:
                 known = None not in (means["psnr"], black)
                 gain = f"{means['psnr'] - black:+.2f}" if known else "not finite"
                 cells.insert(1, "" if name == "black" else gain)
-                table.add_row(Text(f"{name}, {subject}"), *cells, n)
+                table.add_row(f"  {name}", *cells, n)
     return table
 
 
@@ -154,7 +155,8 @@ def _label(report: dict[str, Any], name: str) -> Text:
     words = f"the same as {about['same_as']}" if same else about["what"]
     if name == "pair":
         words = f"track {report['protocol']['track']}"
-    return Text(f"{name}\n{words}")
+    title = f"{name}: NO RESULT" if name == "self" else name
+    return Text(f"{title}\n{words}")
 
 
 def _difference(report: dict[str, Any], name: str) -> str:
@@ -188,7 +190,7 @@ def describe_controls(report: dict[str, Any]) -> dict[str, str]:
     if report["calibration"]:
         lines["confidence"] = describe_calibration(report["calibration"])
     for name, reason in report["left_out"].items():
-        lines[f"no {name}"] = reason
+        lines[f"no {name}"] = f"left out: {reason}"
     return lines
 
 
