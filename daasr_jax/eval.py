@@ -5,8 +5,9 @@
 
 Beside the run only places, references and settings of the evaluation can be given. A
 data root without the run's subjects is other data: all its subjects are evaluated, or
-those of --subjects. Without --workdir the runs that lie here are listed. In an
-installed package the command is `python -m daasr_jax.eval`.
+those of --subjects. Without --workdir the runs that lie here are listed. --controls
+asks whether the network uses its reference: it evaluates the same weights with other
+references. In an installed package the command is `python -m daasr_jax.eval`.
 """
 
 from pathlib import Path
@@ -28,7 +29,14 @@ OVERLAP = flags.DEFINE_bool(
 OUT = flags.DEFINE_string(
     "out",
     "",
-    "Result file (.json), by default RUN/eval_SPLIT_TRACK.json; picture beside.",
+    "Result file (.json), by default RUN/eval_SPLIT_TRACK.json, with --controls "
+    "RUN/eval_SPLIT_controls.json; picture beside.",
+)
+CONTROLS = flags.DEFINE_bool(
+    "controls",
+    False,
+    "Evaluate with other references too: of another subject, the neighbouring slice, "
+    "another contrast, shuffled, none, and the target itself.",
 )
 FORCE = flags.DEFINE_bool("force", False, "Replace a result that is there.")
 LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16.")
@@ -44,7 +52,12 @@ def evaluate(config: Any, workdir: str | None) -> None:
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
+    from daasr_jax.evaluation.controls_report import (
+        describe_controls,
+        make_controls_table,
+    )
     from daasr_jax.evaluation.report import describe_run, make_table
+    from daasr_jax.experiment.controls import control_run
     from daasr_jax.experiment.evaluate import Request, evaluate_tracks
     from daasr_jax.experiment.saved_run import list_runs
     from daasr_jax.runtime import hosts
@@ -63,11 +76,16 @@ def evaluate(config: Any, workdir: str | None) -> None:
         force=FORCE.value,
         lpips=LPIPS.value,
     )
-    for report, result, picture in evaluate_tracks(workdir, request):
+    if CONTROLS.value:
+        results, show = iter([control_run(workdir, request)]), make_controls_table
+    else:
+        results, show = evaluate_tracks(workdir, request), make_table
+    for report, result, picture in results:
         if hosts.number():
             continue  # the first process reports
-        console(width=120 if LPIPS.value else 80).print(make_table(report))
-        for name, text in describe_run(report).items():
+        console(width=120 if LPIPS.value else 80).print(show(report))
+        lines = describe_controls(report) if CONTROLS.value else {}
+        for name, text in (lines | describe_run(report)).items():
             print(f"{name + ':':<12}{text}")
         print(f"result:     {result}\npicture:    {picture}")
 

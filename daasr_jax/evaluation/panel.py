@@ -77,7 +77,7 @@ def draw_panel(
     for axis, (name, error) in zip(axes[1], errors.items(), strict=False):
         shown = axis.imshow(error, cmap="magma", vmin=0, vmax=limit)
         axis.set_title(f"|{name} - HR|, mean {error.mean():.4f} of 1", fontsize=9)
-    _bar(figure, axes[1, 1], shown, "white")
+    colour_bar(figure, axes[1, 1], shown, "white")
     if "index" in images:
         _draw_match(figure, axes[1, 2:], images)
     else:
@@ -103,10 +103,10 @@ def _draw_match(figure: Figure, axes: Sequence[Any], images: dict[str, Any]) -> 
     axes[2].set_title(
         f"confidence map C, mean {images['confidence'].mean():.3f}", fontsize=9
     )
-    _bar(figure, axes[2], shown, "black")
+    colour_bar(figure, axes[2], shown, "black")
 
 
-def _bar(figure: Figure, axis: Any, shown: Any, colour: str) -> None:
+def colour_bar(figure: Figure, axis: Any, shown: Any, colour: str) -> None:
     """A colour bar inside the axis, so that the panels keep one size."""
     place = axis.inset_axes([0.03, 0.05, 0.03, 0.3])
     bar = figure.colorbar(shown, cax=place)

@@ -42,8 +42,8 @@ class Prediction:
         reference: Index of the reference, the first of several.
         signal: Mean intensity of the HR slice.
         images: `lr`, `ref`, `hr`, `bicubic` and `sr`; with a SAT also the last group's
-            `index` (int32) and `confidence`. Several references lie below one another
-            in `ref`, as `index` counts them.
+            `index` (int32) and `confidence`, and `indices` (h, w, G) of all groups.
+            Several references lie below one another in `ref`, as `index` counts them.
         scores: Method -> metric -> value.
     """
 
@@ -123,7 +123,8 @@ def make_predict(
         bicubic = upsample(lr, scale)
         images = {"lr": lr, "ref": ref, "hr": hr, "bicubic": bicubic, "sr": outputs.sr}
         if {"index", "confidence"} <= outputs.aux.keys():
-            images["index"] = outputs.aux["index"][-1][..., None]
+            indices = jnp.moveaxis(outputs.aux["index"], 0, -1)
+            images["indices"], images["index"] = indices[..., None], indices[..., -1:]
             images["confidence"] = outputs.aux["confidence"][-1]
         estimates = {BASELINE: bicubic, method: outputs.sr}
         return images, measure(estimates, hr, weights)
@@ -149,6 +150,7 @@ def run_split(
     *,
     scale: int,
     positions: Sequence[int] | None = None,
+    reference: Callable[[int], np.ndarray] | None = None,
     show_progress: bool = False,
 ) -> Iterator[Prediction]:
     """Predicts the slices of a split in their order: this process's share of them.
@@ -163,16 +165,15 @@ def run_split(
         pairing: The reference of each slice.
         scale: s; slices are cut to a multiple of it (255 at x3).
         positions: Slices to predict instead of all.
+        reference: Slice i -> the image that is its reference instead of the pairing's,
+            (size, size, 1) float32.
         show_progress: Draw a bar with the remaining time.
     """
 
     def example(i: int) -> tuple[np.ndarray, np.ndarray]:
-        refs = [
-            table.other_contrast(i, k) if pairing.of_contrasts else table.image(k)
-            for k in pairing.all_of(i)
-        ]
+        refs = references(table, pairing, i) if reference is None else [reference(i)]
         hr, *refs = (crop_to_multiple(x, scale) for x in (table.image(i), *refs))
-        return hr, refs[0] if pairing.count == 1 else np.stack(refs)
+        return hr, refs[0] if len(refs) == 1 else np.stack(refs)
 
     chosen = list(range(len(table)) if positions is None else positions)
     chosen = chosen[jax.process_index() :: jax.process_count()] or chosen[:1]
@@ -192,6 +193,8 @@ def run_split(
                 signal=float(hr[n].mean()),
                 images={
                     name: x[n, ..., 0].reshape(-1, x.shape[-2])
+                    if name == "ref"
+                    else x[n, ..., 0]
                     for name, x in images.items()
                 },
                 scores={
@@ -199,6 +202,14 @@ def run_split(
                     for method, values in scores.items()
                 },
             )
+
+
+def references(table: SliceTable, pairing: Pairing, i: int) -> list[np.ndarray]:
+    """The references of slice i, (size, size, 1) float32 each."""
+    image = table.image
+    if pairing.of_contrasts:
+        image = functools.partial(table.other_contrast, i)
+    return [image(k) for k in pairing.all_of(i)]
 
 
 def of_all_processes(own: Iterable[Prediction], slices: int) -> list[Prediction]:

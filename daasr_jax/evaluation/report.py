@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,56 @@ def make_report(
         resamples, seed: Of the bootstrap.
         provenance: Where the numbers come from: configuration hash, commit and so on.
     """
+    found = measure(
+        predictions,
+        table,
+        (BASELINE, method),
+        minus=BASELINE,
+        resamples=resamples,
+        seed=seed,
+    )
+    difference = found.pop("minus")[method]
+    return provenance | {
+        "split": table.name,
+        "scale": scale,
+        "protocol": protocol(
+            table,
+            pairing,
+            found["methods"][method],
+            border=border,
+            resamples=resamples,
+        ),
+        "pairing_sha256": pairing.sha256,
+        f"{method}_minus_{BASELINE}": difference,
+        **found,
+    }
+
+
+def measure(
+    predictions: Sequence[Prediction],
+    table: SliceTable,
+    names: Sequence[str],
+    *,
+    minus: str,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Statistics of some methods over the same slices, JSON-ready.
+
+    Args:
+        predictions: One for each slice.
+        table: The split.
+        names: Methods in the scores.
+        minus: The one whose score is taken from every other's, slice by slice.
+        resamples, seed: Of the bootstrap.
+
+    Returns:
+        `n_slices`, `n_subjects`; `methods` and `minus`, name -> metric -> `summary`;
+        `per_subject`, subject -> name -> metric -> mean; `per_slice`.
+    """
     subjects = [str(table.subjects[p.position]) for p in predictions]
-    measured = set(predictions[0].scores[method])
+    measured = set(predictions[0].scores[names[-1]])
     metrics = [metric for metric in COLUMNS if metric in measured]
-    names = (BASELINE, method)
 
     def column(name: str, metric: str) -> np.ndarray:
         return np.array([p.scores[name][metric] for p in predictions], np.float64)
@@ -77,35 +123,18 @@ def make_report(
         name: {m: statistics(column(name, m), m) for m in metrics} for name in names
     }
     with np.errstate(invalid="ignore"):  # inf - inf of a slice that is left out
-        difference = {
-            m: statistics(column(method, m) - column(BASELINE, m), m) for m in metrics
+        differences = {
+            name: {
+                m: statistics(column(name, m) - column(minus, m), m) for m in metrics
+            }
+            for name in names
+            if name != minus
         }
-    return provenance | {
-        "split": table.name,
-        "scale": scale,
-        "protocol": {
-            "track": pairing.track,
-            "exclude": pairing.exclude,
-            "aligned": pairing.aligned if pairing.track == "aligned" else None,
-            "count": pairing.count,
-            "distance_mm": _distance(table, pairing),
-            "contrast_by": _contrast_by(table, pairing),
-            "pairing_seed": pairing.seed,
-            "degradation": DEGRADATION,
-            "border": border,
-            "data_range": 1.0,
-            "intensity": "divided by the maximum of the volume, not clipped",
-            "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
-            "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
-            **({"lpips": LPIPS} if any("lpips" in m for m in metrics) else {}),
-            "bootstrap": f"{resamples} resamples of subjects, expanded percentiles",
-            "left_out": "slices of infinite PSNR, for all methods alike",
-        },
-        "pairing_sha256": pairing.sha256,
+    return {
         "n_slices": len(predictions),
         "n_subjects": len(set(subjects)),
         "methods": methods,
-        f"{method}_minus_{BASELINE}": difference,
+        "minus": differences,
         "per_subject": {
             subject: {
                 name: {
@@ -126,8 +155,8 @@ def make_report(
                 "subject": s,
                 "contrast": str(table.contrasts[p.position]),
                 **{
-                    name: {metric: finite_mean([v]) for metric, v in scores.items()}
-                    for name, scores in p.scores.items()
+                    name: {k: finite_mean([v]) for k, v in p.scores[name].items()}
+                    for name in names
                 },
             }
             for p, s in zip(predictions, subjects, strict=True)
@@ -176,6 +205,43 @@ def reference_words(protocol: dict[str, Any]) -> str:
     if distance := protocol.get("distance_mm"):
         how = f"{distance:.1f} mm"
     return f"{text} ({protocol['aligned']}{', ' if how else ''}{how or ''})"
+
+
+def protocol(
+    table: SliceTable,
+    pairing: Pairing,
+    metrics: Iterable[str],
+    *,
+    border: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """The conventions that the numbers were measured by.
+
+    Args:
+        table: The split.
+        pairing: The references used.
+        metrics: Those that were measured.
+        border: Pixels cut off every side.
+        resamples: Of the bootstrap.
+    """
+    return {
+        "track": pairing.track,
+        "exclude": pairing.exclude,
+        "aligned": pairing.aligned if pairing.track == "aligned" else None,
+        "count": pairing.count,
+        "distance_mm": _distance(table, pairing),
+        "contrast_by": _contrast_by(table, pairing),
+        "pairing_seed": pairing.seed,
+        "degradation": DEGRADATION,
+        "border": border,
+        "data_range": 1.0,
+        "intensity": "divided by the maximum of the volume, not clipped",
+        "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
+        "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
+        **({"lpips": LPIPS} if any("lpips" in m for m in metrics) else {}),
+        "bootstrap": f"{resamples} resamples of subjects, expanded percentiles",
+        "left_out": "slices of infinite PSNR, for all methods alike",
+    }
 
 
 def perceptual_words(perceptual: dict[str, Any]) -> str:
@@ -232,56 +298,62 @@ def describe_run(report: dict[str, Any]) -> dict[str, str]:
 def make_table(report: dict[str, Any]) -> Table:
     """The report's means for the console; below six subjects with those of each."""
     table = _empty_table(report)
-    columns = _columns(report)
+    shown = columns(report)
     for method, values in report["methods"].items():
-        cells = [_cell(values[m], digits) for m, (_, digits) in columns.items()]
-        table.add_row(method, *cells, _count(report, values))
+        cells = [cell(values[m], digits) for m, (_, digits) in shown.items()]
+        table.add_row(method, *cells, count(report, values))
     if 1 < report["n_subjects"] < MIN_SUBJECTS:
         for subject, scores in report["per_subject"].items():
             table.add_section()
-            slices = [r for r in report["per_slice"] if r["subject"] == subject]
+            n = str(sum(r["subject"] == subject for r in report["per_slice"]))
             for method, means in scores.items():
-                cells = [_number(means[m], d) for m, (_, d) in columns.items()]
-                count = str(len(slices))
-                table.add_row(Text(f"{method}, {subject}"), *cells, count)
+                cells = [number(means[m], d) for m, (_, d) in shown.items()]
+                table.add_row(Text(f"{method}, {subject}"), *cells, n)
     return table
 
 
 def _empty_table(report: dict[str, Any]) -> Table:
-    n = report["n_subjects"]
-    caption = f"mean ± standard deviation over the slices of {n} subject(s); "
-    if n == 1:
-        caption += "one subject carries no interval"
-    elif n < MIN_SUBJECTS:
-        caption += f"no interval below {MIN_SUBJECTS} subjects: the mean of each"
-    else:
-        caption += f"[95 % interval of the mean, {report['protocol']['bootstrap']}]"
-    left = max(s["n_identical"] for m in report["methods"].values() for s in m.values())
-    if left:
-        caption += f"; {left} slice(s) of infinite PSNR left out for all methods"
     table = Table(
         title=f"{report['dataset']}, {report['split']}, x{report['scale']}, "
         f"{reference_words(report['protocol'])}",
-        caption=caption,
+        caption=caption(report),
     )
-    titles = [title for title, _ in _columns(report).values()]
+    titles = [title for title, _ in columns(report).values()]
     for title in ("method", *titles, "n"):
         table.add_column(title, justify="left" if title == "method" else "right")
     return table
 
 
-def _columns(report: dict[str, Any]) -> dict[str, tuple[str, int]]:
+def caption(report: dict[str, Any]) -> str:
+    """What the cells of a table are: over which slices, with which interval."""
+    n = report["n_subjects"]
+    text = f"mean ± standard deviation over the slices of {n} subject(s); "
+    if n == 1:
+        text += "one subject carries no interval"
+    elif n < MIN_SUBJECTS:
+        text += f"no interval below {MIN_SUBJECTS} subjects: the mean of each"
+    else:
+        text += f"[95 % interval of the mean, {report['protocol']['bootstrap']}]"
+    left = max(s["n_identical"] for m in report["methods"].values() for s in m.values())
+    if left:
+        text += f"; {left} slice(s) of infinite PSNR left out for all methods"
+    return text
+
+
+def columns(report: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """The columns of `COLUMNS` that were measured."""
     measured = next(iter(report["methods"].values()))
     return {m: column for m, column in COLUMNS.items() if m in measured}
 
 
-def _count(report: dict[str, Any], values: dict[str, Any]) -> str:
+def count(report: dict[str, Any], values: dict[str, Any]) -> str:
     """Slices that the PSNR is over, and of how many where some were left out."""
     n, total = values["psnr"]["n"], report["n_slices"]
     return str(n) if n == total else f"{n} of {total}"
 
 
-def _cell(s: dict[str, Any], digits: int) -> str:
+def cell(s: dict[str, Any], digits: int) -> str:
+    """A `summary` as the text of a table."""
     if s["mean"] is None:
         bad = f"\n{s['n_nonfinite']} of {s['n']} slices" if s["n_nonfinite"] else ""
         return f"not finite{bad}"
@@ -292,5 +364,6 @@ def _cell(s: dict[str, Any], digits: int) -> str:
     return f"{text}\n[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A mean as the text of a table."""
     return "not finite" if value is None else f"{value:.{digits}f}"

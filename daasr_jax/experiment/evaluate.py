@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Request:
         subjects: Those to evaluate, of any data, comma-separated; empty for the split,
             or for all of other data.
         allow_overlap: Evaluate subjects that the run learned from.
-        out: Result file (.json); by default `eval_<split>_<track>.json` in the run.
+        out: Result file (.json); by default `eval_<split>_<track>.json` in the run, or
+            `eval_<split>_controls.json`.
         force: Replace a result.
         lpips: Measure LPIPS too, with both nets.
     """
@@ -103,6 +104,48 @@ def evaluate_tracks(
         yield evaluate_run(workdir, one)
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run and the split that it is evaluated on.
+
+    Attributes:
+        config: The run's, with what was given.
+        provenance: Where the numbers come from, for the report.
+        table: The split.
+        pairing: The reference of each slice.
+        model: The network.
+        variables: Of the checkpoint, on the devices of this process.
+        predict: See `evaluation.make_predict`; its method is the model's name.
+        target: Result file, which may be written.
+    """
+
+    config: Config
+    provenance: dict[str, Any]
+    table: data.SliceTable
+    pairing: data.Pairing
+    model: Any
+    variables: Any
+    predict: evaluation.Predict
+    target: Path
+
+    @property
+    def method(self) -> str:
+        """Name of the model."""
+        return self.config.model.name
+
+    def measured(self) -> dict[str, Any]:
+        """How it is measured: keyword arguments of the reports."""
+        evaluate = self.config.evaluate
+        return {
+            "method": self.method,
+            "scale": self.config.scale,
+            "border": checks.metric_border(self.config),
+            "resamples": evaluate.resamples,
+            "seed": evaluate.seed,
+            "provenance": self.provenance,
+        }
+
+
 @explained()
 def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, Path]:
     """Evaluates the best checkpoint of a run.
@@ -121,6 +164,49 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
     Raises:
         UserError: If data or checkpoint cannot be used.
     """
+    run = open_split(workdir, request)
+
+    def predictions(**kwargs: Any):
+        return evaluation.run_split(
+            run.predict,
+            run.variables,
+            run.table,
+            run.pairing,
+            scale=run.config.scale,
+            **kwargs,
+        )
+
+    rows = evaluation.of_all_processes(
+        predictions(show_progress=run.config.evaluate.show_progress), len(run.table)
+    )
+    report = make_report(rows, run.table, run.pairing, **run.measured())
+    chosen = typical(rows, run.method)
+
+    def draw(path: Path) -> None:
+        shown = next(predictions(positions=[chosen.position]))
+        draw_panel(
+            shown,
+            method=run.method,
+            scale=run.config.scale,
+            titles=(run.table.keys[shown.position], run.table.keys[shown.reference]),
+            path=path,
+        )
+
+    return report, run.target, save(run, report, draw)
+
+
+def open_split(workdir: str, request: Request, name: str = "") -> Opened:
+    """Opens a run and the data that it is asked to be evaluated on.
+
+    Args:
+        workdir: Folder of the run.
+        request: What is asked.
+        name: What the result is called after the split; by default its track.
+
+    Raises:
+        UserError: If data or checkpoint cannot be used, or the result may not be
+            written.
+    """
     folder = place(workdir)
     record = open_record(folder)
     if request.config is not None:
@@ -133,10 +219,11 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         )
     if request.lpips:
         checks.check_lpips(config)
+    name = name or _track(config)
     target = place(request.out) if request.out else None
     own_data = "data.root" not in request.given and not request.subjects
     if own_data and target is None:
-        target = folder / f"eval_{request.split}_{_track(config)}.json"
+        target = folder / f"eval_{request.split}_{name}.json"
     if target:
         _check_target(target, folder, force=request.force)
     run = restore(record, folder)
@@ -151,40 +238,13 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
     if prepared.key != record.get("prepared_sha256"):  # not the run's own split
         overlap = _overlap(folder, prepared, split, request)
     if target is None:
-        target = folder / f"eval_{what}_{_track(config)}.json"
+        target = folder / f"eval_{what}_{name}.json"
         _check_target(target, folder, force=request.force)
-    pairing = parts.make_pairing(config, table)
-    border = checks.metric_border(config)
-    weights = {net: load_lpips(net) for net in SMALLEST} if request.lpips else None
-    method = config.model.name
+    model = parts.make_model(config)
     mesh = devices.local_mesh(config.train.devices)
     variables = devices.to_local(run.variables, mesh)
-    predict = evaluation.make_predict(
-        parts.make_model(config),
-        scale=config.scale,
-        border=border,
-        method=method,
-        lpips=weights,
-        mesh=mesh,
-    )
-
-    def predictions(**kwargs: Any):
-        return evaluation.run_split(
-            predict, variables, table, pairing, scale=config.scale, **kwargs
-        )
-
-    rows = evaluation.of_all_processes(
-        predictions(show_progress=config.evaluate.show_progress), len(table)
-    )
-    report = make_report(
-        rows,
-        table,
-        pairing,
-        method=method,
-        scale=config.scale,
-        border=border,
-        resamples=config.evaluate.resamples,
-        seed=config.evaluate.seed,
+    return Opened(
+        config=config,
         provenance={
             "dataset": prepared.dataset,
             "prepared_sha256": prepared.key,
@@ -201,29 +261,50 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
             "device": devices.description(),
             "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
         },
+        table=table,
+        pairing=parts.make_pairing(config, table),
+        model=model,
+        variables=variables,
+        predict=evaluation.make_predict(
+            model,
+            scale=config.scale,
+            border=checks.metric_border(config),
+            method=config.model.name,
+            lpips={n: load_lpips(n) for n in SMALLEST} if request.lpips else None,
+            mesh=mesh,
+        ),
+        target=target,
     )
-    chosen = typical(rows, method)
-    picture = target.with_suffix(".png")
+
+
+def save(run: Opened, report: dict[str, Any], draw: Callable[[Path], None]) -> Path:
+    """Writes report, pairs and picture, in the first process.
+
+    Args:
+        run: What was evaluated.
+        report: JSON-ready.
+        draw: Draws the picture into a file.
+
+    Returns:
+        Path of the picture.
+
+    Raises:
+        ResourceError: If they cannot be written (E604).
+    """
+    target, picture = run.target, run.target.with_suffix(".png")
     if jax.process_index():
-        return report, target, picture
-    shown = next(predictions(positions=[chosen.position]))
+        return picture
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
-        pairing.save(target.with_suffix(".pairing.json"))
-        draw_panel(
-            shown,
-            method=method,
-            scale=config.scale,
-            titles=(table.keys[shown.position], table.keys[shown.reference]),
-            path=picture,
-        )
+        run.pairing.save(target.with_suffix(".pairing.json"))
+        draw(picture)
     except OSError as error:
         raise ResourceError(
             "E604",
             f"cannot write beside {target}: {error.strerror}; give another --out.",
         ) from None
-    return report, target, picture
+    return picture
 
 
 def _source(record: dict[str, Any], run: TrainedRun) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _EXAMPLES = {
         ("the test split of a run", "--workdir=RUN"),
         ("its validation split, the neighbouring slice as reference, with LPIPS",
          "--workdir=RUN --split=val --config.reference.track=aligned --lpips"),
+        ("whether the network uses its reference", "--workdir=RUN --controls"),
         ("two subjects of other data",
          "--workdir=RUN --config.data.root=DIR --subjects=sub-01,sub-02"),
     ),

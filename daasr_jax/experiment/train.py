@@ -13,6 +13,13 @@ import jax
 from daasr_jax import data
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
+from daasr_jax.evaluation.controls import (
+    black,
+    control_scores,
+    evenly_spaced,
+    uses_reference,
+    with_identity,
+)
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.plan import make_plan
@@ -29,6 +36,8 @@ from daasr_jax.training.state import TrainState, generator_variables
 from daasr_jax.training.writers import NullWriter, RunWriter
 
 log = logging.getLogger("daasr_jax")
+
+CONTROLLED = 8  # validation slices, at most, that are restored with other references
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -99,7 +108,10 @@ def _train(
 
 
 def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | None:
-    """Scores of a state on full validation slices, None where there are none."""
+    """Scores of a state on full validation slices, None where there are none.
+
+    Of a network that takes a reference also `control_scores`, of a few slices.
+    """
     if not len(table):
         log.warning(
             "no validation split: no best checkpoint is chosen, the last one counts"
@@ -118,26 +130,46 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         mesh=mesh,
     )
     pairing = parts.make_pairing(config, table)
+    few = evenly_spaced(len(table), CONTROLLED)
+    used: list[bool] = []  # found by the first validation
 
     def validate(state: TrainState, beat: Callable[[], None]) -> dict[str, float]:
         variables = devices.to_local(generator_variables(state), mesh)
+        if not used:
+            used.append(uses_reference(model, variables, scale=scale))
 
-        def rows() -> Iterator[evaluation.Prediction]:
-            share = -(-len(table) // jax.process_count())  # of any process, at most
-            for row in evaluation.run_split(
-                predict, variables, table, pairing, scale=scale
-            ):
-                beat()
-                share -= 1
-                yield row
-            for _ in range(share):
-                beat()
+        def rows(number: int, **kwargs: Any) -> list[evaluation.Prediction]:
+            found = evaluation.run_split(
+                predict, variables, table, pairing, scale=scale, **kwargs
+            )
+            return evaluation.of_all_processes(
+                map(with_identity, _heeded(found, number, beat)), number
+            )
 
-        return evaluation.mean_scores(
-            evaluation.of_all_processes(rows(), len(table)), method
+        found = rows(len(table))
+        scores = evaluation.mean_scores(found, method)
+        if not used[0]:
+            return scores
+        answer, none = (
+            rows(len(few), positions=few, reference=image)
+            for image in (table.image, black(table))
         )
+        return scores | control_scores([found[i] for i in few], none, answer, method)
 
     return validate
+
+
+def _heeded(
+    rows: Iterator[evaluation.Prediction], number: int, beat: Callable[[], None]
+) -> Iterator[evaluation.Prediction]:
+    """The rows of this process, with a beat for each of the longest share of any."""
+    share = -(-number // jax.process_count())
+    for row in rows:
+        beat()
+        share -= 1
+        yield row
+    for _ in range(share):
+        beat()
 
 
 def _make_folder(folder: Path) -> None:

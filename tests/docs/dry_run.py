@@ -14,7 +14,16 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from daasr_jax.experiment import checks, cli, dry_run, evaluate, parts, record, train
+from daasr_jax.experiment import (
+    checks,
+    cli,
+    controls,
+    dry_run,
+    evaluate,
+    parts,
+    record,
+    train,
+)
 from daasr_jax.experiment.configuration import load
 from daasr_jax.runtime import hosts
 from tests.e2e.launcher import run
@@ -37,7 +46,7 @@ def read_config(config, *_, **__) -> NoReturn:
 
 
 def read_request(_, request) -> NoReturn:
-    """Stands for `evaluate_tracks`, of a run of the first configuration."""
+    """Stands for `evaluate_tracks` and `control_run`, of a run of `RUN`."""
     config = load(RUN).to_dict()
     if request.config is not None:
         record.check_same({"config": config}, request.config.to_dict(), Path("RUN"))
@@ -72,7 +81,7 @@ def script(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     train.train_run = dry_run.dry_run = read_config
-    evaluate.evaluate_tracks = read_request
+    evaluate.evaluate_tracks = controls.control_run = read_request
     cli._open_run = open_run
     hosts.connect = lambda *_: None
     argparse.ArgumentParser.parse_args = read_arguments

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tests.data_fixtures import fastmri_root, nifti_root
-from tests.e2e.commands import SMALL, check_refusals, run_all
+from tests.e2e.commands import SMALL, check_refusals, rows, run_all
 
 pytestmark = pytest.mark.timeout(600)
 QUIET = "--config.evaluate.show_progress=False"
@@ -48,6 +48,13 @@ def test_a_run_is_evaluated_by_its_own_record(place, trained):
         "evaluated": evaluate,
         "again": evaluate,
         "forced": [*evaluate, "--force"],
+        "controls": [*evaluate, "--controls"],
+        "controls again": [*evaluate, "--controls"],
+        "controls of one subject": [*evaluate, "--controls", f"--out={place}/one.json",
+                                    f"--subjects={split['test'][0]}",
+                                    "--config.reference.exclude=slice"],
+        "controls onto the record": [*evaluate, "--controls", "--force",
+                                     f"--out={run}/config.json"],
         "moved": [*evaluate, f"--config.data.root={moved}", "--force"],
         "aligned": [*evaluate, "--config.reference.track=aligned"],
         "other data": [*evaluate, f"--config.data.root={other}"],
@@ -76,6 +83,8 @@ def test_a_run_is_evaluated_by_its_own_record(place, trained):
 
     expected = {
         "again": ("E253", 2, "eval_test_random.json", "--force"),
+        "controls again": ("E253", 2, "eval_test_controls.json", "--force"),
+        "controls onto the record": ("E254", 2, "config.json"),
         "another seed": ("E251", 2, "seed is 5 there and 0 in --config"),
         "another scale": ("E251", 2, "scale is 4 there and 2 in --config"),
         "a key of training": ("E250", 2, "--config.seed=4", "--config.evaluate.seed"),
@@ -115,6 +124,24 @@ def test_a_run_is_evaluated_by_its_own_record(place, trained):
         "volumes": 1,
     }
     assert "LEARNED FROM 1 subjects of train" in results["allowed"]["out"]
+
+    controls = report("test_controls")
+    assert (run / "eval_test_controls.png").read_bytes()[:4] == b"\x89PNG"
+    for method, name in (("bicubic", "bicubic"), ("daasr", "pair")):
+        assert controls["methods"][name] == own["methods"][method]
+    assert controls["config_sha256"] == record["config_sha256"]
+    assert controls["references"]["stranger"]["same_as"] == "pair"
+    assert "NO RESULT" in results["controls"]["out"]
+    one = json.loads((place / "one.json").read_text())
+    assert one["left_out"]["stranger"] == "there is one subject"
+    assert "no stranger:" in results["controls of one subject"]["out"]
+
+
+def test_validation_tells_whether_the_reference_is_used(trained):
+    scores = [row for row in rows(trained[1]) if "val/psnr" in row]
+    assert len(scores) == 1
+    assert 0 <= scores[0]["val/identity"] <= 1
+    assert abs(scores[0]["val/gain_over_black"]) < 1
 
 
 def test_a_run_on_mixed_references_is_evaluated_on_each_track(place):

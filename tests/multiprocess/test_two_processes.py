@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import signal
 import socket
@@ -178,10 +179,15 @@ def test_from_a_trained_generator_on_all_four_devices(trained, tmp_path):
 
 
 @pytest.mark.full
-def test_both_evaluate(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [((), ("daasr",)), (("--controls",), ("pair", "shuffled", "self"))],
+    ids=["scores", "controls"],
+)
+def test_both_evaluate(more, names, trained, tmp_path):
     """Each slice once, in the order of the split."""
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"
-    evaluate = ["eval.py", *trained.common, f"--workdir={trained.folder}"]
+    evaluate = ["eval.py", *trained.common, f"--workdir={trained.folder}", *more]
     code, said = ended(start([*evaluate, f"--out={alone}"], trained.cache))
     assert code == 0, said
     for process in start_two([*evaluate, f"--out={together}"], trained.cache):
@@ -192,5 +198,11 @@ def test_both_evaluate(trained, tmp_path):
         r["slice"] for r in one["per_slice"]
     ]
     for a, b in zip(one["per_slice"], two["per_slice"], strict=True):
-        assert b["daasr"] == pytest.approx(a["daasr"], abs=1e-4)
+        for name in names:
+            assert b[name] == pytest.approx(a[name], abs=1e-4)
+    if more:
+        for path in (("identity", "identity", "1"), ("calibration", "rank_error")):
+            a, b = (functools.reduce(dict.get, path, report) for report in (one, two))
+            assert b["n"] == a["n"]
+            assert b["mean"] == pytest.approx(a["mean"], abs=1e-2)
     assert together.with_suffix(".png").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from daasr_jax.evaluation.controls import uses_reference
 from daasr_jax.models.outputs import Outputs
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.resampling import upsample
@@ -133,6 +134,20 @@ def test_parameters_do_not_depend_on_the_size(name):
     model = tiny(name, 4)
     sizes = [shapes_of(model, *images(4, h=h, w=w)) for h, w in ((8, 8), (5, 21))]
     assert jax.tree.map(jnp.shape, sizes[0]) == jax.tree.map(jnp.shape, sizes[1])
+
+
+@pytest.mark.parametrize("name", quick(SYSTEMS))
+def test_the_graph_tells_who_takes_a_reference(name):
+    model = tiny(name, 4)
+    variables = shapes_of(model, *images(4, h=8, w=8))
+    used = uses_reference(model, variables, scale=4, side=8)
+    assert used == (name not in SINGLE_IMAGE)
+
+
+def test_no_reference_without_alignment():
+    model = tiny("daasr", 4, align=None)
+    variables = shapes_of(model, *images(4, h=8, w=8))
+    assert not uses_reference(model, variables, scale=4, side=8)
 
 
 @pytest.mark.parametrize("name", NAMES)

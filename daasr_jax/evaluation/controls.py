@@ -1,0 +1,375 @@
+"""Reference controls: whether a trained network uses its reference, and what for.
+
+The same weights restore the same slices with other references: one that holds the
+answer, one that holds nothing, one whose textures lie elsewhere. The differences tell
+what the network takes from a reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from scipy import stats
+
+from daasr_jax.data import Pairing, SliceTable, draw_pairing
+from daasr_jax.errors import DataError
+from daasr_jax.evaluation.predict import (
+    BASELINE,
+    Predict,
+    Prediction,
+    references,
+    run_split,
+)
+from daasr_jax.evaluation.statistics import compared, finite_mean
+from daasr_jax.models.outputs import SuperResolutionModel
+
+# Control -> its reference, in the order of tables and pictures.
+CONTROLS = {
+    "pair": "of the run's own track",
+    "stranger": "a slice of another subject",
+    "neighbour": "the neighbouring slice",
+    "contrast": "the same place in another contrast",
+    "shuffled": "the pair, its blocks at other places",
+    "black": "none: zeros",
+    "self": "the target itself: an upper bound",
+}
+# Those that draw a reference from the split, by the rule of `data.draw_pairing`, and
+# why there may be none.
+_DRAWN = {
+    "stranger": ({"track": "random", "exclude": "subject"}, "there is one subject"),
+    "neighbour": (
+        {"track": "aligned", "aligned": "neighbour"},
+        "a volume has one slice only",
+    ),
+    "contrast": (
+        {"track": "aligned", "aligned": "contrast"},
+        "not in these data: a volume has no other contrast beside it",
+    ),
+}
+BLOCK = 4  # LR pixels: the side of what is shuffled
+BINS = 10  # of the confidence
+FOREGROUND = 0.05  # LR pixels above it hold tissue
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """The references of one control.
+
+    Attributes:
+        image: Slice i -> its reference, (size, size, 1); None for the pairing's own.
+        same_as: The control that has the same references, which is run instead.
+    """
+
+    image: Callable[[int], np.ndarray] | None
+    same_as: str = ""
+
+
+def draw_controls(
+    table: SliceTable, pairing: Pairing, *, scale: int, used: bool = True
+) -> tuple[dict[str, Control], dict[str, str]]:
+    """The controls that a split allows.
+
+    Args:
+        table: The split.
+        pairing: The references that the run is evaluated with; its seed draws those of
+            the others.
+        scale: s; `BLOCK * s` HR pixels are shuffled together.
+        used: Whether the network takes a reference. Else all controls are the same.
+
+    Returns:
+        Control -> its references, and control -> why it is left out.
+    """
+
+    def of(drawn: Pairing) -> Callable[[int], np.ndarray]:
+        return lambda i: references(table, drawn, i)[0]
+
+    def shuffled(i: int) -> np.ndarray:
+        words = f"{pairing.seed}/shuffled/{table.keys[i]}".encode()
+        seed = int.from_bytes(hashlib.sha256(words).digest()[:8], "little")
+        return shuffle_blocks(of(pairing)(i), BLOCK * scale, seed=seed)
+
+    made = {
+        "pair": Control(None),
+        "shuffled": Control(shuffled),
+        "black": Control(black(table)),
+        "self": Control(table.image),
+    }
+    left_out = {}
+    for name, (rule, reason) in _DRAWN.items():
+        try:
+            drawn = draw_pairing(table, **rule, seed=pairing.seed)
+        except DataError as error:
+            left_out[name] = reason if error.code == "E312" else str(error.args[0])
+            continue
+        same = "pair" if _same(drawn, pairing) else ""
+        made[name] = Control(of(drawn), same)
+    if not used:
+        made = {n: Control(c.image, "pair" if c.image else "") for n, c in made.items()}
+    return {name: made[name] for name in CONTROLS if name in made}, left_out
+
+
+def _same(a: Pairing, b: Pairing) -> bool:
+    """Whether two pairings give every slice the same references."""
+    kinds = [(x.of_contrasts, x.count) for x in (a, b)]
+    return kinds[0] == kinds[1] and np.array_equal(a.references, b.references)
+
+
+def black(table: SliceTable) -> Callable[[int], np.ndarray]:
+    """Slice -> zeros of its size: no reference."""
+    return lambda i: np.zeros_like(table.image(i))
+
+
+def shuffle_blocks(image: np.ndarray, side: int, *, seed: int) -> np.ndarray:
+    """The whole square blocks of an image at each other's places.
+
+    What is left at the right and below, less than a block, stays.
+
+    Args:
+        image: (H, W, C).
+        side: Of a block.
+        seed: Draws the places.
+    """
+    rows, columns = (n // side for n in image.shape[:2])
+    order = np.random.default_rng(seed).permutation(rows * columns)
+    whole = image[: rows * side, : columns * side]
+    blocks = whole.reshape(rows, side, columns, side, -1).swapaxes(1, 2)
+    blocks = blocks.reshape(rows * columns, side, side, -1)[order]
+    blocks = blocks.reshape(rows, columns, side, side, -1).swapaxes(1, 2)
+    out = image.copy()
+    out[: rows * side, : columns * side] = blocks.reshape(whole.shape)
+    return out
+
+
+def uses_reference(
+    model: SuperResolutionModel, variables: Any, *, scale: int, side: int = 16
+) -> bool:
+    """Whether the output of a network depends on the reference at all, by its graph.
+
+    A network whose output does may still have learned to ignore it.
+
+    Args:
+        model: The network.
+        variables: Its variables, or their shapes.
+        scale: s.
+        side: Of the LR image that it is traced with.
+    """
+    lr, ref = (
+        jax.ShapeDtypeStruct((1, n, n, 1), jnp.float32) for n in (side, side * scale)
+    )
+    flat, tree = jax.tree.flatten(jax.eval_shape(lambda v: v, variables))
+
+    def sr(ref: Array, lr: Array, *leaves: Array) -> Array:
+        return model.apply(jax.tree.unflatten(tree, leaves), lr, ref, train=False).sr
+
+    graph = jax.make_jaxpr(sr)(ref, lr, *flat).jaxpr
+    reached = {id(graph.invars[0])}
+    for step in graph.eqns:
+        if any(id(x) in reached for x in step.invars):
+            reached |= {id(x) for x in step.outvars}
+    return any(id(x) in reached for x in graph.outvars)
+
+
+def run_controls(
+    predict: Predict,
+    variables: Any,
+    table: SliceTable,
+    pairing: Pairing,
+    controls: Mapping[str, Control],
+    *,
+    scale: int,
+    positions: Sequence[int] | None = None,
+    show_progress: bool = False,
+) -> Iterator[dict[str, Prediction]]:
+    """`run_split` under every control, slice by slice: control -> prediction.
+
+    A control that is the same as another shares its prediction.
+    """
+    streams = {
+        name: run_split(
+            predict,
+            variables,
+            table,
+            pairing,
+            scale=scale,
+            positions=positions,
+            reference=control.image,
+            show_progress=show_progress and name == "pair",
+        )
+        for name, control in controls.items()
+        if not control.same_as
+    }
+    for rows in zip(*streams.values(), strict=True):
+        found = dict(zip(streams, rows, strict=True))
+        yield {name: found[c.same_as or name] for name, c in controls.items()}
+
+
+def measured(rows: Mapping[str, Prediction], method: str) -> Prediction:
+    """One slice under all controls as one prediction without images.
+
+    Args:
+        rows: Control -> prediction.
+        method: Name of the model in their scores.
+
+    Returns:
+        Its scores are those of the baseline and of each control, and numbers of these
+        names: `identity` and `near`, by group from 1, see `identity_shares`;
+        `calibration`, see `calibrate`; `reaction`, the largest change of a pixel
+        between `self` and `black`.
+    """
+    pair, black, answer = (rows[name].images for name in ("pair", "black", "self"))
+    scores = {BASELINE: rows["pair"].scores[BASELINE]}
+    scores |= {name: row.scores[method] for name, row in rows.items()}
+    scores["reaction"] = {"largest": float(np.abs(answer["sr"] - black["sr"]).max())}
+    if "indices" in answer:
+        found = with_identity(rows["self"]).scores
+        scores |= {name: found[name] for name in ("identity", "near")}
+        scores["calibration"] = calibrate(
+            pair["confidence"],
+            np.abs(pair["sr"] - pair["hr"]),
+            np.abs(black["sr"] - black["hr"]),
+            pair["lr"],
+        )
+    return dataclasses.replace(rows["pair"], images={}, scores=scores)
+
+
+def identity_shares(
+    indices: np.ndarray, lr: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the foreground whose match is its own place, the target as reference.
+
+    Args:
+        indices: P of each group, (h, w, G) int, row-major in a key grid of h x w, or in
+            several such grids one after another; h x w is the LR grid or a finer one.
+        lr: LR image.
+
+    Returns:
+        `(identity, near)`, each (G,): the share of queries that found their own place,
+        and of those that found it or one of the eight places around it. NaN without
+        foreground.
+    """
+    height, width = indices.shape[:2]
+    use = foreground(lr, (height, width))
+    if not use.any():
+        nothing = np.full(indices.shape[2], np.nan)
+        return nothing, nothing
+    y, x = np.divmod(indices[use] % (height * width), width)
+    own_y, own_x = (places[:, None] for places in np.nonzero(use))
+    away = np.maximum(np.abs(y - own_y), np.abs(x - own_x))
+    return np.mean(away == 0, axis=0), np.mean(away <= 1, axis=0)
+
+
+def with_identity(row: Prediction) -> Prediction:
+    """A prediction without images, whose scores have the `identity` of each group."""
+    scores = dict(row.scores)
+    if "indices" in row.images:
+        shares = identity_shares(row.images["indices"], row.images["lr"])
+        for name, values in zip(("identity", "near"), shares, strict=True):
+            scores[name] = {str(g): float(v) for g, v in enumerate(values, 1)}
+    return dataclasses.replace(row, images={}, scores=scores)
+
+
+def control_scores(
+    pair: Sequence[Prediction],
+    none: Sequence[Prediction],
+    answer: Sequence[Prediction],
+    method: str,
+) -> dict[str, float]:
+    """Means over some slices that tell during training whether a reference is used.
+
+    Args:
+        pair, none, answer: The slices with their own references, with black ones, and
+            with themselves as references, this with `with_identity`.
+        method: Name of the model in the scores.
+
+    Returns:
+        `gain_over_black`, PSNR of `pair` less that of `none` in dB, over the slices
+        where neither is infinite, NaN where one is NaN; `identity`, the share of the
+        last group over the slices with foreground, if the model has an index map. NaN
+        where there is no such slice.
+    """
+
+    values = {
+        name: np.array([r.scores[method]["psnr"] for r in rows], np.float64)
+        for name, rows in (("pair", pair), ("none", none))
+    }
+    use = compared(values)
+    out = {"gain_over_black": _mean(values["pair"][use] - values["none"][use])}
+    if "identity" in answer[0].scores:
+        last = max(answer[0].scores["identity"], key=int)
+        shares = np.array([r.scores["identity"][last] for r in answer], np.float64)
+        out["identity"] = _mean(shares[~np.isnan(shares)])
+    return out
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` positions, the first and the last among them."""
+    places = np.linspace(0, count - 1, min(count, most)).round()
+    return places.astype(int).tolist()
+
+
+def calibrate(
+    confidence: np.ndarray,
+    error: np.ndarray,
+    error_black: np.ndarray,
+    lr: np.ndarray,
+) -> dict[str, float]:
+    """How the confidence of a slice goes with its error, over the foreground.
+
+    The places are put in order of C and cut into `BINS` bins of equal size.
+
+    Args:
+        confidence: C (h, w), on the LR grid or a finer one.
+        error: |sr - hr| (H, W), H a multiple of h; averaged over the cells of C.
+        error_black: The same without reference.
+        lr: LR image.
+
+    Returns:
+        `confidence_k`, `error_k` and `gain_k`, means of bin k from 0, where the gain is
+        `error_black - error`; `rank_error` and `rank_gain`, Spearman's correlation of C
+        with error and gain. All are NaN below two places a bin; a correlation is where
+        one of the two is constant.
+    """
+    use = foreground(lr, confidence.shape)
+    values = {
+        "confidence": confidence[use].astype(np.float64),
+        "error": _cells(error, confidence.shape)[use],
+        "gain": _cells(error_black - error, confidence.shape)[use],
+    }
+    enough = int(use.sum()) >= 2 * BINS
+    bins = np.array_split(np.argsort(values["confidence"], kind="stable"), BINS)
+    out = {
+        f"{name}_{k}": float(x[places].mean()) if enough else np.nan
+        for name, x in values.items()
+        for k, places in enumerate(bins)
+    }
+    for name in ("error", "gain"):
+        pair = values["confidence"], values[name]
+        varied = enough and all(np.ptp(x) > 0 for x in pair)
+        found: Any = stats.spearmanr(*pair) if varied else (np.nan,)
+        out[f"rank_{name}"] = float(found[0])
+    return out
+
+
+def foreground(lr: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where an LR image holds tissue, on its own grid or a finer one, bool."""
+    rows, columns = (n // m for n, m in zip(shape, lr.shape, strict=True))
+    return np.repeat(np.repeat(lr > FOREGROUND, rows, 0), columns, 1)
+
+
+def _cells(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Means of an image over the cells of a coarser grid."""
+    height, width = shape
+    rows, columns = image.shape[0] // height, image.shape[1] // width
+    return image.reshape(height, rows, width, columns).mean((1, 3), dtype=np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    found = finite_mean(values)
+    return np.nan if found is None else found
