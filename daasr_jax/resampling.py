@@ -164,7 +164,8 @@ def _waves(n: int, scale: int, *, nyquist: float) -> np.ndarray:
     places = scale * np.arange(n) + (scale - 1) / 2, np.arange(scale * n)
     lr, hr = (np.exp(2j * np.pi / (scale * n) * np.outer(p, k)) for p in places)
     weight = np.where(2 * np.abs(k) == n, nyquist, 1.0)
-    return ((lr * weight) @ hr.conj().T).real.astype(np.float32)
+    total = (lr * weight) @ hr.conj().T
+    return np.real(total).astype(np.float32)
 
 
 def space_to_depth(x: Float[Array, "b sh sw c"], s: int) -> Float[Array, "b h w d"]:

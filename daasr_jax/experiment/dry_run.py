@@ -41,7 +41,7 @@ def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float
     following = list(itertools.islice(devices.ahead(batches, mesh), TIMED + 1))
     following += following[-1:] * (TIMED + 1 - len(following))
     begin = time.monotonic()
-    run = devices.compile_step(step, mesh)
+    run: Any = devices.compile_step(step, mesh)
     compiled = run.func.lower(*run.args, state, following[0]).compile()
     compile_seconds = time.monotonic() - begin
     memory = compiled.memory_analysis()

@@ -89,7 +89,7 @@ def make_train_step(
         metrics |= confidence_statistics(found.confidence, axis=axis)
         updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
         gen = optax.apply_updates(state.gen, updates)
-        ema = state.ema, state.ema_batch_stats
+        ema: Any = state.ema, state.ema_batch_stats
         if ema_decay:
             ema = optax.incremental_update((gen, batch_stats), ema, 1.0 - ema_decay)
         disc, disc_opt = found.disc or (state.disc, state.disc_opt)
