@@ -49,6 +49,7 @@ def predictions(
         scale=config.scale,
         border=checks.metric_border(config),
         method="run",
+        degradation=config.degradation,
         lpips=lpips,
     )
     rows = evaluation.run_split(

@@ -26,14 +26,15 @@ from typing import Any
 
 from benchmarks.train_step import machine, peak_mib, where
 
+FLOAT32 = {"matmul_precision": "float32"}
 CASES: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "TF32": {"matmul_precision": "tensorfloat32"},
+    "float32": FLOAT32,
+    "TF32": {},
     "bfloat16": {"model.dtype": "bfloat16"},
-    "float32, remat": {"model.kwargs.remat": True},
+    "float32, remat": {**FLOAT32, "model.kwargs.remat": True},
     "bfloat16, remat": {"model.dtype": "bfloat16", "model.kwargs.remat": True},
-    "float32, 3 parts": {"train.accumulate": 3},
-    "float32, 9 parts": {"train.accumulate": 9},
+    "float32, 3 parts": {**FLOAT32, "train.accumulate": 3},
+    "float32, 9 parts": {**FLOAT32, "train.accumulate": 9},
 }
 
 

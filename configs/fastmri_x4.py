@@ -37,13 +37,15 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.preset = preset  # what the argument of this file was
     config.seed = 0  # of the initial weights and the order of the batches
     config.scale = 4  # 2, 3 or 4
-    config.matmul_precision = "float32"  # "tensorfloat32" is faster on recent GPUs
+    config.degradation = "bicubic"  # that makes LR; "kspace": the centre of k-space
+    config.matmul_precision = "tensorfloat32"  # on recent GPUs; "float32" is slower
 
     config.model = ConfigDict(
         {
             "name": "daasr",  # `python -m daasr_jax.models` lists them
             "dtype": "float32",  # of the computation; or "bfloat16"
             "pretrained": False,  # start from ImageNet weights, where a model has such
+            "data_consistency": False,  # SR's centre of k-space is LR's; with "kspace"
             "kwargs": kwargs,
         }
     )

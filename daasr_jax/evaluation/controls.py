@@ -42,7 +42,7 @@ CONTROLS = {
 }
 # Those that draw a reference from the split, by the rule of `data.draw_pairing`, and
 # why there may be none.
-_DRAWN = {
+_DRAWN: dict[str, tuple[dict[str, Any], str]] = {
     "stranger": ({"track": "random", "exclude": "subject"}, "there is one subject"),
     "neighbour": (
         {"track": "aligned", "aligned": "neighbour"},

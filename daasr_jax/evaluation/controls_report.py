@@ -14,6 +14,7 @@ from daasr_jax.evaluation.controls import BINS, BLOCK, CONTROLS, FOREGROUND, Con
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.report import (
     COLUMNS,
+    MEAN_ALONE,
     caption,
     cell,
     columns,
@@ -35,6 +36,7 @@ def make_controls_report(
     used: bool,
     method: str,
     scale: int,
+    degradation: str = "bicubic",
     border: int,
     resamples: int,
     seed: int,
@@ -49,13 +51,14 @@ def make_controls_report(
         controls, left_out: From `controls.draw_controls`.
         used: Whether the network takes a reference at all.
         method: Name of the model.
-        scale, border: As measured.
+        scale, degradation, border: As measured.
         resamples, seed: Of the bootstrap.
         provenance: Where the numbers come from.
     """
     found = measure(
         rows,
         table,
+        pairing,
         (BASELINE, *controls),
         minus="black",
         resamples=resamples,
@@ -97,6 +100,8 @@ def make_controls_report(
             table,
             pairing,
             found["methods"]["pair"],
+            scale=scale,
+            degradation=degradation,
             border=border,
             resamples=resamples,
         )
@@ -133,7 +138,10 @@ def make_controls_table(report: dict[str, Any]) -> Table:
     for title in (*titles, "n"):
         table.add_column(title, justify="right")
     for name, values in report["methods"].items():
-        cells = [cell(values[m], digits) for m, (_, digits) in shown.items()]
+        cells = [
+            cell(values[m], digits, alone=m in MEAN_ALONE)
+            for m, (_, digits) in shown.items()
+        ]
         cells.insert(1, _difference(report, name))
         table.add_row(_label(report, name), *cells, count(report, values))
     if 1 < report["n_subjects"] < MIN_SUBJECTS:

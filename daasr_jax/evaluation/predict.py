@@ -23,13 +23,14 @@ from rich.progress import track
 
 from daasr_jax.data import Pairing, SliceTable, crop_to_multiple
 from daasr_jax.evaluation.statistics import compared, finite_mean
+from daasr_jax.metrics.consistency import consistency
 from daasr_jax.metrics.lpips import lpips_many
 from daasr_jax.metrics.psnr import psnr
 from daasr_jax.metrics.ssim import ssim
 from daasr_jax.models.outputs import SuperResolutionModel
-from daasr_jax.resampling import downsample, upsample
+from daasr_jax.resampling import degrade, upsample
 
-METRICS = ("psnr", "ssim", "ssim_uniform7")  # always measured
+METRICS = ("psnr", "ssim", "ssim_uniform7", "consistency")  # always measured
 BASELINE = "bicubic"
 
 
@@ -77,6 +78,7 @@ def make_predict(
     scale: int,
     border: int,
     method: str,
+    degradation: str = "bicubic",
     lpips: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
 ) -> Predict:
@@ -87,6 +89,7 @@ def make_predict(
         scale: s; the LR image is made from `hr` on the device.
         border: Pixels cut off every side before the metrics.
         method: Name of the model in the scores.
+        degradation: How the LR image is made, see `resampling.degrade`.
         lpips: Net -> its `load_lpips`: measured too, as `lpips_<net>`, of 2x - 1.
         mesh: Devices of this process that share a call, each with a part of the
             slices; by default one device has all.
@@ -98,7 +101,9 @@ def make_predict(
         maximum of the volume.
     """
 
-    def measure(estimates: dict[str, Array], hr: Array, weights: Mapping[str, Any]):
+    def measure(
+        estimates: dict[str, Array], lr: Array, hr: Array, weights: Mapping[str, Any]
+    ):
         inner = slice(border, -border or None)
         y = hr[:, inner, inner]
         cut = {name: x[:, inner, inner] for name, x in estimates.items()}
@@ -107,6 +112,9 @@ def make_predict(
                 "psnr": psnr(x, y),
                 "ssim": ssim(x, y, window="gaussian11"),
                 "ssim_uniform7": ssim(x, y, window="uniform7"),
+                "consistency": consistency(
+                    estimates[name], lr, degradation=degradation
+                ),
             }
             for name, x in cut.items()
         }
@@ -118,7 +126,7 @@ def make_predict(
         return scores
 
     def predict(weights: Mapping[str, Any], variables: Any, hr: Array, ref: Array):
-        lr = downsample(hr, scale)
+        lr = degrade(hr, scale, degradation=degradation)
         outputs = model.apply(variables, lr, ref, train=False)
         bicubic = upsample(lr, scale)
         images = {"lr": lr, "ref": ref, "hr": hr, "bicubic": bicubic, "sr": outputs.sr}
@@ -127,7 +135,7 @@ def make_predict(
             images["indices"], images["index"] = indices[..., None], indices[..., -1:]
             images["confidence"] = outputs.aux["confidence"][-1]
         estimates = {BASELINE: bicubic, method: outputs.sr}
-        return images, measure(estimates, hr, weights)
+        return images, measure(estimates, lr, hr, weights)
 
     if mesh is None:
         return Predict(functools.partial(jax.jit(predict), lpips or {}), 1)

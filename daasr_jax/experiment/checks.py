@@ -13,6 +13,7 @@ from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
 from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
+from daasr_jax.resampling import DEGRADATIONS
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
 from daasr_jax.training.checkpoints import BEST_BY
@@ -115,6 +116,19 @@ def check_ranges(config: Config) -> None:
     if config.scale not in (2, 3, 4):
         raise ConfigError(
             "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."
+        )
+    if config.degradation not in DEGRADATIONS:
+        raise ConfigError(
+            "E270",
+            f"config.degradation is {config.degradation!r}; it must be one of "
+            f"{', '.join(DEGRADATIONS)}.",
+        )
+    if config.model.data_consistency and config.degradation != "kspace":
+        raise ConfigError(
+            "E271",
+            "config.model.data_consistency is true, but no sample of k-space is known "
+            f"of an LR image made by {config.degradation}: give "
+            "--config.degradation=kspace, or leave it false.",
         )
     if not 0 <= train.ema_decay < 1:
         raise ConfigError(

@@ -41,12 +41,13 @@ def measure(step: Step, state: Any, batches: Any, mesh: Mesh) -> dict[str, float
     following = list(itertools.islice(devices.ahead(batches, mesh), TIMED + 1))
     following += following[-1:] * (TIMED + 1 - len(following))
     begin = time.monotonic()
-    compiled = devices.compile_step(step, mesh).lower(state, following[0]).compile()
+    run: Any = devices.compile_step(step, mesh)
+    compiled = run.func.lower(*run.args, state, following[0]).compile()
     compile_seconds = time.monotonic() - begin
     memory = compiled.memory_analysis()
     begin = 0.0
     for i, batch in enumerate(following):
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(*run.args, state, batch)
         if i == 0 or jax.default_backend() == "cpu":
             jax.block_until_ready(metrics)
         if i == 0:

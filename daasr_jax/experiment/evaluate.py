@@ -139,6 +139,7 @@ class Opened:
         return {
             "method": self.method,
             "scale": self.config.scale,
+            "degradation": self.config.degradation,
             "border": checks.metric_border(self.config),
             "resamples": evaluate.resamples,
             "seed": evaluate.seed,
@@ -270,6 +271,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             scale=config.scale,
             border=checks.metric_border(config),
             method=config.model.name,
+            degradation=config.degradation,
             lpips={n: load_lpips(n) for n in SMALLEST} if request.lpips else None,
             mesh=mesh,
         ),

@@ -20,6 +20,7 @@ from daasr_jax.losses.perceptual import (
     make_perceptual,
     make_texture,
 )
+from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.models.vgg import FrozenVGG
 from daasr_jax.registry import LOSSES, MODELS
@@ -76,9 +77,19 @@ def data_settings(config: Config) -> data.DataSettings:
 def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     """The model; `axis_name` shares batch statistics over devices in training.
 
+    It keeps to the LR image's k-space where `config.model.data_consistency` says so.
+
     Raises:
         ConfigError: If the model or a part of it does not know a keyword.
     """
+    network = _network(config, axis_name)
+    if config.model.data_consistency:
+        return DataConsistent(model=network, scale=config.scale)
+    return network
+
+
+def _network(config: Config, axis_name: str | None = None) -> Any:
+    """The registered model alone."""
     return checked(
         MODELS.get(config.model.name),
         scale=config.scale,
@@ -94,8 +105,7 @@ def pretrained_params(config: Config, params: Any) -> tuple[Any, dict[str, str]]
     Raises:
         ConfigError: If the model has no part with such weights, or the file is unfit.
     """
-    model = make_model(config)
-    put_in = getattr(model, "put_in_pretrained", None)
+    put_in = getattr(_network(config), "put_in_pretrained", None)
     if put_in is None:
         raise ConfigError(
             "E210",

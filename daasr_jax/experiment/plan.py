@@ -86,7 +86,7 @@ def check_memory(config: Config, mesh: Mesh) -> None:
     ema = learned if train.ema_decay else 0
     state = learned + ema + _bytes(jax.eval_shape(optimiser.init, made["params"]))
     # With `remat` most are computed again, and only ends of groups are held.
-    layers = 0 if getattr(model, "remat", False) else _bytes(made["intermediates"])
+    layers = 0 if config.model.kwargs.get("remat") else _bytes(made["intermediates"])
     own = len([d for d in mesh.devices.flat if d.process_index == jax.process_index()])
     together = own if jax.default_backend() == "cpu" else 1  # its devices share memory
     memory.require(
@@ -122,6 +122,12 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     train = config.train
     mesh = devices.make_mesh(train.batch_size, train.devices, train.accumulate)
     check_memory(config, mesh)
+    if config.degradation == "kspace" and train.crop:
+        log.warning(
+            "LR images are made from the k-space of training crops, which wraps around "
+            "at their edges, and in an evaluation from that of whole slices: "
+            "--config.train.crop=0 trains on whole slices"
+        )
     vgg = parts.read_vgg(config)
     losses = parts.make_losses(config, vgg)
     start = None
@@ -148,6 +154,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         optimiser,
         losses,
         scale=config.scale,
+        degradation=config.degradation,
         ema_decay=train.ema_decay,
         axis=devices.AXIS,
         adversarial=adversarial,

@@ -73,9 +73,12 @@ EVALUATED = (
 RECORD = "config.json"
 
 # Keys that came later, with what the runs before them did.
-_LATER: dict[str, Any] = {"reference.distance_mm": 0.0, "reference.count": 1} | {
-    f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()
-}
+_LATER: dict[str, Any] = {
+    "degradation": "bicubic",
+    "model.data_consistency": False,
+    "reference.distance_mm": 0.0,
+    "reference.count": 1,
+} | {f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()}
 
 
 def config_sha256(config: dict[str, Any]) -> str:

@@ -124,6 +124,7 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         scale=scale,
         border=checks.metric_border(config),
         method=method,
+        degradation=config.degradation,
         lpips={"alex": load_lpips("alex")}
         if checks.best_rule(config)[0] == "lpips"
         else None,

@@ -10,16 +10,21 @@ image: a weight means the same whatever weights are used.
 The textural term, which MCSR trains with, compares the Gram matrices of the same
 features over the positions, in a unit of its own made likewise (L. Gatys et al., "Image
 style transfer using convolutional neural networks", CVPR 2016).
+
+A loss here is a `jax.tree_util.Partial`, whose leaves are the frozen weights. It is a
+function `(outputs, hr, **context) -> scalar float32` as any other, and can be an
+argument of a compiled program, into which it then puts no constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from daasr_jax.models.outputs import Outputs
@@ -31,18 +36,20 @@ PICTURES = ("sat", "rec")
 VGG16_FACTORS = {2: 0.127, 3: 0.186, 4: 0.222}
 
 
-def relu3_3(vgg: FrozenVGG) -> Callable[[Array], Array]:
+def relu3_3(vgg: FrozenVGG) -> Partial:
     """The frozen features: `(B, H, W, 1)` in [0, 1] -> `(B, H//4, W//4, 256)` float32.
 
-    The weights are constants of the function; no gradient goes to them.
+    The weights are the leaves of the function; no gradient goes to them.
     """
-    network = VGG(dtype=jnp.float32)
+    network, preprocessing = VGG(dtype=jnp.float32), vgg.preprocessing
 
-    def features(grey: Float[Array, "b h w 1"]) -> Float[Array, "b h//4 w//4 256"]:
-        x = preprocess(grey, vgg.preprocessing)
-        return network.apply({"params": vgg.params}, x)[-1]  # pyright: ignore
+    def features(
+        params: Any, grey: Float[Array, "b h w 1"]
+    ) -> Float[Array, "b h//4 w//4 256"]:
+        x = preprocess(grey, preprocessing)
+        return network.apply({"params": params}, x)[-1]  # pyright: ignore
 
-    return features
+    return Partial(features, vgg.params)
 
 
 def calibration_image(size: int = 64) -> np.ndarray:
@@ -68,16 +75,19 @@ def unit(vgg: FrozenVGG) -> float:
     Raises:
         ValueError: If it is zero or not finite: such weights are of no use.
     """
-    features = jax.jit(relu3_3(vgg))(calibration_image())
-    square = float(np.mean(np.square(features, dtype=np.float64)))
+    square = _mean_square(relu3_3(vgg))
     if not 0 < square < np.inf:
         raise ValueError(f"the features of {vgg.source} have the mean square {square}.")
     return square
 
 
-def make_perceptual(
-    vgg: FrozenVGG, picture: str, *, scale: int
-) -> Callable[..., Array]:
+def _mean_square(statistic: Partial) -> float:
+    """Of a statistic of `calibration_image`."""
+    found = jax.jit(lambda f, x: f(x))(statistic, calibration_image())
+    return float(np.mean(np.square(found, dtype=np.float64)))
+
+
+def make_perceptual(vgg: FrozenVGG, picture: str, *, scale: int) -> Partial:
     """The loss `(outputs, hr, **context) -> scalar float32`, in the network's unit.
 
     VGG-16, the stand-in where there is no VGG-19, is multiplied by `VGG16_FACTORS`.
@@ -108,7 +118,7 @@ def gram(features: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
     ) / (features.shape[1] * features.shape[2])
 
 
-def make_texture(vgg: FrozenVGG, picture: str) -> Callable[..., Array]:
+def make_texture(vgg: FrozenVGG, picture: str) -> Partial:
     """The textural loss: MSE of the Gram matrices of relu3_3, in the network's unit.
 
     Args:
@@ -120,23 +130,20 @@ def make_texture(vgg: FrozenVGG, picture: str) -> Callable[..., Array]:
     """
     if picture not in PICTURES:
         raise ValueError(f"picture must be one of {PICTURES}, got {picture!r}.")
-    features = relu3_3(vgg)
-
-    def matrices(x: Float[Array, "b h w 1"]) -> Float[Array, "b c c"]:
-        return gram(features(x))
-
-    own = jax.jit(matrices)(calibration_image())
-    return _compare(
-        matrices, picture, 1 / float(np.mean(np.square(own, dtype=np.float64)))
-    )
+    matrices = Partial(_matrices, relu3_3(vgg))
+    return _compare(matrices, picture, 1 / _mean_square(matrices))
 
 
-def _compare(
-    statistic: Callable[[Array], Array], picture: str, weight: float
-) -> Callable[..., Array]:
+def _matrices(features: Partial, x: Float[Array, "b h w 1"]) -> Float[Array, "b c c"]:
+    return gram(features(x))
+
+
+def _compare(statistic: Partial, picture: str, weight: float) -> Partial:
     """`weight` times the mean squared difference of a statistic of picture and HR."""
 
-    def loss(outputs: Outputs, hr: Float[Array, "b h w 1"], **_) -> Array:
+    def loss(
+        statistic: Partial, outputs: Outputs, hr: Float[Array, "b h w 1"], **_
+    ) -> Array:
         if picture == "rec":
             pictures = outputs.sr
         elif picture in outputs.aux:
@@ -150,4 +157,4 @@ def _compare(
         heads = got.reshape(-1, *target.shape)
         return weight * jnp.mean((heads - target[None]) ** 2)
 
-    return loss
+    return Partial(loss, statistic)

@@ -24,7 +24,15 @@ from daasr_jax.models.cwt import CWT
 from daasr_jax.models.detail import Gain, pixel_maps
 from daasr_jax.models.init import linear
 from daasr_jax.models.outputs import Outputs, check_scale
-from daasr_jax.models.sat import INDEX, SAT, Fusion, GatedFusion, Matching, Retrieval
+from daasr_jax.models.sat import (
+    INDEX,
+    SAT,
+    Fusion,
+    GatedFusion,
+    Matching,
+    Retrieval,
+    Retrieved,
+)
 from daasr_jax.models.sfe import SFE
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import (
@@ -208,7 +216,7 @@ class DAASR(nn.Module):
         self._check(ref)
         bicubic = start = upsample(lr, self.scale)
         f = f0 = Conv3(features=self.features, dtype=self.dtype, name="shallow")(lr)
-        maps = pixels = None
+        maps, pixels = None, []
         if self.align is not None:
             ref = self._at_phases(ref if ref.ndim == 5 else ref[:, None])
             maps, pixels = self._reference_maps(bicubic, ref, train, indices)
@@ -221,7 +229,8 @@ class DAASR(nn.Module):
                 dtype=self.dtype,
                 name="detail",
             )
-            f, detail = weigh(f, bicubic, pixels, maps.c)
+            c = maps.c if isinstance(maps, Retrieved) else None
+            f, detail = weigh(f, bicubic, pixels, c)
             start = bicubic + detail
         for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
             channels = self.features * factor**2
@@ -315,14 +324,13 @@ class DAASR(nn.Module):
         there = jnp.any(ref != 0, axis=(2, 3, 4), keepdims=True)
         one = ref.shape[1] == 1
 
-        def masked(x: Array | None) -> Array | None:
-            if x is None:
-                return None
+        def masked(x: Array) -> Array:
             x = jnp.where(there, x.reshape(*ref.shape[:2], *x.shape[1:]), 0)
             return x[:, 0] if one else x
 
+        key = None if key is None else masked(key)
         if self.query != "extractor":
-            return (query, masked(key), masked(value)), []
+            return (query, key, masked(value)), []
         if self.detail is not None:
             pixels = pixel_maps(ref.reshape(blurred.shape), blurred, self.scale)
             value = jnp.concatenate([value, pixels], axis=-1)
@@ -330,7 +338,7 @@ class DAASR(nn.Module):
         found = retrieve(
             None,
             query,
-            masked(key),
+            key,
             masked(value),
             index=None if indices is None else indices[0],
         )

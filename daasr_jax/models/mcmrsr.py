@@ -7,9 +7,10 @@ Super-resolution", CVPR 2022; https://github.com/XAIMI-Lab/McMRSR.
 Published for x2 and x4 on complex images. What differs here:
 
 * One channel, the magnitude, in and out.
-* No data consistency in k-space. The published layer puts the measured centre of
-  k-space into the result; after bicubic degradation no sample of k-space is known, the
-  LR image's are not those of the HR image, and putting them in would be wrong.
+* No data consistency in k-space by itself. The published layer puts the measured centre
+  of k-space into the result; after bicubic degradation no sample of k-space is known,
+  the LR image's are not those of the HR image, and putting them in would be wrong. With
+  LR images by k-space `data_consistency.DataConsistent` does it, around any model.
 * The public data loader maps real and imaginary parts from [-1, 1] to [0, 1] and the
   network's output is compared in that range. Images here are in [0, 1] already: they
   are used as they are.

@@ -211,13 +211,13 @@ class Retrieved(NamedTuple):
 
     Attributes:
         t, c: T and C as the fusion takes them, see `Fusion`.
-        index: P, int32 on the grid of the queries; None where there is none.
+        p: P, int32 on the grid of the queries; None where there is none.
         confidence: C there, float32; None where there is none.
     """
 
     t: Array
     c: Array | None
-    index: Array | None
+    p: Array | None
     confidence: Array | None
 
 
@@ -361,7 +361,7 @@ class SAT(nn.Module):
         same = self.grid == "lr"
         f_sat = fuse(found.t, f_cwt, found.c, (lambda x: x) if same else enlarge)
         f_sat = f_sat.reshape(*f_cwt.shape[:3], -1)
-        return f_sat, found.index, found.confidence
+        return f_sat, found.p, found.confidence
 
 
 def _own(parent: nn.Module, make: Callable[..., nn.Module]) -> nn.Module:

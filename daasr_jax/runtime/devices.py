@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 
 from daasr_jax.errors import ConfigError, ResourceError
 
@@ -156,12 +158,28 @@ def _mesh(devices: list[Any]) -> Mesh:
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compile_step(step: Callable[..., Any], mesh: Mesh) -> Any:
-    """The per-device step over the mesh, jitted, its state donated."""
+def compile_step(
+    step: Callable[..., Any], mesh: Mesh
+) -> functools.partial[tuple[Any, dict[str, jax.Array]]]:
+    """The per-device step over the mesh, jitted, its state donated.
+
+    Arrays that the step holds as a `jax.tree_util.Partial` are arguments of the
+    compiled program, on every device of the mesh: constants of it would make it large
+    and slow to compile.
+
+    Returns:
+        `run(state, batch) -> (state, metrics)`; `run.func` is jitted, `run.args` holds
+        the step.
+    """
+    held = step if isinstance(step, Partial) else Partial(step)
     mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
+        lambda step, state, batch: step(state, batch),
+        mesh=mesh,
+        in_specs=(P(), P(), P(AXIS)),
+        out_specs=P(),
+        check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=0)
+    return functools.partial(jax.jit(mapped, donate_argnums=1), replicate(held, mesh))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

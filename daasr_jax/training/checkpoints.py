@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import math
@@ -31,6 +32,7 @@ BEST_BY: dict[str, Callable[[int, Mapping[str, float]], float]] = {
 # Kept beside the metrics of a step: its rank, or that it was saved in trouble.
 _RANK = "rank"
 SKIPPED = "skipped_in_a_row"
+_SMOOTHED = "ema_batch_stats"  # a field of the state that earlier checkpoints lack
 
 
 def _rank(metrics: Any) -> float:
@@ -197,18 +199,27 @@ class Checkpoints:
     def restore(self, step: int, state: Any) -> Any:
         """State of a step, in the structure and on the devices of the one given.
 
+        A step of before smoothed statistics were kept begins with those of the step.
+
         Raises:
             CheckpointError: If a leaf has another name, shape or type than asked for
                 (E402), or the system refuses to read (E410).
         """
         with self._system():
-            self._compare(step, state, self._saved(step))
-            return self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
+            wanted = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+            if lacking := _SMOOTHED not in self._tree(step):
+                del wanted[_SMOOTHED]
+            self._compare(step, wanted, self._saved(step))
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             )["state"]
+        if lacking:  # copies: a step donates its state, and no array twice
+            stats = found["batch_stats"] if state.ema else {}
+            found[_SMOOTHED] = jax.tree.map(jax.numpy.copy, stats)
+        return state.replace(**found)
 
     def restore_generator(self, step: int, params: Any, batch_stats: Any) -> Any:
-        """Variables to evaluate: the EMA where the run keeps one, else the parameters.
+        """Variables to evaluate: the EMA where there is one, else those of the step.
 
         Nothing else of the state is read.
 
@@ -225,9 +236,13 @@ class Checkpoints:
         """
         with self._system():
             saved = self._saved(step)
-            smoothed = any(name.startswith("ema/") for name in saved)
-            kept = "ema" if smoothed else "gen"
-            wanted = {kept: params, "batch_stats": batch_stats}
+
+            def has(part: str) -> bool:
+                return any(name.startswith(f"{part}/") for name in saved)
+
+            kept = "ema" if has("ema") else "gen"
+            stats = _SMOOTHED if has("ema") and has(_SMOOTHED) else "batch_stats"
+            wanted = {kept: params, stats: batch_stats}
             self._compare(step, wanted, saved)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 found = reader.restore(
@@ -240,7 +255,7 @@ class Checkpoints:
                         partial_restore=True,
                     ),
                 )
-        return {"params": found[kept], "batch_stats": found["batch_stats"]}
+        return {"params": found[kept], "batch_stats": found[stats]}
 
     def close(self) -> None:
         """Releases the manager."""
@@ -261,13 +276,17 @@ class Checkpoints:
 
     def _saved(self, step: int) -> dict[str, str]:
         """Name -> type and shape of every array of a step."""
-        saved = self._manager.item_metadata(step)["state"]
-        return _leaves(getattr(saved, "tree", saved))
+        return _leaves(self._tree(step))
 
-    def _compare(self, step: int, wanted: Any, have: dict[str, str]) -> None:
+    def _tree(self, step: int) -> Any:
+        """What is known of the arrays of a step, by the fields of the state."""
+        saved = self._manager.item_metadata(step)["state"]
+        return getattr(saved, "tree", saved)
+
+    def _compare(self, step: int, wanted: dict[str, Any], have: dict[str, str]) -> None:
+        """Compares the fields of the state that are wanted."""
         want = _leaves(wanted)
-        if isinstance(wanted, dict):  # parts of the state
-            have = {k: v for k, v in have.items() if k.partition("/")[0] in wanted}
+        have = {k: v for k, v in have.items() if k.partition("/")[0] in wanted}
         for name in sorted(have.keys() | want.keys()):
             if have.get(name) != want.get(name):
                 raise CheckpointError(

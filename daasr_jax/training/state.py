@@ -30,6 +30,8 @@ class TrainState:
         skipped_in_a_row: Those among them since the last one that was made, int32.
         restores: Times the run went back to a checkpoint because of them, int32.
         key: Data of the run's random key (uint32), constant; a step folds `step` in.
+        ema_batch_stats: Smoothed `batch_stats`, which belong to the parameters of
+            `ema`; empty when off.
     """
 
     step: Any
@@ -43,6 +45,7 @@ class TrainState:
     skipped_in_a_row: Any
     restores: Any
     key: Any
+    ema_batch_stats: Any = struct.field(default_factory=dict)
 
 
 def create_state(
@@ -72,10 +75,11 @@ def create_state(
             disc = adversarial.discriminator.init(disc_key, ref)["params"]
             disc_opt = adversarial.optimiser.init(disc)
         zero = jnp.zeros((), jnp.int32)
+        stats = variables.get("batch_stats", {})
         return TrainState(
             step=zero,
             gen=gen,
-            batch_stats=variables.get("batch_stats", {}),
+            batch_stats=stats,
             gen_opt=optimiser.init(gen),
             ema=gen if ema else {},
             disc=disc,
@@ -84,16 +88,18 @@ def create_state(
             skipped_in_a_row=zero,
             restores=zero,
             key=jax.random.key_data(run_key),
+            ema_batch_stats=stats if ema else {},
         )
 
     return create()
 
 
 def generator_variables(state: TrainState) -> dict[str, Any]:
-    """Variables to evaluate: the EMA where there is one, else the parameters."""
+    """Variables to evaluate: the EMA where there is one, else those of the step."""
+    smoothed = bool(state.ema)
     return {
-        "params": state.ema if state.ema else state.gen,
-        "batch_stats": state.batch_stats,
+        "params": state.ema if smoothed else state.gen,
+        "batch_stats": state.ema_batch_stats if smoothed else state.batch_stats,
     }
 
 
@@ -123,10 +129,9 @@ def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
         )
     # Copies, since the step donates its state and no array may be donated twice; on the
     # host, since the devices of the state may be those of other processes too.
-    gen, stats, ema = jax.tree.map(
-        np.array,
-        (given["params"], given["batch_stats"], given["params"] if state.ema else {}),
+    gen, stats, *smoothed = jax.tree.map(
+        np.array, (*given.values(), *(given.values() if state.ema else ({}, {})))
     )
     return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        gen=gen, batch_stats=stats, ema=ema
+        gen=gen, batch_stats=stats, ema=smoothed[0], ema_batch_stats=smoothed[1]
     )

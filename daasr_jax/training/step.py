@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array
 
 from daasr_jax.models.outputs import Outputs, SuperResolutionModel
-from daasr_jax.resampling import downsample
+from daasr_jax.resampling import degrade
 from daasr_jax.training.adversarial import Adversarial, judge, play
 from daasr_jax.training.state import TrainState
 
@@ -33,19 +34,23 @@ def make_train_step(
     losses: Mapping[str, tuple[float, Callable[..., Array]]],
     *,
     scale: int,
+    degradation: str = "bicubic",
     ema_decay: float = 0.0,
     axis: str | None = None,
     adversarial: Adversarial | None = None,
     accumulate: int = 1,
-) -> Step:
+) -> Partial:
     """Builds the step.
 
     Args:
         model: The generator.
         optimiser: Its optimiser, which owns the schedule.
-        losses: Name -> (weight, loss); the objective is the weighted sum, Eq. 14.
+        losses: Name -> (weight, loss); the objective is the weighted sum, Eq. 14. A
+            loss with frozen weights is a `Partial`, see `losses.perceptual`.
         scale: s; the LR image is made here, from `hr`, on the device.
-        ema_decay: Decay of the smoothed parameters per step, 0 for none.
+        degradation: How, see `resampling.degrade`.
+        ema_decay: Decay of the smoothed parameters and running statistics per step, 0
+            for none.
         axis: Named device axis to average over, or None on a single device.
         adversarial: Adds the term lambda_adv L_G and a discriminator, which is updated
             first, on the same output of the generator.
@@ -59,11 +64,20 @@ def make_train_step(
     Returns:
         `step(state, batch) -> (state, metrics)` with `batch` of `hr` and `ref`
         `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/` and
-        `d/`. Where a loss or gradient is not finite only the counters move on.
+        `d/`. Where a loss or gradient is not finite only the counters move on. It is a
+        `Partial` too, whose leaves are the frozen weights of all losses: as an argument
+        of a compiled program it puts no constant into it, see `devices.compile_step`.
     """
-    objective = _Objective(model, losses, scale, axis, adversarial)
+    weights = {name: float(weight) for name, (weight, _) in losses.items()}
+    terms = {
+        name: loss if isinstance(loss, Partial) else Partial(loss)
+        for name, (_, loss) in losses.items()
+    }
 
-    def step(state: TrainState, batch: Batch):
+    def step(terms: dict[str, Partial], state: TrainState, batch: Batch):
+        objective = _Objective(
+            model, weights, terms, scale, degradation, axis, adversarial
+        )
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if accumulate == 1:
             found = _whole(objective, state, batch, key)
@@ -75,9 +89,9 @@ def make_train_step(
         metrics |= confidence_statistics(found.confidence, axis=axis)
         updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
         gen = optax.apply_updates(state.gen, updates)
-        ema = state.ema
+        ema: Any = state.ema, state.ema_batch_stats
         if ema_decay:
-            ema = optax.incremental_update(gen, ema, 1.0 - ema_decay)
+            ema = optax.incremental_update((gen, batch_stats), ema, 1.0 - ema_decay)
         disc, disc_opt = found.disc or (state.disc, state.disc_opt)
         metrics["g/gradient_norm"] = optax.global_norm(gradient)
         for side, opt in (("g", gen_opt), ("d", disc_opt)):
@@ -88,13 +102,14 @@ def make_train_step(
             "gen": gen,
             "batch_stats": batch_stats,
             "gen_opt": gen_opt,
-            "ema": ema,
+            "ema": ema[0],
+            "ema_batch_stats": ema[1],
             "disc": disc,
             "disc_opt": disc_opt,
         }
         return _unless_bad(state, updated, metrics)
 
-    return step
+    return Partial(step, terms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +117,10 @@ class _Objective:
     """Eq. 14 of a device's batch or a part of it; fields as in `make_train_step`."""
 
     model: SuperResolutionModel
-    losses: Mapping[str, tuple[float, Callable[..., Array]]]
+    weights: Mapping[str, float]
+    losses: Mapping[str, Callable[..., Array]]
     scale: int
+    degradation: str
     axis: str | None
     adversarial: Adversarial | None
 
@@ -113,7 +130,7 @@ class _Objective:
         """The generator's outputs and its new running statistics."""
         outputs, updated = self.model.apply(
             {"params": gen, "batch_stats": state.batch_stats},
-            downsample(batch["hr"], self.scale),
+            degrade(batch["hr"], self.scale, degradation=self.degradation),
             batch["ref"],
             train=True,
             mutable=["batch_stats"],
@@ -153,12 +170,8 @@ class _Objective:
         """
         hr, ref = batch["hr"], batch["ref"]
         outputs, batch_stats = self.generate(gen, state, batch, key)
-        terms = {
-            name: loss(outputs, hr, ref=ref) for name, (_, loss) in self.losses.items()
-        }
-        total: Any = sum(
-            weight * terms[name] for name, (weight, _) in self.losses.items()
-        )
+        terms = {name: loss(outputs, hr, ref=ref) for name, loss in self.losses.items()}
+        total: Any = sum(weight * terms[name] for name, weight in self.weights.items())
         judged = {}
         if self.adversarial is not None:
             if disc is None:

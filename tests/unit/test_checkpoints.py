@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -12,6 +13,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from daasr_jax.errors import CheckpointError, ResourceError
@@ -130,17 +132,58 @@ def test_a_step_before_the_adversarial_term_is_never_best(tmp_path):
     assert opened(tmp_path, read_only=True) == ([3, 4], 4, 3)
 
 
+def smooth(value):
+    """The two parts of a state that are smoothed."""
+    return {
+        "ema": {"conv": {"kernel": jnp.full((2, 3), float(value))}},
+        "ema_batch_stats": {"mean": jnp.full(2, float(value))},
+    }
+
+
+def write_earlier(folder, **changes):
+    """One step of a run of then, by the same store."""
+    store = Checkpoints(folder)
+    fields = {f.name: getattr(state(1), f.name) for f in dataclasses.fields(TrainState)}
+    del fields["ema_batch_stats"]
+    args = ocp.args.StandardSave({**fields, **changes})
+    store._manager.save(1, args=ocp.args.Composite(state=args), metrics={})
+    store._manager.wait_until_finished()
+    seal(folder / "checkpoints/1", folder / "manifests/1.json")
+    store.close()
+
+
+@pytest.mark.parametrize("smoothed", [True, False])
+def test_a_step_of_before_smoothed_statistics(tmp_path, smoothed):
+    ema = smooth(7)["ema"] if smoothed else {}
+    write_earlier(tmp_path, ema=ema)
+    store = Checkpoints(tmp_path)
+    given = state(0, **(smooth(0) if smoothed else {}))
+    got = store.restore(1, given)
+    assert jax.tree.structure(got) == jax.tree.structure(given)
+    want = state(1, ema=ema)
+    if smoothed:  # it begins with the statistics of the step, in arrays of its own
+        want = want.replace(ema_batch_stats=want.batch_stats)
+        assert got.ema_batch_stats["mean"] is not got.batch_stats["mean"]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    like = devices.replicated((state(0).gen, state(0).batch_stats))
+    found = store.restore_generator(1, *like)
+    store.close()
+    assert found["params"]["conv"]["kernel"][0, 0] == (7 if smoothed else 1)
+    assert found["batch_stats"]["mean"][0] == 1
+
+
 @pytest.mark.parametrize("smoothed", [True, False])
 def test_only_the_generator_is_read(tmp_path, smoothed):
-    ema = {"conv": {"kernel": jnp.full((2, 3), 7.0)}} if smoothed else {}
+    ema = smooth(7) if smoothed else {}
     store = Checkpoints(tmp_path)
-    store.save(1, state(1, ema=ema, disc={"x": jnp.ones(5)}), {})
+    store.save(1, state(1, **ema, disc={"x": jnp.ones(5)}), {})
     store.close()
     store = Checkpoints(tmp_path, read_only=True)
     like = devices.replicated((state(0).gen, state(0).batch_stats))
     got = store.restore_generator(1, *like)
     assert set(got) == {"params", "batch_stats"}
     assert got["params"]["conv"]["kernel"][0, 0] == (7 if smoothed else 1)
+    assert got["batch_stats"]["mean"][0] == (7 if smoothed else 1)
     wrong = jax.ShapeDtypeStruct((9, 3), jnp.float32)
     with pytest.raises(CheckpointError, match=r"E402.*conv/kernel is float32\(2, 3\)"):
         store.restore_generator(1, {"conv": {"kernel": wrong}}, like[1])

@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 from daasr_jax.data import prepare
 from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.evaluation.report import perceptual_words
-from daasr_jax.experiment import checks, manual, parts, plan, record
+from daasr_jax.experiment import checks, manual, parts, plan, record, saved_run
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.experiment.keywords import resolved
 from daasr_jax.experiment.saved_run import open_record
 from daasr_jax.models.daasr import PRESETS
+from daasr_jax.models.data_consistency import DataConsistent
 from tests.data_fixtures import SIZE, nifti_root, scan_voxels, write_nifti
 
 ROOT = Path(__file__).parents[2]
@@ -236,6 +237,24 @@ def test_references_that_do_not_fit():
         checks.check_ranges(config)
 
 
+def test_degradation_and_data_consistency():
+    config = load("fastmri_x4")
+    assert (config.degradation, config.model.data_consistency) == ("bicubic", False)
+    config.model.data_consistency = True
+    with pytest.raises(ConfigError, match=r"E271.*made by bicubic.*=kspace"):
+        checks.check_ranges(config)
+    config.degradation = "kspace"
+    checks.check_ranges(config)
+    model = parts.make_model(config)
+    assert isinstance(model, DataConsistent)
+    assert (model.scale, model.model.features) == (4, 64)
+    config.model.data_consistency = False
+    assert not isinstance(parts.make_model(config), DataConsistent)
+    config.degradation = "fourier"
+    with pytest.raises(ConfigError, match=r"E270.*'fourier'.*bicubic, kspace"):
+        checks.check_ranges(config)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -424,6 +443,24 @@ class TestRunsThatHaveBeen:
         self.log(tmp_path, 11)
         with pytest.raises(CheckpointError, match=r"E415.*metrics.jsonl up to step 11"):
             record.check_new(tmp_path, first_save=10)
+
+    def test_keys_that_came_later(self, tmp_path):
+        """A run of before opens and goes on as what it was."""
+        now = load("fastmri_x4").to_dict()
+        inputs = {"prepared_sha256": "p", "perceptual": {}, "start": None}
+        record.record_config(now, tmp_path, inputs)
+        path = tmp_path / "config.json"
+        old = json.loads(path.read_text())
+        del old["config"]["degradation"], old["config"]["model"]["data_consistency"]
+        path.write_text(json.dumps(old))
+        config = saved_run.open_record(tmp_path)["config"]
+        assert config == json.loads(json.dumps(now))
+        path.write_text(json.dumps(old))
+        record.record_config(now, tmp_path, inputs, begun=True)
+        path.write_text(json.dumps(old))
+        now["degradation"] = "kspace"
+        with pytest.raises(ConfigError, match=r"E207.*'bicubic', is 'kspace'"):
+            record.record_config(now, tmp_path, inputs, begun=True)
 
     def test_commits_are_kept(self, tmp_path, monkeypatch):
         config = load("fastmri_x4").to_dict()

@@ -31,7 +31,7 @@ from daasr_jax.experiment.record import record_config
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.outputs import Outputs
-from daasr_jax.resampling import downsample, upsample
+from daasr_jax.resampling import degrade, downsample, replace_centre, upsample
 from daasr_jax.runtime import devices
 
 
@@ -157,7 +157,7 @@ def test_every_slice_once_on_several_devices(full):
             assert got.scores[method] == pytest.approx(scores, abs=1e-4)
 
 
-def report_of(table, pairing, rows, method="daasr"):
+def report_of(table, pairing, rows, method="daasr", **given):
     return make_report(
         rows,
         table,
@@ -168,6 +168,7 @@ def report_of(table, pairing, rows, method="daasr"):
         resamples=100,
         seed=0,
         provenance={"dataset": "d", "config_sha256": "c", "commit": "x"},
+        **given,
     )
 
 
@@ -208,6 +209,43 @@ class TestSplit:
         got = list(again)
         assert [r.position for r in got] == [3, 1]
         assert [r.scores for r in got] == [rows[3].scores, rows[1].scores]
+
+    def test_consistency_is_that_of_the_whole_image(self, full):
+        for row in full[4]:
+            back = downsample(row.images["sr"][None, ..., None], 2)[0, ..., 0]
+            want = -10 * np.log10(np.mean((back - row.images["lr"]) ** 2))
+            assert row.scores["daasr"]["consistency"] == pytest.approx(want, abs=1e-3)
+
+    def test_degradation_is_a_choice(self, full):
+        """LR, what stands beside it and the words all follow."""
+        table, pairing, _, _, rows = full
+
+        def apply(variables, lr, ref, *, train):
+            return SimpleNamespace(sr=replace_centre(upsample(lr, 2), lr, 2), aux={})
+
+        predict = evaluation.make_predict(
+            SimpleNamespace(apply=apply),
+            scale=2,
+            border=2,
+            method="daasr",
+            degradation="kspace",
+        )
+        own = list(evaluation.run_split(predict, {}, table, pairing, scale=2))
+        for row in own:
+            hr = row.images["hr"][None, ..., None]
+            lr = degrade(hr, 2, degradation="kspace")
+            np.testing.assert_allclose(row.images["lr"], lr[0, ..., 0], atol=1e-6)
+            want = upsample(lr, 2)[0, ..., 0]
+            np.testing.assert_allclose(row.images["bicubic"], want, atol=1e-6)
+            assert 110 < row.scores["daasr"]["consistency"] <= 140
+            assert row.scores["bicubic"]["consistency"] < 60
+        report = report_of(table, pairing, own, degradation="kspace")
+        json.dumps(report, allow_nan=False)
+        assert report["methods"]["daasr"]["consistency"]["n"] == len(own)
+        words = "k-space centre crop x2"
+        assert report["protocol"]["degradation"] == words
+        assert f"LR by {words}" in printed(report, 80)
+        assert "LR by bicubic (Keys" in printed(report_of(table, pairing, rows), 80)
 
     def test_report(self, full):
         table, pairing, _, _, rows = full
@@ -378,9 +416,9 @@ class TestLpips:
             for net in ("alex", "vgg"):
                 assert f"{row[f'lpips_{net}']['mean']:.4f} ± " in text
         text = printed(report_of(table, pairing, plain), 80)
-        header = text.splitlines()[2]
+        header = text.splitlines()[3]
         assert [c.strip() for c in header.strip("┃").split("┃")] == [
-            "method", "PSNR (dB)", "SSIM", "SSIM 7x7", "n",
+            "method", "PSNR (dB)", "SSIM", "SSIM 7x7", "(dB)", "n",
         ]  # fmt: skip
 
     @pytest.mark.parametrize(("size", "border", "side"), [(40, 5, 30), (32, -1, 24)])

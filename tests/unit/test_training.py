@@ -128,19 +128,25 @@ class TestStep:
 
     def test_ema_follows_by_hand(self, ran):
         states = ran[1]
-        ema = states[0].gen
+        ema = states[0].gen, states[0].batch_stats
         for s in states[1:]:
-            ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, ema, s.gen)
-        for a, b in zip(
-            jax.tree.leaves(states[8].ema), jax.tree.leaves(ema), strict=True
-        ):
+            ema = jax.tree.map(
+                lambda e, p: 0.9 * e + 0.1 * p, ema, (s.gen, s.batch_stats)
+            )
+        got = states[8].ema, states[8].ema_batch_stats
+        assert jax.tree.leaves(got[1])
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(ema), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
-        assert generator_variables(states[8])["params"] is states[8].ema
+        variables = generator_variables(states[8])
+        assert variables["params"] is got[0]
+        assert variables["batch_stats"] is got[1]
 
     def test_ema_is_off_without_a_decay(self):
         state = jax.eval_shape(lambda: make(tiny())[0])
-        assert state.ema == {}
-        assert generator_variables(state)["params"] is state.gen
+        assert state.ema == state.ema_batch_stats == {}
+        variables = generator_variables(state)
+        assert variables["params"] is state.gen
+        assert variables["batch_stats"] is state.batch_stats
 
     def test_batch_statistics_move(self, ran):
         a, b = (jax.tree.leaves(ran[1][i].batch_stats) for i in (0, 1))
@@ -300,9 +306,8 @@ class TestStartFrom:
         new = start_from(state, generator_variables(trained))
         jax.tree.map(np.testing.assert_array_equal, new.gen, trained.ema)
         jax.tree.map(np.testing.assert_array_equal, new.ema, trained.ema)
-        jax.tree.map(
-            np.testing.assert_array_equal, new.batch_stats, trained.batch_stats
-        )
+        for got in (new.batch_stats, new.ema_batch_stats):
+            jax.tree.map(np.testing.assert_array_equal, got, trained.ema_batch_stats)
         assert int(new.step) == 0
         jax.tree.map(np.testing.assert_array_equal, new.gen_opt, state.gen_opt)
 
