@@ -28,8 +28,8 @@ def draw_controls_panel(
 ) -> None:
     """Draws references, outputs and errors of a slice, and the scores of the split.
 
-    A column is a control; the first has the target, and bicubic in place of an output.
-    Output and error show the brightest half of the slice. All images share one grey
+    A column is a control; the first has the target and the error of bicubic.
+    Output and error show half the slice, around its tissue. All images share one grey
     scale, all error maps one colour scale. A control that is the same as another has
     no column of its own.
 
@@ -54,7 +54,7 @@ def draw_controls_panel(
     )
     axes = upper.subplots(3, len(shown) + 1, squeeze=False)
     first = rows["pair"].images
-    window = brightest_half(first["hr"])
+    window = window_of_tissue(first["hr"])
     top = float(np.percentile(first["hr"], 99.8)) or 1.0
     grey = {"cmap": "gray", "vmin": 0, "vmax": top, "interpolation": "nearest"}
     error = np.abs(first["bicubic"] - first["hr"])[window]
@@ -91,7 +91,7 @@ def draw_controls_panel(
     figure.savefig(path, dpi=110)
 
 
-def brightest_half(image: np.ndarray) -> tuple[slice, slice]:
+def window_of_tissue(image: np.ndarray) -> tuple[slice, slice]:
     """The window of half the height and width around the centre of the tissue.
 
     Args:

@@ -25,7 +25,7 @@ from daasr_jax.evaluation.controls import (
     run_controls,
     shuffle_blocks,
 )
-from daasr_jax.evaluation.controls_panel import brightest_half, draw_controls_panel
+from daasr_jax.evaluation.controls_panel import draw_controls_panel, window_of_tissue
 from daasr_jax.evaluation.controls_report import (
     describe_controls,
     make_controls_report,
@@ -342,9 +342,9 @@ def test_a_network_without_reference_is_told_so(used, tmp_path):
 
 def test_the_window_follows_the_tissue():
     image = np.zeros((20, 30), np.float32)
-    assert brightest_half(image) == (slice(5, 15), slice(8, 23))
+    assert window_of_tissue(image) == (slice(5, 15), slice(8, 23))
     image[15:, 2:5] = 1.0
-    assert brightest_half(image) == (slice(10, 20), slice(0, 15))
+    assert window_of_tissue(image) == (slice(10, 20), slice(0, 15))
 
 
 SIDE = 8  # of the LR images that are trained with
