@@ -32,6 +32,7 @@ def fields_of(name: str, size: str) -> dict[str, Any]:
     """Fields of the model: none for the published size."""
     if size == "published":
         return {}
+    from daasr_jax.experiment.keywords import resolved
     from daasr_jax.registry import MODELS
 
     system = MODELS.get(name).__module__.rpartition(".")[2]
@@ -39,7 +40,7 @@ def fields_of(name: str, size: str) -> dict[str, Any]:
     if system == "daasr":
         file, preset = "brain_x4_small", "fast"
     config = importlib.import_module(f"configs.{file}").get_config(preset)
-    return {k: v for k, v in config.model.kwargs.items() if v is not None}
+    return resolved(config.model.kwargs)
 
 
 def child(name: str, size: str, scale: int, side: int, repeats: int) -> None:

@@ -121,6 +121,7 @@ def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> Timing
     from tests.parity.torch_daasr import TorchDAASR, resize
 
     kwargs = fastmri_x4.get_config(preset).model.kwargs.to_dict()
+    kwargs["detail"] = kwargs["detail"]["name"] != "none"
     known = inspect.signature(TorchDAASR).parameters  # the rest are ablations, off here
     model = TorchDAASR(scale=SCALE, **{k: v for k, v in kwargs.items() if k in known})
     forward = torch.compile(model) if compiled else model

@@ -18,7 +18,7 @@ from configs import brain_x4_small
 
 
 def get_config(preset: str = "fast") -> ConfigDict:
-    """`brain_x4_small` on every second middle slice, 2 mm apart, with mixed references."""
+    """`brain_x4_small` on middle slices 2 mm apart, with mixed references."""
     config: Any = brain_x4_small.get_config(preset)
     with config.unlocked():
         config.name = "brain_ds002748_x4_small"

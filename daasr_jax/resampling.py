@@ -36,7 +36,7 @@ def upsample(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b sh sw c"
     b, h, w, c = x.shape
     wide = x.astype(jnp.float32)
     wide = jax.image.resize(wide, (b, h * scale, w * scale, c), "cubic")
-    return wide.astype(x.dtype)
+    return wide.astype(jnp.result_type(x))
 
 
 def upsample_at(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b h w c"]:
@@ -54,7 +54,7 @@ def upsample_at(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b h w c
         "cubic",
         antialias=False,
     )
-    return moved.astype(x.dtype)
+    return moved.astype(jnp.result_type(x))
 
 
 def downsample(x: Float[Array, "b sh sw c"], scale: int) -> Float[Array, "b h w c"]:

@@ -71,7 +71,10 @@ class Mixture:
     ) -> None:
         self._table, self._shares = table, shares
         self._strangers = ReferenceRule(table, exclude=exclude)
-        self._beside = {kind: aligned_candidates(table, kind) for kind in ALIGNED}
+        self._beside = {
+            kind: aligned_candidates(table, kind, distance_mm=distance_mm)
+            for kind in ALIGNED
+        }
 
     def draw(self, i: int, *, seed: int, epoch: int | str) -> Drawn:
         """The reference of slice i: a function of seed, epoch and names only."""

@@ -8,8 +8,8 @@ what the network takes from a reference.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jaxtyping import Array
 from scipy import stats
 
 from daasr_jax.data import Pairing, SliceTable, draw_pairing
+from daasr_jax.data.references import number_of
 from daasr_jax.errors import DataError
 from daasr_jax.evaluation.predict import (
     BASELINE,
@@ -58,17 +59,23 @@ BINS = 10  # of the confidence
 FOREGROUND = 0.05  # LR pixels above it hold tissue
 
 
+Images = Callable[[int], list[np.ndarray]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Control:
     """The references of one control.
 
     Attributes:
-        image: Slice i -> its reference, (size, size, 1); None for the pairing's own.
+        images: Slice i -> its references, (size, size, 1) each, as many as the pairing
+            has; None for the pairing's own.
         same_as: The control that has the same references, which is run instead.
+        pairing: Where they were drawn from the split.
     """
 
-    image: Callable[[int], np.ndarray] | None
+    images: Images | None
     same_as: str = ""
+    pairing: Pairing | None = None
 
 
 def draw_controls(
@@ -87,43 +94,57 @@ def draw_controls(
         Control -> its references, and control -> why it is left out.
     """
 
-    def of(drawn: Pairing) -> Callable[[int], np.ndarray]:
-        return lambda i: references(table, drawn, i)[0]
-
-    def shuffled(i: int) -> np.ndarray:
-        words = f"{pairing.seed}/shuffled/{table.keys[i]}".encode()
-        seed = int.from_bytes(hashlib.sha256(words).digest()[:8], "little")
-        return shuffle_blocks(of(pairing)(i), BLOCK * scale, seed=seed)
+    def shuffled(i: int) -> list[np.ndarray]:
+        seed = number_of(f"{pairing.seed}/shuffled/{table.keys[i]}")
+        return [
+            shuffle_blocks(image, BLOCK * scale, seed=seed)
+            for image in references(table, pairing, i)
+        ]
 
     made = {
-        "pair": Control(None),
+        "pair": Control(None, pairing=pairing),
         "shuffled": Control(shuffled),
-        "black": Control(black(table)),
-        "self": Control(table.image),
+        "black": Control(black(table, pairing.count)),
+        "self": Control(itself(table, pairing.count)),
     }
     left_out = {}
     for name, (rule, reason) in _DRAWN.items():
         try:
-            drawn = draw_pairing(table, **rule, seed=pairing.seed)
+            drawn = draw_pairing(
+                table,
+                **rule,
+                distance_mm=pairing.distance_mm if name == "neighbour" else 0.0,
+                count=pairing.count,
+                seed=pairing.seed,
+            )
         except DataError as error:
             left_out[name] = reason if error.code == "E312" else str(error.args[0])
             continue
         same = "pair" if _same(drawn, pairing) else ""
-        made[name] = Control(of(drawn), same)
+        made[name] = Control(partial(references, table, drawn), same, drawn)
     if not used:
-        made = {n: Control(c.image, "pair" if c.image else "") for n, c in made.items()}
+        made = {
+            n: dataclasses.replace(c, same_as="pair" if c.images else "")
+            for n, c in made.items()
+        }
     return {name: made[name] for name in CONTROLS if name in made}, left_out
 
 
 def _same(a: Pairing, b: Pairing) -> bool:
     """Whether two pairings give every slice the same references."""
     kinds = [(x.of_contrasts, x.count) for x in (a, b)]
-    return kinds[0] == kinds[1] and np.array_equal(a.references, b.references)
+    drawn = [(x.references, x.further) for x in (a, b)]
+    return kinds[0] == kinds[1] and all(map(np.array_equal, *drawn))
 
 
-def black(table: SliceTable) -> Callable[[int], np.ndarray]:
+def black(table: SliceTable, count: int = 1) -> Images:
     """Slice -> zeros of its size: no reference."""
-    return lambda i: np.zeros_like(table.image(i))
+    return lambda i: [np.zeros_like(table.image(i))] * count
+
+
+def itself(table: SliceTable, count: int = 1) -> Images:
+    """Slice -> itself, as often as a slice has references."""
+    return lambda i: [table.image(i)] * count
 
 
 def shuffle_blocks(image: np.ndarray, side: int, *, seed: int) -> np.ndarray:
@@ -199,7 +220,7 @@ def run_controls(
             pairing,
             scale=scale,
             positions=positions,
-            reference=control.image,
+            images=control.images,
             show_progress=show_progress and name == "pair",
         )
         for name, control in controls.items()

@@ -14,10 +14,10 @@ from daasr_jax.evaluation.controls import BINS, BLOCK, CONTROLS, FOREGROUND, Con
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.report import (
     COLUMNS,
-    MEAN_ALONE,
     caption,
     cell,
     columns,
+    contrast_by,
     count,
     measure,
     number,
@@ -114,7 +114,11 @@ def make_controls_report(
         "uses_reference": used,
         "largest_reaction": finite_mean([reaction]),
         "references": {
-            name: {"what": CONTROLS[name], "same_as": c.same_as or None}
+            name: {
+                "what": CONTROLS[name],
+                "same_as": c.same_as or None,
+                "contrast_by": c.pairing and contrast_by(table, c.pairing),
+            }
             for name, c in controls.items()
         },
         "left_out": dict(left_out),
@@ -126,7 +130,8 @@ def make_controls_report(
 
 def make_controls_table(report: dict[str, Any]) -> Table:
     """The means of every control; below six subjects with those of each."""
-    shown = {m: c for m, c in columns(report).items() if m != "ssim_uniform7"}
+    beside = ("ssim_uniform7", "consistency")  # they are in the JSON
+    shown = {m: c for m, c in columns(report).items() if m not in beside}
     table = Table(
         title=f"{report['dataset']}, {report['split']}, x{report['scale']}, "
         f"{report['method']}: reference controls",
@@ -138,10 +143,7 @@ def make_controls_table(report: dict[str, Any]) -> Table:
     for title in (*titles, "n"):
         table.add_column(title, justify="right")
     for name, values in report["methods"].items():
-        cells = [
-            cell(values[m], digits, alone=m in MEAN_ALONE)
-            for m, (_, digits) in shown.items()
-        ]
+        cells = [cell(values[m], digits) for m, (_, digits) in shown.items()]
         cells.insert(1, _difference(report, name))
         table.add_row(_label(report, name), *cells, count(report, values))
     if 1 < report["n_subjects"] < MIN_SUBJECTS:
@@ -165,6 +167,8 @@ def _label(report: dict[str, Any], name: str) -> Text:
     about = report["references"][name]
     same = about["same_as"] and report["uses_reference"]
     words = f"the same as {about['same_as']}" if same else about["what"]
+    if how := about.get("contrast_by"):
+        words += f", {how}"
     if name == "pair":
         words = f"track {report['protocol']['track']}"
     title = f"{name}: NO RESULT" if name == "self" else name

@@ -92,6 +92,7 @@ def _draw_match(figure: Figure, axes: Sequence[Any], images: dict[str, Any]) -> 
     index, ref = images["index"], images["ref"]
     cell = images["hr"].shape[0] // index.shape[0]
     rows, columns = ref.shape[0] // cell, ref.shape[1] // cell
+    index = index % (rows * columns)  # where further copies were searched too
     axes[0].imshow(_colours(index // columns / rows, index % columns / columns))
     axes[0].set_title("index map P: place of the match", fontsize=9)
     y, x = np.mgrid[: ref.shape[0], : ref.shape[1]]

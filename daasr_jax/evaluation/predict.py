@@ -158,7 +158,7 @@ def run_split(
     *,
     scale: int,
     positions: Sequence[int] | None = None,
-    reference: Callable[[int], np.ndarray] | None = None,
+    images: Callable[[int], list[np.ndarray]] | None = None,
     show_progress: bool = False,
 ) -> Iterator[Prediction]:
     """Predicts the slices of a split in their order: this process's share of them.
@@ -173,13 +173,13 @@ def run_split(
         pairing: The reference of each slice.
         scale: s; slices are cut to a multiple of it (255 at x3).
         positions: Slices to predict instead of all.
-        reference: Slice i -> the image that is its reference instead of the pairing's,
-            (size, size, 1) float32.
+        images: Slice i -> its references instead of the pairing's, (size, size, 1)
+            float32 each.
         show_progress: Draw a bar with the remaining time.
     """
 
     def example(i: int) -> tuple[np.ndarray, np.ndarray]:
-        refs = references(table, pairing, i) if reference is None else [reference(i)]
+        refs = images(i) if images else references(table, pairing, i)
         hr, *refs = (crop_to_multiple(x, scale) for x in (table.image(i), *refs))
         return hr, refs[0] if len(refs) == 1 else np.stack(refs)
 
@@ -193,7 +193,7 @@ def run_split(
         filled = part + part[-1:] * (predict.at_once - len(part))
         hr, ref = zip(*(example(i) for i in filled), strict=True)
         hr, ref = np.stack(hr), np.stack(ref)
-        images, scores = jax.device_get(predict(variables, hr, ref))
+        made, scores = jax.device_get(predict(variables, hr, ref))
         for n, i in enumerate(part):
             yield Prediction(
                 position=i,
@@ -203,7 +203,7 @@ def run_split(
                     name: x[n, ..., 0].reshape(-1, x.shape[-2])
                     if name == "ref"
                     else x[n, ..., 0]
-                    for name, x in images.items()
+                    for name, x in made.items()
                 },
                 scores={
                     method: {metric: float(v[n]) for metric, v in values.items()}

@@ -181,7 +181,7 @@ def _distance(table: SliceTable, pairing: Pairing) -> float | None:
     return round(found, 3) if np.isfinite(found) else None
 
 
-def _contrast_by(table: SliceTable, pairing: Pairing) -> str | None:
+def contrast_by(table: SliceTable, pairing: Pairing) -> str | None:
     """How another contrast is brought to its target's place, in words."""
     if not pairing.of_contrasts:
         return None
@@ -241,7 +241,7 @@ def protocol(
         "aligned": pairing.aligned if pairing.track == "aligned" else None,
         "count": pairing.count,
         "distance_mm": _distance(table, pairing),
-        "contrast_by": _contrast_by(table, pairing),
+        "contrast_by": contrast_by(table, pairing),
         "pairing_seed": pairing.seed,
         "degradation": DEGRADATIONS[degradation].format(scale=scale),
         "border": border,

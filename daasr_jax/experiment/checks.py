@@ -13,6 +13,7 @@ from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
 from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
+from daasr_jax.registry import PARTS
 from daasr_jax.resampling import DEGRADATIONS
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
@@ -21,6 +22,10 @@ from daasr_jax.training.checkpoints import BEST_BY
 SEVERAL = ("daasr",)  # models that take several references
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
+
+
+def _part(name: str) -> type | None:
+    return None if name == "none" else PARTS.get(name)
 
 
 def setup(config: Config) -> Config:
@@ -112,6 +117,13 @@ def check_ranges(config: Config) -> None:
             f"config.reference.count is {config.reference.count}, and "
             f"{config.model.name} takes one reference: give 1, or the model "
             f"{', '.join(SEVERAL)}.",
+        )
+    align = config.model.kwargs.get("align") if config.reference.count > 1 else None
+    if align and not getattr(_part(align.name), "takes_several", True):
+        raise ConfigError(
+            "E217",
+            f"config.reference.count is {config.reference.count}, and {align.name} "
+            "takes one reference: give 1, or another alignment.",
         )
     if config.scale not in (2, 3, 4):
         raise ConfigError(

@@ -37,8 +37,10 @@ def load(name: str) -> Config:
     file, colon, argument = name.partition(":")
     try:
         if Path(name).suffix == ".json":
+            from daasr_jax.experiment.record import completed  # reads this module's
+
             record = json.loads(Path(name).read_text(encoding="utf-8"))
-            return ConfigDict(record["config"]).lock()
+            return ConfigDict(completed(record["config"])).lock()
         path = locate(file)
         _offer_shipped()
         loader = SourceFileLoader("experiment_file", str(path))

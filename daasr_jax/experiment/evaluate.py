@@ -62,6 +62,30 @@ class Request:
     lpips: bool = False
 
 
+@explained()
+def _by_track(workdir: str, request: Request) -> list[Request]:
+    """A request for each track that a run is evaluated on."""
+    folder = place(workdir)
+    config: Config = ConfigDict(with_given(open_record(folder), dict(request.given)))
+    if config.reference.track != "mixed":
+        return [request]
+    checks.check_ranges(config)
+    prepared, split, what = _data(checks.place_of_data(config), folder, request)
+    out = place(request.out) if request.out else folder / f"eval_{what}.json"
+    requests = []
+    for track in data.tracks(prepared.splits[split]):
+        name = _track(ConfigDict({"reference": track}))
+        target = out.with_name(f"{out.stem}_{name}{out.suffix}")
+        _check_target(target, folder, force=request.force)
+        given = {f"reference.{key}": value for key, value in track.items()}
+        requests.append(
+            dataclasses.replace(
+                request, given={**request.given, **given}, out=str(target)
+            )
+        )
+    return requests
+
+
 def evaluate_tracks(
     workdir: str, request: Request
 ) -> Iterator[tuple[dict[str, Any], Path, Path]]:
@@ -81,26 +105,7 @@ def evaluate_tracks(
     Raises:
         UserError: If data or checkpoint cannot be used.
     """
-    folder = place(workdir)
-    config: Config = ConfigDict(with_given(open_record(folder), dict(request.given)))
-    if config.reference.track != "mixed":
-        yield evaluate_run(workdir, request)
-        return
-    checks.check_ranges(config)
-    prepared, split, what = _data(checks.place_of_data(config), folder, request)
-    out = place(request.out) if request.out else folder / f"eval_{what}.json"
-    requests = []
-    for track in data.tracks(prepared.splits[split]):
-        name = _track(ConfigDict({"reference": track}))
-        target = out.with_name(f"{out.stem}_{name}{out.suffix}")
-        _check_target(target, folder, force=request.force)
-        given = {f"reference.{key}": value for key, value in track.items()}
-        requests.append(
-            dataclasses.replace(
-                request, given={**request.given, **given}, out=str(target)
-            )
-        )
-    for one in requests:
+    for one in _by_track(workdir, request):
         yield evaluate_run(workdir, one)
 
 
@@ -214,10 +219,6 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
         check_same(record, request.config.to_dict(), folder)
     config: Config = ConfigDict(with_given(record, dict(request.given)))
     config = checks.setup(config)
-    if request.split not in ("train", "val", "test"):
-        raise ConfigError(
-            "E228", f"--split must be train, val or test, got {request.split!r}."
-        )
     if request.lpips:
         checks.check_lpips(config)
     name = name or _track(config)
@@ -228,7 +229,9 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
     if target:
         _check_target(target, folder, force=request.force)
     run = restore(record, folder)
-    prepared, split, what = _data(config, folder, request)
+    prepared, split, what = _data(
+        config, folder, request, companions=True if name == "controls" else None
+    )
     table = prepared.splits[split]
     if not len(table):
         raise ConfigError(
@@ -353,15 +356,24 @@ def _check_target(target: Path, folder: Path, *, force: bool) -> None:
 
 
 def _data(
-    config: Config, folder: Path, request: Request
+    config: Config, folder: Path, request: Request, *, companions: bool | None = None
 ) -> tuple[data.PreparedSet, str, str]:
     """The data that are meant: `(prepared, split of it, what to call it)`.
 
     The run's own split is looked for first, by the names in its `split.json`. Where
     the data root that was given has none of it, or other voxels, it is other data:
     then all its subjects are evaluated.
+
+    Raises:
+        UserError: If the split is unknown (E228), or data cannot be used.
     """
+    if request.split not in ("train", "val", "test"):
+        raise ConfigError(
+            "E228", f"--split must be train, val or test, got {request.split!r}."
+        )
     settings = parts.data_settings(config)
+    if companions is not None:
+        settings = dataclasses.replace(settings, companions=companions)
     split = folder / subjects.SPLIT
     unnamed: dict[str, Any] = {f"{s}_subjects": () for s in ("train", "val", "test")}
     own = settings

@@ -238,7 +238,10 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
         config: Nested, as `config.json` has it.
     """
     out = copy.deepcopy(config)
-    for key, value in _LATER.items():
+    later = _LATER
+    if out.get("model", {}).get("name") == "daasr":
+        later = later | {"model.kwargs.phases": 1, "model.kwargs.detail.name": "none"}
+    for key, value in later.items():
         *path, name = key.split(".")
         inner = out
         for part in path:

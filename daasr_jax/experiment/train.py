@@ -17,6 +17,7 @@ from daasr_jax.evaluation.controls import (
     black,
     control_scores,
     evenly_spaced,
+    itself,
     uses_reference,
     with_identity,
 )
@@ -152,8 +153,8 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
         if not used[0]:
             return scores
         answer, none = (
-            rows(len(few), positions=few, reference=image)
-            for image in (table.image, black(table))
+            rows(len(few), positions=few, images=images)
+            for images in (itself(table, pairing.count), black(table, pairing.count))
         )
         return scores | control_scores([found[i] for i in few], none, answer, method)
 

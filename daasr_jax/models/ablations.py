@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -159,6 +160,7 @@ class OwnPosition(nn.Module):
     features: int = 64
     dtype: DTypeLike = jnp.float32
     compares = False
+    takes_several = False
 
     def __call__(
         self,
@@ -190,8 +192,8 @@ class CrossAttention(nn.Module):
         self,
         base: Float[Array, "b h w c"] | None,
         query: Float[Array, "b h w d"] | None,
-        key: Float[Array, "b h2 w2 d"],
-        value: Float[Array, "b h2 w2 e"],
+        key: Float[Array, "b *r h2 w2 d"],
+        value: Float[Array, "b *r h2 w2 e"],
     ) -> tuple[Float[Array, "b h w e"], None, None]:
         """Attends to the reference."""
         q = project_query(base, query, features=self.features, dtype=self.dtype)
@@ -204,6 +206,8 @@ class WithoutP(Matching):
 
     Figure 6 "w/o Index Map (P)".
     """
+
+    takes_several = False
 
     def __call__(self, base, query, key, value, *, index=None):
         """As `Matching`, but for T.
@@ -288,8 +292,8 @@ def own_position(
 
 def cross_attention(
     query: Float[Array, "b h w c"],
-    key: Float[Array, "b h2 w2 c"],
-    value: Float[Array, "b h2 w2 d"],
+    key: Float[Array, "b *r h2 w2 c"],
+    value: Float[Array, "b *r h2 w2 d"],
     *,
     budget_bytes: int = _BUDGET_BYTES,
 ) -> Float[Array, "b h w d"]:
@@ -301,7 +305,7 @@ def cross_attention(
     and group. A chunk is one position of every image at least.
     """
     b, h, w, c = query.shape
-    n, m = h * w, key.shape[1] * key.shape[2]
+    n, m = h * w, math.prod(key.shape[1:-1])
     k, v = key.reshape(b, m, c), value.reshape(b, m, -1)
     chunks = -(-n // max(1, budget_bytes // (4 * b * m)))
     size = -(-n // chunks)

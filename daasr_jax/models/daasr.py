@@ -203,7 +203,8 @@ class DAASR(nn.Module):
                 multiple of the scale. One that is zero everywhere is none: neither its
                 key nor its value is used.
             train: Whether batch normalisation uses and updates batch statistics.
-            indices: Index maps P to use instead of searching, one for each group.
+            indices: Index maps P to use instead of searching, one for each group; where
+                one search serves all, the first is used.
 
         Returns:
             `Outputs`; see there for `aux`. `index` and `confidence` are there where the
@@ -396,6 +397,12 @@ class DAASR(nn.Module):
                 raise ValueError(
                     f"{field} must be one of {choices}, got {getattr(self, field)!r}."
                 )
+        several = self.phases > 1 or (ref.ndim == 5 and ref.shape[1] > 1)
+        if several and not getattr(_class_of(self.align), "takes_several", True):
+            raise ValueError(
+                f"{_class_of(self.align).__name__} takes one reference at the query's "
+                "own position: leave phases at 1 and give one reference."
+            )
         if self.detail is not None and self.align is None:
             raise ValueError("detail needs an alignment: leave out both or none.")
         if self.detail is not None and (self.query, self.sfe_grid) != (

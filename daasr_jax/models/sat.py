@@ -7,7 +7,8 @@ fields `features` and `dtype`, which the SAT gives, and options of their own. Th
 the paper are here, those of its ablations in `ablations`.
 
 An alignment that compares nothing says so by `compares = False`; then there is no query
-and no key. `index`, a P that stands for a search, is given to `Matching` and its
+and no key. One that cannot choose among several references says `takes_several =
+False`. `index`, a P that stands for a search, is given to `Matching` and its
 subclasses only.
 """
 

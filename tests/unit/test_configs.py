@@ -186,7 +186,7 @@ def test_the_split_of_the_public_set(tmp_path):
     counts = {split: len(names) for split, names in prepared.subjects.items()}
     assert counts == {"train": 16, "val": 2, "test": 6}
     assert prepared.subjects["test"] == [f"sub-{i}" for i in range(19, 25)]
-    assert len(prepared.splits["test"]) == 6 * 3  # slices 4, 8 and 12 of 16
+    assert len(prepared.splits["test"]) == 6 * 5  # slices 4, 6, 8, 10 and 12 of 16
 
 
 def test_unknown_key_and_preset():

@@ -53,7 +53,9 @@ class TestReferences:
             "stranger": "pair"
         }
         for i in range(len(data)):
-            place = {n: c.image(i)[0, 0, 0] for n, c in controls.items() if c.image}
+            place = {
+                n: c.images(i)[0][0, 0, 0] for n, c in controls.items() if c.images
+            }
             found = {
                 name: int(place[name]) for name in ("stranger", "neighbour", "contrast")
             }
@@ -62,10 +64,10 @@ class TestReferences:
             assert abs(data.index[found["neighbour"]] - data.index[i]) == 1
             assert data.subjects[found["contrast"]] == data.subjects[i]
             assert data.contrasts[found["contrast"]] != data.contrasts[i]
-            np.testing.assert_array_equal(controls["self"].image(i), data.image(i))
-            assert not controls["black"].image(i).any()
+            np.testing.assert_array_equal(controls["self"].images(i)[0], data.image(i))
+            assert not controls["black"].images(i)[0].any()
             pair = data.image(int(pairing.references[i]))
-            shuffled = controls["shuffled"].image(i)
+            shuffled = controls["shuffled"].images(i)[0]
             assert (shuffled != pair).any()
             np.testing.assert_array_equal(np.sort(shuffled, None), np.sort(pair, None))
 
@@ -252,10 +254,11 @@ def measured(request):
 class TestReport:
     def test_scores_are_those_of_each_reference(self, measured):
         data, variables, made = measured
-        for name, image in (("self", data.image), ("black", reference_controls.black)):
-            image = image if name == "self" else image(data)
+        kinds = {"self": reference_controls.itself, "black": reference_controls.black}
+        for name, make in kinds.items():
+            images = make(data)
             alone = run_split(
-                made.predict, variables, data, made.pairing, scale=2, reference=image
+                made.predict, variables, data, made.pairing, scale=2, images=images
             )
             for row, want in zip(made.rows, alone, strict=True):
                 assert row.scores[name] == want.scores["daasr"]

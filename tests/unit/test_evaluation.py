@@ -449,7 +449,7 @@ class TestPanel:
         assert path.stat().st_size > 20_000
 
     def test_without_reference(self, tmp_path):
-        table, pairing, predict, variables = prepared(2, align=None)
+        table, pairing, predict, variables = prepared(2, align=None, detail=None)
         shown = next(evaluation.run_split(predict, variables, table, pairing, scale=2))
         assert "index" not in shown.images
         path = tmp_path / "panel.png"

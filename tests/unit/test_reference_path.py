@@ -54,7 +54,7 @@ def network():
 def test_the_answer_is_found_where_it_is(network):
     """The query does not depend on what is learned, so every group finds it."""
     model, variables, lr, hr, _ = network
-    # A smooth target: its blur is the enlarged LR image, up to nothing.
+    # The blur of the target is the enlarged LR image.
     out = evaluate(model, variables, lr, hr)
     own = np.arange(6 * 7).reshape(6, 7)
     np.testing.assert_array_equal(out.aux["index"], np.broadcast_to(own, (2, 2, 6, 7)))
@@ -176,7 +176,7 @@ def test_phases_find_what_lies_between_cells():
         variables = variables_of(model, lr, ref)
         out = evaluate(model, variables, lr, ref)
         scores[phases] = out.aux["confidence"][0, 0, 4:-4, 4:-4]
-    np.testing.assert_allclose(scores[2], 1.0, atol=1e-5)
+    np.testing.assert_allclose(scores[2], 1.0, atol=1e-4)
     assert scores[1].min() < 0.999
     with pytest.raises(ValueError, match="phases must be 1 to the scale, 2, got 3"):
         evaluate(DAASR(**FAST | {"phases": 3}), variables, lr, ref)
