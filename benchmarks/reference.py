@@ -116,7 +116,10 @@ def cells_of(name: str, reports: list[dict[str, Any]]) -> list[str]:
     shares = (first["identity"] or {}).get("identity", {})
     text.append(f"{gain:+.2f}" if first["uses_reference"] else "-")
     text.append(
-        ", ".join(f"{100 * s['mean']:.0f}" for s in shares.values() if s) or "-"
+        ", ".join(
+            f"{100 * s['mean']:.0f}" for s in shares.values() if s["mean"] is not None
+        )
+        or "-"
     )
     return [*text, f"{first['parameters']:,}"]
 
@@ -127,7 +130,12 @@ def differences(reports: list[dict[str, Any]], control: str) -> str:
     values = []
     for subject in first["per_subject"]:
         each = [r["per_subject"][subject] for r in reports]
-        gaps = [e[control]["psnr"] - e["black"]["psnr"] for e in each]
+        gaps = [
+            np.nan
+            if None in (e[control]["psnr"], e["black"]["psnr"])
+            else e[control]["psnr"] - e["black"]["psnr"]
+            for e in each
+        ]
         values.append(f"{np.mean(gaps):+.2f}")
     interval = first["minus_black"][control]["psnr"]["ci95"]
     text = ", ".join(values)
@@ -138,12 +146,13 @@ def table(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> s
     first = next(iter(found.values()))[0]
     about = machine()
     protocol = first["protocol"]
-    more = " ".join(["--", *args.more]) if args.more else ""
+    more = " ".join([" --", *args.more]) if args.more else ""
     lines = [
         f"# What the reference is worth: {args.name}",
         "",
-        f"`python -m benchmarks.reference --name {args.name} --config {args.config} "
-        f"--steps {args.steps} --seeds {args.seeds} {more}`: {first['dataset']}, split "
+        f"`python -m benchmarks.reference --name {args.name} --data DIR --work DIR "
+        f"--config {args.config} --steps {args.steps} --seeds {args.seeds} "
+        f"--only {','.join(found)}{more}`: {first['dataset']}, split "
         f"`{first['split']}`, {first['n_slices']} slices of {first['n_subjects']} "
         f"subjects, x{first['scale']}, LR by {protocol['degradation']}. PSNR in dB, "
         "mean over slices and seeds. Every row was trained on mixed references for the "

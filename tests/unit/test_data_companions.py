@@ -11,7 +11,7 @@ from daasr_jax.data import draw_pairing, prepare, training_batches
 from daasr_jax.data.companions import between, on_grid
 from daasr_jax.data.sources.base import Volume
 from daasr_jax.errors import DataError
-from daasr_jax.evaluation.report import _contrast_by
+from daasr_jax.evaluation.report import contrast_by
 from tests.data_fixtures import (
     SIZE,
     fastmri_root,
@@ -144,7 +144,7 @@ class TestPrepared:
             table = prepare(wanted).splits["test"]
         assert "8 pairs of volumes by their headers, 0 by the relative" in caplog.text
         pairing = draw_pairing(table, track="aligned", aligned="contrast")
-        assert _contrast_by(table, pairing) == "by the headers"
+        assert contrast_by(table, pairing) == "by the headers"
         before, after = [], []
         for i, k in enumerate(pairing.references):
             image = table.image(i)
@@ -246,7 +246,7 @@ class TestPrepared:
         assert prepared.companions is None
         assert "0 pairs of volumes by their headers, 6 by the relative" in caplog.text
         pairing = draw_pairing(table, track="aligned", aligned="contrast")
-        assert _contrast_by(table, pairing) == "by the relative number of the slice"
+        assert contrast_by(table, pairing) == "by the relative number of the slice"
         for i, k in enumerate(pairing.references.tolist()):
             np.testing.assert_array_equal(table.other_contrast(i, k), table.image(k))
             assert table.index[k] == table.index[i]
