@@ -66,7 +66,10 @@ class Request:
 def _by_track(workdir: str, request: Request) -> list[Request]:
     """A request for each track that a run is evaluated on."""
     folder = place(workdir)
-    config: Config = ConfigDict(with_given(open_record(folder), dict(request.given)))
+    record = open_record(folder)
+    if request.config is not None:
+        check_same(record, request.config.to_dict(), folder)
+    config: Config = ConfigDict(with_given(record, dict(request.given)))
     if config.reference.track != "mixed":
         return [request]
     checks.check_ranges(config)
