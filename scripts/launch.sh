@@ -31,7 +31,9 @@ for name in $(compgen -e | grep -E '^(JAX|XLA|NCCL)_'); do
     passed+=("$name=${!name}")
 done
 
-pids=()
+pids=() told=
+# The first tells the others to stop.
+trap 'told=yes; kill -TERM "${pids[0]:-}" 2>/dev/null' INT TERM USR1 HUP
 for i in "${!hosts[@]}"; do
     flags=("--coordinator=$meet" "--processes=$count" "--process=$i")
     if [ "$i" -eq 0 ]; then
@@ -42,8 +44,7 @@ for i in "${!hosts[@]}"; do
     fi
     pids+=($!)
 done
-# The first tells the others to stop.
-trap 'told=yes; kill -TERM "${pids[0]}" 2>/dev/null' INT TERM USR1 HUP
+[ -z "$told" ] || kill -TERM "${pids[0]}" 2>/dev/null # told before it began
 
 result=0
 for i in "${!pids[@]}"; do
