@@ -114,13 +114,14 @@ def _draw_scores(axis: Any, report: dict[str, Any]) -> None:
         axis.bar(place, mean, color=_BARS.get(name, _BAR))
         gain = report["minus_black"].get(name, {"psnr": {"mean": None}})["psnr"]["mean"]
         text = f"{mean:.2f}" + ("" if gain is None else f"\n{gain:+.2f}")
-        axis.annotate(
-            text, (place, mean), (0, 3), textcoords="offset points", ha="center",
-            fontsize=_SMALL,
-        )  # fmt: skip
         interval = report["methods"][name]["psnr"]["ci95"]
         if interval:
             axis.plot([place, place], interval, color="black", linewidth=2)
+        top = interval[1] if interval else mean
+        axis.annotate(
+            text, (place, top), (0, 3), textcoords="offset points", ha="center",
+            fontsize=_SMALL,
+        )  # fmt: skip
     axis.set_xticks(range(len(means)), list(means), fontsize=_SMALL)
     if means:
         low, high = min(means.values()), max(means.values())
