@@ -2,7 +2,7 @@
 
     python -m benchmarks.reference --name NAME --data DIR --work DIR
         [--config configs/brain_x4_small.py] [--steps 3000] [--seeds 1] [--jobs 1]
-        [--only ROW,...] [--out docs/results] [-- --config.KEY=VALUE ...]
+        [--only ROW,...] [--out docs/results] [--note FILE] [-- --config.KEY=VALUE ...]
 
 Every row is `train.py` on mixed references and `eval.py --controls`: one set of
 weights, the same slices with other references. Rows are those of
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--out", type=Path, help="folder of the table")
+    parser.add_argument("--note", type=Path, help="Markdown file that ends the table")
     parser.add_argument("more", nargs="*", help="flags of every train.py")
     args = parser.parse_args()
     names = [n for n in args.only.split(",") if n] or list(ROWS)
@@ -227,6 +228,8 @@ def main() -> None:
                 flush=True,
             )
     text = table(found, args)
+    if args.note:
+        text += "\n" + args.note.read_text(encoding="utf-8")
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,7 @@ def _draw_scores(axis: Any, report: dict[str, Any]) -> None:
     """PSNR of every control over the split, with the gain over black."""
     means = {n: m["psnr"]["mean"] for n, m in report["methods"].items()}
     means = {name: mean for name, mean in means.items() if mean is not None}
+    tops = []
     for place, (name, mean) in enumerate(means.items()):
         axis.bar(place, mean, color=_BARS.get(name, _BAR))
         gain = report["minus_black"].get(name, {"psnr": {"mean": None}})["psnr"]["mean"]
@@ -117,14 +118,14 @@ def _draw_scores(axis: Any, report: dict[str, Any]) -> None:
         interval = report["methods"][name]["psnr"]["ci95"]
         if interval:
             axis.plot([place, place], interval, color="black", linewidth=2)
-        top = interval[1] if interval else mean
+        tops.append(interval[1] if interval else mean)
         axis.annotate(
-            text, (place, top), (0, 3), textcoords="offset points", ha="center",
+            text, (place, tops[-1]), (0, 3), textcoords="offset points", ha="center",
             fontsize=_SMALL,
         )  # fmt: skip
     axis.set_xticks(range(len(means)), list(means), fontsize=_SMALL)
     if means:
-        low, high = min(means.values()), max(means.values())
+        low, high = min(means.values()), max(tops)
         room = max(high - low, 0.5)
         axis.set_ylim(low - 0.4 * room, high + 0.35 * room)
     axis.set_ylabel("PSNR (dB), not from 0")
