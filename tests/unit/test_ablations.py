@@ -31,7 +31,7 @@ from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.sat import SAT
 from daasr_jax.models.swin import WindowAttention
-from daasr_jax.resampling import upsample
+from daasr_jax.resampling import space_to_depth, upsample
 from tests.parity.weights import flatten, random_variables
 
 LITERAL, FAST = PRESETS["paper"], PRESETS["fast"]
@@ -258,7 +258,7 @@ def test_parts_of_the_matching(preset):
     rng = np.random.default_rng(0)
     f = rng.standard_normal((2, 4, 5, 8)).astype(np.float32)
     key, value = rng.standard_normal((2, 2, 4 * side, 5 * side, 8)).astype(np.float32)
-    arguments = (f, None, key, value)
+    arguments = (f, (None, key, value))
     shapes = jax.eval_shape(
         lambda k: SAT(**base).init(k, *arguments), jax.random.key(0)
     )
@@ -281,7 +281,9 @@ def test_parts_of_the_matching(preset):
     without_c, none = run(identity, fuse=WithoutC), run(align=OwnPosition)
     np.testing.assert_allclose(without_c[0], none[0], atol=1e-5)
     assert none[1:] == (None, None)
-    weight = full[2] if preset == "fast" else upsample(full[2], 2)
+    weight = full[2]
+    if preset == "paper":  # of each pixel of a cell, for all its channels
+        weight = np.repeat(space_to_depth(upsample(weight, 2), 2), 8, axis=-1)
     np.testing.assert_allclose(full[0], none[0] * weight, atol=1e-5)
 
 
