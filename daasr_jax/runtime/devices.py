@@ -159,7 +159,7 @@ def _mesh(devices: list[Any]) -> Mesh:
 
 
 def compile_step(
-    step: Callable[..., Any], mesh: Mesh
+    function: Callable[..., Any], mesh: Mesh
 ) -> functools.partial[tuple[Any, dict[str, jax.Array]]]:
     """The per-device step over the mesh, jitted, its state donated.
 
@@ -171,9 +171,14 @@ def compile_step(
         `run(state, batch) -> (state, metrics)`; `run.func` is jitted, `run.args` holds
         the step.
     """
-    held = step if isinstance(step, Partial) else Partial(step)
+    held = function if isinstance(function, Partial) else Partial(function)
+
+    def step(held: Partial, state: Any, batch: Any) -> Any:
+        """Its name is that of the compiled program."""
+        return held(state, batch)
+
     mapped = jax.shard_map(
-        lambda step, state, batch: step(state, batch),
+        step,
         mesh=mesh,
         in_specs=(P(), P(), P(AXIS)),
         out_specs=P(),
