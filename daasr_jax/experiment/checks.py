@@ -13,19 +13,13 @@ from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
 from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
-from daasr_jax.registry import PARTS
+from daasr_jax.registry import MODELS, PARTS
 from daasr_jax.resampling import DEGRADATIONS
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
 from daasr_jax.training.checkpoints import BEST_BY
 
-SEVERAL = ("daasr",)  # models that take several references
-
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
-
-
-def _part(name: str) -> type | None:
-    return None if name == "none" else PARTS.get(name)
 
 
 def setup(config: Config) -> Config:
@@ -111,19 +105,11 @@ def check_ranges(config: Config) -> None:
                 "E210", f"config.{name} is {value}; it must be {bound} or more."
             )
     shares(config)
-    if config.reference.count > 1 and config.model.name not in SEVERAL:
+    if config.reference.count > 1 and (one := _takes_one(config)):
         raise ConfigError(
             "E217",
-            f"config.reference.count is {config.reference.count}, and "
-            f"{config.model.name} takes one reference: give 1, or the model "
-            f"{', '.join(SEVERAL)}.",
-        )
-    align = config.model.kwargs.get("align") if config.reference.count > 1 else None
-    if align and not getattr(_part(align.name), "takes_several", True):
-        raise ConfigError(
-            "E217",
-            f"config.reference.count is {config.reference.count}, and {align.name} "
-            "takes one reference: give 1, or another alignment.",
+            f"config.reference.count is {config.reference.count}, and {one} takes one "
+            "reference: give 1, or the model daasr with another alignment.",
         )
     if config.scale not in (2, 3, 4):
         raise ConfigError(
@@ -163,6 +149,15 @@ def check_ranges(config: Config) -> None:
             f"smaller than the {WINDOW}x{WINDOW} window of SSIM; raise "
             "--config.data.size.",
         )
+
+
+def _takes_one(config: Config) -> str:
+    """Name of the model, or of its alignment, that takes one reference, else empty."""
+    if not getattr(MODELS.get(config.model.name), "takes_several", False):
+        return config.model.name
+    align = config.model.kwargs.align.name
+    kind = None if align == "none" else PARTS.get(align)
+    return "" if getattr(kind, "takes_several", True) else align
 
 
 def check_lpips(config: Config) -> None:

@@ -169,12 +169,8 @@ class OwnPosition(nn.Module):
         key: Array | None,
         value: Float[Array, "b h2 w2 d"],
     ) -> tuple[Float[Array, "b h2 w2 d"], None, None]:
-        """Takes V.
-
-        Raises:
-            ValueError: If the reference has another size than the output.
-        """
-        return own_position(base, value), None, None
+        """Takes V."""
+        return value, None, None
 
 
 @PARTS.register("ablations.cross_attention")
@@ -210,31 +206,30 @@ class WithoutP(Matching):
     takes_several = False
 
     def __call__(self, base, query, key, value, *, index=None):
-        """As `Matching`, but for T.
-
-        Raises:
-            ValueError: If the reference has another size than the output.
-        """
+        """As `Matching`, but for T."""
         _, index, c = super().__call__(base, query, key, value, index=index)
-        return own_position(query if base is None else base, value), index, c
+        return value, index, c
+
+
+class _TAlone:
+    """A fusion that joins nothing to T."""
+
+    features: int
+    dtype: DTypeLike
+
+    def join(self, t: Array, f_cwt: Array, enlarge: Callable[[Array], Array]) -> Array:
+        """`Conv1x1(T)`."""
+        return linear(self.features, t, dtype=self.dtype, name="fuse")
 
 
 @PARTS.register("ablations.without_f_cwt")
-class WithoutFCWT(Fusion):
+class WithoutFCWT(_TAlone, Fusion):
     """`Conv1x1(T) * C`: F_CWT makes the query alone. Table 4 "w/o F_CWT"."""
-
-    def join(self, t: Array, f_cwt: Array, enlarge: Callable[[Array], Array]) -> Array:
-        """`Conv1x1(T)`."""
-        return linear(self.features, t, dtype=self.dtype, name="fuse")
 
 
 @PARTS.register("ablations.gated_without_f_cwt")
-class GatedWithoutFCWT(GatedFusion):
+class GatedWithoutFCWT(_TAlone, GatedFusion):
     """`Conv1x1(T * g)`: as `WithoutFCWT`, in the place of `GatedFusion`."""
-
-    def join(self, t: Array, f_cwt: Array, enlarge: Callable[[Array], Array]) -> Array:
-        """`Conv1x1(T)`."""
-        return linear(self.features, t, dtype=self.dtype, name="fuse")
 
 
 @PARTS.register("ablations.without_c")
@@ -271,23 +266,6 @@ class GainWithoutC(Gain):
     def __call__(self, f, bicubic, found, c):
         """As `detail.Gain`."""
         return super().__call__(f, bicubic, found, None)
-
-
-def own_position(
-    base: Float[Array, "b h w c"] | None, value: Float[Array, "b h2 w2 d"]
-) -> Float[Array, "b h2 w2 d"]:
-    """V where the query is; `base` is any map on its grid, or None to ask nothing.
-
-    Raises:
-        ValueError: If the two grids are not one.
-    """
-    if base is not None and base.shape[1:3] != value.shape[1:3]:
-        raise ValueError(
-            "own_position and without_p take the reference at the query's own "
-            f"position: ref must have the size of the output, got a grid of "
-            f"{value.shape[1]}x{value.shape[2]} for {base.shape[1]}x{base.shape[2]}."
-        )
-    return value
 
 
 def cross_attention(

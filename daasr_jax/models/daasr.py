@@ -184,6 +184,7 @@ class DAASR(nn.Module):
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    takes_several = True  # references of each slice
 
     @nn.compact
     def __call__(
@@ -217,7 +218,7 @@ class DAASR(nn.Module):
         self._check(ref)
         bicubic = start = upsample(lr, self.scale)
         f = f0 = Conv3(features=self.features, dtype=self.dtype, name="shallow")(lr)
-        maps, pixels = None, []
+        maps = pixels = None
         if self.align is not None:
             ref = self._at_phases(ref if ref.ndim == 5 else ref[:, None])
             maps, pixels = self._reference_maps(bicubic, ref, train, indices)
@@ -313,7 +314,7 @@ class DAASR(nn.Module):
 
     def _reference_maps(
         self, bicubic: Array, ref: Array, train: bool, indices: Array | None
-    ) -> tuple[Any, list[Array]]:
+    ) -> tuple[Any, Array | None]:
         """What the groups take from `ref (b, r, H, W, 1)`, and pixels for `detail`.
 
         `(query or None, key, value)` from one call of the SFE, Eq. 6, or what the
@@ -331,7 +332,7 @@ class DAASR(nn.Module):
 
         key = None if key is None else masked(key)
         if self.query != "extractor":
-            return (query, key, masked(value)), []
+            return (query, key, masked(value)), None
         if self.detail is not None:
             pixels = pixel_maps(ref.reshape(blurred.shape), blurred, self.scale)
             value = jnp.concatenate([value, pixels], axis=-1)
@@ -344,9 +345,9 @@ class DAASR(nn.Module):
             index=None if indices is None else indices[0],
         )
         if self.detail is None:
-            return found, []
+            return found, None
         t, pixels = jnp.split(found.t, [self.features], axis=-1)
-        return found._replace(t=t), [pixels]
+        return found._replace(t=t), pixels
 
     def _features(
         self, bicubic: Array, ref: Array, blurred: Array, train: bool

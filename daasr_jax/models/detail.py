@@ -27,7 +27,7 @@ def pixel_maps(
 
 @PARTS.register("detail.gain")
 class Gain(nn.Module):
-    """`sum_k g_k * D_k`, D the fine detail that was found, g learned of each pixel.
+    """`g * D`, D the fine detail that was found, g learned of each pixel.
 
     g is made by two 3x3 convolutions of the features, of C, of D and of the difference
     between the coarse part of what was found and the enlarged LR image: where the two
@@ -47,7 +47,7 @@ class Gain(nn.Module):
         self,
         f: Float[Array, "b h w c"],
         bicubic: Float[Array, "b sh sw 1"],
-        found: list[Float[Array, "b h w d"]],
+        found: Float[Array, "b h w d"],
         c: Float[Array, "b h w 1"] | None,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b sh sw 1"]]:
         """Weighs what was found.
@@ -55,33 +55,29 @@ class Gain(nn.Module):
         Args:
             f: Features on the LR grid.
             bicubic: The enlarged LR image.
-            found: Maps as those of `pixel_maps`, float32, each in another way found;
-                all zero where there is nothing.
+            found: Maps as those of `pixel_maps`; all zero where there is nothing.
             c: C on the LR grid, or None.
 
         Returns:
             The features with what was seen added, and the detail to add to the picture.
         """
         enlarged = space_to_depth(bicubic, self.scale)
-        details, seen = [], [f] if c is None else [f, c]
-        for x in found:
-            fine, coarse = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-            there = jnp.any(x != 0, axis=-1, keepdims=True)
-            details.append(fine)
-            seen += [fine, jnp.where(there, coarse - enlarged, 0.0)]
+        fine, coarse = jnp.split(found.astype(jnp.float32), 2, axis=-1)
+        there = jnp.any(found != 0, axis=-1, keepdims=True)
+        apart = jnp.where(there, coarse - enlarged, 0.0)
+        seen = [f, fine, apart] if c is None else [f, c, fine, apart]
         y = jnp.concatenate(seen, axis=-1)
         y = nn.relu(Conv3(features=self.features, dtype=self.dtype, name="judge")(y))
         zero = nn.initializers.zeros
-        gains = Conv3(
-            features=sum(x.shape[-1] for x in details),
+        gain = Conv3(
+            features=fine.shape[-1],
             kernel_init=zero,
             bias_init=zero,
             dtype=self.dtype,
             name="gain",
         )(y)
-        gains = jnp.split(gains.astype(jnp.float32), len(details), axis=-1)
-        detail = sum(g * x for g, x in zip(gains, details, strict=True))
-        given = jnp.concatenate([y, jnp.asarray(detail, y.dtype)], axis=-1)
+        detail = gain.astype(jnp.float32) * fine
+        given = jnp.concatenate([y, detail.astype(y.dtype)], axis=-1)
         width = f.shape[-1]
         f = f + Conv3(features=width, dtype=self.dtype, name="give")(given)
-        return f, depth_to_space(jnp.asarray(detail), self.scale)
+        return f, depth_to_space(detail, self.scale)
