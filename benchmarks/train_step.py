@@ -223,13 +223,14 @@ def profile(preset: str, repeats: int) -> dict[str, float]:
         value,
     )
     sfe = SFE(features=c, scale=SCALE, grid=kwargs.sfe_grid, norm=kwargs.sfe_norm)
+    searches = 1 if kwargs.query == "extractor" else groups
     parts = {
         "SFE of reference, blur" + (" and LR image" if coarse else ""): both(
             sfe, images_, train=True
         ),
         f"CWT ({groups})": groups * both(CWT(), lr),
-        f"search ({groups})": groups * search,
-        f"score and transfer ({groups})": groups * moved,
+        f"search ({searches})": searches * search,
+        f"score and transfer ({searches})": searches * moved,
         f"fusion, 1x1 ({groups})": groups * both(Fuse(), lr if coarse else hr),
         "tail": both(Tail(), lr),
     }

@@ -58,7 +58,8 @@ def evaluate(config: Any, workdir: str | None) -> None:
     )
     from daasr_jax.evaluation.report import describe_run, make_table
     from daasr_jax.experiment.controls import control_run
-    from daasr_jax.experiment.evaluate import Request, evaluate_tracks
+    from daasr_jax.experiment.evaluate import evaluate_tracks
+    from daasr_jax.experiment.opening import Request
     from daasr_jax.experiment.saved_run import list_runs
     from daasr_jax.runtime import hosts
     from daasr_jax.runtime.console import console

@@ -16,7 +16,8 @@ from daasr_jax.evaluation.controls_panel import draw_controls_panel
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.panel import typical
 from daasr_jax.evaluation.predict import Prediction, of_all_processes
-from daasr_jax.experiment.evaluate import Request, open_split, save
+from daasr_jax.experiment.evaluate import save
+from daasr_jax.experiment.opening import Request, open_split
 from daasr_jax.runtime.failures import explained
 
 

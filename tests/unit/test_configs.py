@@ -462,6 +462,16 @@ class TestRunsThatHaveBeen:
         with pytest.raises(ConfigError, match=r"E207.*'bicubic', is 'kspace'"):
             record.record_config(now, tmp_path, inputs, begun=True)
 
+    def test_keywords_that_came_later(self):
+        """A network of before has none of the parts that it has no keyword for."""
+        now = load("fastmri_x4", "paper").to_dict()
+        old = json.loads(json.dumps(now))
+        for name in ("phases", "detail"):
+            del old["model"]["kwargs"][name]
+        assert record.completed(old) == json.loads(json.dumps(now))
+        old["model"]["name"] = "edsr"
+        assert "phases" not in record.completed(old)["model"]["kwargs"]
+
     def test_commits_are_kept(self, tmp_path, monkeypatch):
         config = load("fastmri_x4").to_dict()
         inputs = {"prepared_sha256": "p", "perceptual": {}, "start": None}

@@ -26,7 +26,7 @@ from daasr_jax.evaluation.report import (
     reference_words,
 )
 from daasr_jax.evaluation.statistics import compared, finite_mean, summary
-from daasr_jax.experiment import evaluate
+from daasr_jax.experiment import evaluate, opening
 from daasr_jax.experiment.record import record_config
 from daasr_jax.metrics.lpips import load_lpips, lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
@@ -430,7 +430,7 @@ class TestLpips:
         inputs = {"prepared_sha256": "x", "perceptual": {}, "start": None}
         record_config(config.to_dict(), tmp_path, inputs)
         with pytest.raises(ConfigError, match=f"{side} pixels a side") as caught:
-            evaluate.evaluate_run(str(tmp_path), evaluate.Request(lpips=True))
+            evaluate.evaluate_run(str(tmp_path), opening.Request(lpips=True))
         assert caught.value.code == "E231"
         assert "\n" not in str(caught.value)
 

@@ -11,7 +11,14 @@ import pytest
 
 from configs import fastmri_x4
 from daasr_jax.errors import CheckpointError, ConfigError
-from daasr_jax.experiment import checks, evaluate, import_weights, parts, plan
+from daasr_jax.experiment import (
+    checks,
+    evaluate,
+    import_weights,
+    opening,
+    parts,
+    plan,
+)
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
 from daasr_jax.runtime import compiled
@@ -36,7 +43,7 @@ def test_a_tilde_in_every_place(home, capsys):
     with pytest.raises(CheckpointError, match=f"E404.*{home}/before"):
         plan.make_plan(config)
     with pytest.raises(CheckpointError, match=f"E404.*{home}/run is no run"):
-        evaluate.evaluate_run("~/run", evaluate.Request())
+        evaluate.evaluate_run("~/run", opening.Request())
     (home / "mine.py").write_text("def get_config():\n    return 1\n")
     with pytest.raises(ConfigError, match=f"{home}/mine.py returns int"):
         load("~/mine.py")
