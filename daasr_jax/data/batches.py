@@ -10,8 +10,8 @@ import os
 import signal
 import threading
 import time
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from daasr_jax.data.mixture import Drawn, Mixture, reference_image
@@ -20,6 +20,9 @@ from daasr_jax.data.settings import Shares
 from daasr_jax.data.sources.base import log
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import grain
 
 _ORDER, _WINDOW = 11, 12
 # Batches made ahead of the training step, by default.
@@ -197,7 +200,7 @@ def training_batches(
     num_threads: int = 2,
     workers: int = 0,
     start: int = 0,
-) -> grain.IterDataset:
+) -> "grain.IterDataset":
     """The batches of a run, or this process's share of each of them.
 
     Args:
@@ -229,6 +232,8 @@ def training_batches(
         DataError: If a batch is larger than the split (E314), or a slice has no
             possible reference (E312).
     """
+    import grain  # large, and who makes batches otherwise needs none of it
+
     triples = TrainingTriples(
         table,
         batch_size=batch_size,

@@ -3,6 +3,9 @@
 A volume's folder holds its kept slices as a TFDS data set, their hashes and the SHA-256
 of every file. Splits, subjects and names are no part of it. So another seed, split or
 subset of the volumes prepares nothing again.
+
+The libraries of the files are imported where they are used: they are large, and who has
+slices in memory needs none of them.
 """
 
 import dataclasses
@@ -15,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from daasr_jax.data.builder import PreparedVolume, records_file, slice_features
 from daasr_jax.data.content import (
     MEMORY_FILE,
     content_hash,
@@ -180,6 +181,8 @@ class StoredImages:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        from daasr_jax.data.builder import slice_features
+
         self._features = slice_features(self._size)
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(_open)
 
@@ -207,7 +210,11 @@ class StoredImages:
         return image
 
 
-def _open(folder: Path) -> ArrayRecordDataSource:
+def _open(folder: Path) -> Any:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    from daasr_jax.data.builder import records_file
+
     return ArrayRecordDataSource(str(records_file(folder)))
 
 
@@ -337,6 +344,8 @@ def write_slices(
         kept: The places again.
         hashes: Of each slice, see `slices.slice_hash`.
     """
+    from daasr_jax.data.builder import PreparedVolume
+
     with new_folder(folder) as made:
         PreparedVolume(
             data_dir=str(made), size=size, content=content, slices=slices

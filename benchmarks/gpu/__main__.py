@@ -1,0 +1,266 @@
+"""A short visit to a GPU, used to the second.
+
+    python -m benchmarks.gpu --minutes 9 --out DIR [--parts check,match,step,train]
+        [--prepared FILE] [--train fast:4,edsr:4,...]
+    python -m benchmarks.gpu --pack FILE [--set "CONFIG --config.KEY=VALUE ..."]
+
+The second line is for a machine with the data: it writes their prepared slices as one
+file, which the first line trains on. The machine with the GPU needs a checkout, jax,
+flax, optax, numpy and jaxtyping; torch for the peers. A missing one is a line in the
+result.
+
+Every part is a process that compiles at once, beside the others, and is timed alone
+when its turn comes, in this order of worth:
+
+    check   the tests marked `gpu`
+    match   the patch search, and PyTorch's
+    step    the paper's training step, and that of PyTorch's twin
+    train   networks for equal times, evaluated with other references
+
+Results are files under DIR that are written as they come; at the end, or after an
+interruption by `--report`, they are put together as `gpu.md` and `gpu.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from benchmarks.gpu import pack, report, stage
+
+PARTS = ("check", "match", "step", "train")
+# Minutes of nine, without compiling; training has what is left.
+SHARES = {"match": 0.8, "step": 1.2}
+COMPILE = 150.0  # seconds, at most half of all, that parts compile before the turns
+TINY_TRAIN = (
+    *("--features", "8", "--groups", "1", "--blocks", "2", "--batch", "2"),
+    *("--crop", "8", "--workers", "0", "--slices", "2", "--at_once", "2"),
+)
+
+
+@dataclasses.dataclass
+class Job:
+    """One process of the visit.
+
+    Attributes:
+        name: For people and its log.
+        part: One of `PARTS`.
+        command: What is run.
+        share: Seconds of its turn; None for a share of what is left.
+        worth: How large that is beside the others'.
+    """
+
+    name: str
+    part: str
+    command: list[str]
+    share: float | None = None
+    worth: float = 1.0
+    process: subprocess.Popen[str] | None = None
+    listener: threading.Thread | None = None
+    ready: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def start(self, out: Path) -> None:
+        path = out / f"log_{self.name.replace(' ', '_').replace(':', '_')}.txt"
+        extra = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+        with path.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | extra,
+            )
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                if line.strip() == stage.READY:
+                    self.ready.set()
+                else:
+                    print(f"  {self.name}: {line.rstrip()}", flush=True)
+        self.process.wait()
+        self.ready.set()
+
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def give(self, seconds: float) -> str:
+        """The turn; returns what became of it."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        if self.ended():
+            return self._outcome()
+        with contextlib.suppress(OSError):  # it has just ended
+            self.process.stdin.write(f"{seconds}\n")
+            self.process.stdin.flush()
+        return self.finish(1.25 * seconds + 15)
+
+    def finish(self, limit: float) -> str:
+        assert self.process is not None
+        try:
+            self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return "stopped at its limit; what it had written is kept"
+        return self._outcome()
+
+    def _outcome(self) -> str:
+        assert self.process is not None
+        code = self.process.returncode
+        return "done" if not code else f"ended with exit code {code}: see its log"
+
+    def stop(self) -> None:
+        if self.process is None or self.listener is None:
+            return
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        self.listener.join(5)
+
+
+def compiling(minutes: float) -> float:
+    """Seconds that the parts may compile before the first turn."""
+    return min(COMPILE, 60 * minutes / 2)
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """The processes, in the order of their turns."""
+    unit = 60 * args.minutes / 9
+    tiny = ["--tiny"] if args.tiny else []
+    module = [sys.executable, "-m"]
+    found = []
+    for part in args.parts:
+        name = [*module, f"benchmarks.gpu.{part}", "--out", str(args.out)]
+        if part == "check":
+            limit = ["--seconds", str(compiling(args.minutes))]
+            found.append(Job("check", part, [*name, *tiny, *limit]))
+        elif part in SHARES:
+            for peer in ("jax", "torch"):
+                more = ["--peer", peer, *tiny]
+                if part == "step":
+                    if peer == "jax":
+                        more += ["--cache", str(args.cache)]
+                    if args.tiny:
+                        more += ["--variants", "1", "--repeats", "3"]
+                share = SHARES[part] * unit / 2
+                found.append(Job(f"{part} {peer}", part, [*name, *more], share))
+        elif args.prepared is None:
+            print("train: left out, no --prepared FILE", flush=True)
+        else:
+            for one in args.train:
+                given = one.split(":")
+                row, scale, seed, worth = given + ["0", "1"][len(given) - 2 :]
+                more = ["--row", row, "--scale", scale, "--cache", str(args.cache)]
+                more += ["--prepared", str(args.prepared)]
+                more += ["--seed", seed]
+                more += TINY_TRAIN if args.tiny else args.more
+                job = Job(f"train {row}:{scale}:{seed}", part, [*name, *more])
+                job.worth = float(worth)
+                found.append(job)
+    return found
+
+
+def visit(args: argparse.Namespace) -> dict[str, str]:
+    """All parts within the minutes; returns what became of each."""
+    begin = time.monotonic()
+    end = begin + 60 * args.minutes
+    args.out.mkdir(parents=True, exist_ok=True)
+    stage.write(args.out / "machine.json", stage.machine() | {"command": args.said})
+    jobs, became = jobs_of(args), {}
+    try:
+        for job in jobs:
+            job.start(args.out)
+        for number, job in enumerate(jobs):
+            left = end - time.monotonic()
+            if left < 5:
+                became[job.name] = "left out: no time was left"
+                continue
+            if job.part == "check":  # is not timed, so the others compile beside it
+                became[job.name] = job.finish(left)
+                continue
+            # Whoever comes first waits for all: nothing compiles beside a turn.
+            patience = begin + compiling(args.minutes)
+            for other in jobs[number:]:
+                other.ready.wait(max(0.0, patience - time.monotonic()))
+            if not job.ready.wait(max(0.0, end - time.monotonic() - 5)):
+                became[job.name] = "left out: it was still compiling"
+                continue
+            left = end - time.monotonic()
+            waiting = [j for j in jobs[number:] if j.share is None]
+            worth = sum(j.worth for j in waiting)
+            seconds = job.share or (left - 2) * job.worth / worth
+            print(f"{job.name}: its turn, {seconds:.0f} s of {left:.0f}", flush=True)
+            became[job.name] = job.give(min(seconds, left))
+            print(f"{job.name}: {became[job.name]}", flush=True)
+            stage.write(args.out / "became.json", became)
+    finally:
+        for job in jobs:
+            job.stop()
+            became.setdefault(job.name, "left out: the visit was interrupted")
+        stage.write(args.out / "became.json", became)
+    return became
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--out", type=Path, default=Path("gpu_results"))
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--prepared", type=Path, help="a file of --pack")
+    parser.add_argument(
+        "--train", default="fast:4", help="ROW:SCALE[:SEED[:WORTH]], ..."
+    )
+    parser.add_argument("--cache", type=Path, help="folder of compiled programs")
+    parser.add_argument("--tiny", action="store_true", help="all in miniature")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="write prepared data")
+    parser.add_argument(
+        "--set",
+        action="append",
+        dest="sets",
+        help='what is packed, "CONFIG --config.KEY=VALUE ..."; once for each set',
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="of what lies under --out"
+    )
+    parser.add_argument("more", nargs="*", help="after --: flags of every training")
+    args = parser.parse_args()
+    if args.pack:
+        sets = args.sets or ["configs/brain_ds002748_x4_small.py"]
+        about = pack.pack([shlex.split(one) for one in sets], args.pack)
+        print(
+            f"{args.pack}: {about['slices']}, {about['bytes'] / 2**20:.1f} MiB; "
+            "rounded to 256 levels, a ceiling of 59 dB"
+        )
+        return
+    args.parts = [p for p in args.parts.split(",") if p]
+    args.train = [t for t in args.train.split(",") if t]
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    args.cache = args.cache or args.out / "compiled"
+    args.said = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
+    became = {} if args.report else visit(args)
+    print(report.make(args.out))
+    left = [f"{k} ({v})" for k, v in became.items() if v != "done"]
+    print("left out or not done: " + ("; ".join(left) or "nothing"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The tests marked `gpu` on this device: what they found, in `check.json`.
+
+python -m benchmarks.gpu.check --out DIR [--seconds 120]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu import stage
+
+# Without the options and fixtures of the other tests, whose packages may be absent.
+PYTEST = (
+    *("-m", "pytest", "tests/gpu", "--confcutdir=tests/gpu", "-o", "addopts="),
+    *("-p", "no:cacheprovider", "-rA", "-q", "--durations=8", "--color=no"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--tiny", action="store_true", help="only collect them")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "check.txt"
+    command = [sys.executable, *PYTEST, *(["--collect-only"] if args.tiny else [])]
+    begin = time.monotonic()
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            code = subprocess.run(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=args.seconds,
+                env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    outcomes = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) .*", text, re.M)
+    result = {
+        "exit": "stopped at its limit" if code == -1 else code,
+        "seconds": time.monotonic() - begin,
+        "outcomes": {name: outcomes.count(name) for name in sorted(set(outcomes))},
+        "not_passed": [
+            x[:300] for x in lines if re.match("(FAILED|ERROR|SKIPPED|XFAIL|XPASS) ", x)
+        ],
+        "measured": sorted(
+            {x[x.index("MEASURED") :] for x in lines if "MEASURED" in x}
+        ),
+        "end": lines[-1:],
+    }
+    stage.write(args.out / "check.json", result)
+    print(f"{result['outcomes']} {' '.join(result['end'])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

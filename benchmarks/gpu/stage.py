@@ -1,0 +1,101 @@
+"""What the parts of a visit share: their turn, their results, the machine, times.
+
+A part compiles first, beside the others, and says `READY`. Then it waits for its turn,
+a line with the seconds that it has, so that nothing is timed beside anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+READY = "READY"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton")
+
+
+def turn(seconds: float | None) -> float:
+    """Says that all is compiled; returns the seconds of this part's turn.
+
+    Args:
+        seconds: Those of a part that runs by itself and does not wait.
+    """
+    print(READY, flush=True)
+    if seconds is not None:
+        return seconds
+    line = sys.stdin.readline()
+    if not line.strip():
+        raise SystemExit("no turn was given: the visit is over")
+    return float(line)
+
+
+def keep_compiled(folder: Path | None) -> None:
+    """Keeps compiled programs for a second visit."""
+    import jax
+
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def write(path: Path, result: Any) -> None:
+    """Writes a result, whole or not at all; later calls replace it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(path.suffix + ".new")
+    new.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    os.replace(new, path)
+
+
+def median(call: Callable[[], Any], *, repeats: int, seconds: float) -> dict[str, Any]:
+    """Times of a call that ends when its work does: median, least and most, in ms.
+
+    It is called twice before; then as often as asked, or for so many seconds.
+    """
+    for _ in range(2):
+        call()
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while len(times) < repeats and (len(times) < 3 or time.monotonic() < end):
+        begin = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - begin))
+    return {
+        "ms": statistics.median(times),
+        "min_ms": min(times),
+        "max_ms": max(times),
+        "repeats": len(times),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Card, driver, processor and versions, without touching a device."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
+    return {
+        "card": _said([*ask, "--format=csv,noheader"]) or "none",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _said(["git", "rev-parse", "HEAD"]) or "not known",
+    }
+
+
+def _said(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if not done.returncode else ""

@@ -1,0 +1,244 @@
+"""A visit to a GPU, on the CPU and in miniature."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import __main__ as plan
+from benchmarks.gpu import loader, pack, report, stage, train
+from daasr_jax import data
+from daasr_jax.experiment import configuration, parts
+from tests.data_fixtures import scan_voxels, write_nifti
+
+
+def flags_of(folder: Path, contrasts: tuple[str, ...], seed: int) -> list[str]:
+    """Six people, some contrasts each."""
+    for person in range(1, 7):
+        for k, contrast in enumerate(contrasts):
+            path = folder / f"patient{person:02d}" / f"study1_{contrast}.nii.gz"
+            voxels = scan_voxels(seed + 10 * person + k, (4, 24, 24))
+            write_nifti(path, voxels)
+    return [
+        "configs/brain_x4_small.py",
+        f"--config.data.root={folder}",
+        f"--config.data.cache_dir={folder.parent / 'cache'}",
+        "--config.data.size=32",
+        "--config.data.subjects.train=patient01,patient02",
+        "--config.data.subjects.val=patient03,patient06",
+        "--config.data.subjects.test=patient04,patient05",
+        "--config.reference.track=mixed",
+        "--config.reference.shares.contrast=0.3",
+    ]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> list[str]:
+    return flags_of(tmp_path_factory.mktemp("a") / "scans", ("FLAIR", "T1W"), 0)
+
+
+@pytest.fixture(scope="module")
+def packed(flags, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("b")
+    other = flags_of(folder / "other", ("T1W",), 1000)
+    path = folder / "set.npz"
+    pack.pack([flags, other], path)
+    return path
+
+
+def test_a_packed_set_is_the_prepared_one_but_for_rounding(flags, packed):
+    config = pack._configured(flags)
+    prepared = data.prepare(parts.data_settings(config))
+    tables, about = pack.load(packed)
+    assert about["sets"][0]["dataset"] == prepared.dataset
+    assert about["sets"][0]["flags"] == [flags[0], *flags[3:]]
+    for split, table in prepared.splits.items():
+        own = tables[split]
+        assert own.keys[: len(table)] == table.keys
+        assert [k[:2] for k in own.keys[len(table) :]] == ["1:"] * (
+            len(own) - len(table)
+        )
+        for name in ("subjects", "contrasts", "studies", "hashes", "n_slices"):
+            found = getattr(own, name)[: len(table)]
+            np.testing.assert_array_equal(found, getattr(table, name))
+        for i in range(len(table)):
+            apart = np.abs(own.image(i) - table.image(i)).max()
+            assert apart <= 0.5 / pack.LEVELS + 1e-6
+            others = [
+                k
+                for k in range(len(table))
+                if table.subjects[k] == table.subjects[i]
+                and table.contrasts[k] != table.contrasts[i]
+            ]
+            wanted = table.other_contrast(i, others[0])
+            found = own.other_contrast(i, others[0])
+            assert np.abs(found - wanted).max() <= 0.5 / pack.LEVELS + 1e-6
+
+
+def test_references_are_drawn_as_from_the_prepared_set(flags, packed):
+    config = pack._configured(flags)
+    table = data.prepare(parts.data_settings(config)).splits["test"]
+    own = next(iter(train.sets_of(*_test(packed)).values()))
+    for how in ({}, {"track": "aligned"}, {"track": "aligned", "aligned": "contrast"}):
+        wanted, found = (data.draw_pairing(t, **how) for t in (table, own))
+        np.testing.assert_array_equal(found.references, wanted.references)
+
+
+def _test(packed):
+    tables, about = pack.load(packed)
+    return tables["test"], about
+
+
+def test_sets_stay_apart(packed):
+    found = train.sets_of(*_test(packed))
+    assert [len(set(t.contrasts)) for t in found.values()] == [2, 1]
+
+
+def test_processes_make_the_batches_that_one_makes(packed):
+    how = {"batch_size": 2, "crop": 4, "scale": 4, "seed": 3}
+    made = []
+    for workers in (0, 2):
+        batches = loader.batches(packed, workers=workers, **how)
+        made.append([next(batches) for _ in range(3)])
+        batches.close()
+    for a, b in zip(*made, strict=True):
+        assert a["hr"].shape == (2, 16, 16, 1)
+        for name in ("hr", "ref"):
+            np.testing.assert_array_equal(a[name], b[name])
+    assert loader.rate(packed, 0.05, **how) > 0
+
+
+def test_flags_keep_their_types(flags):
+    config = pack._configured([*flags, "--config.train.steps=7"])
+    assert config.train.steps == 7
+    assert config.reference.shares.contrast == 0.3
+    assert configuration.load(flags[0]).train.steps != 7
+
+
+def test_rate_rises_and_ends_at_zero():
+    along = [train.learning_rate(x, 2.0) for x in np.linspace(0, 1, 101)]
+    assert along[0] == 0
+    assert max(along) == pytest.approx(2.0)
+    assert along.index(max(along)) == 5
+    assert along[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(along[5:]) < 0).all()
+
+
+def arguments(tmp_path, **changes):
+    given = {
+        "minutes": 9.0, "tiny": False, "parts": list(plan.PARTS), "said": "",
+        "out": tmp_path / "out", "cache": tmp_path / "cache", "more": [],
+        "prepared": tmp_path / "set.npz", "train": ["fast:4", "edsr:4:1:0.5"],
+    }  # fmt: skip
+    return argparse.Namespace(**given | changes)
+
+
+def test_parts_take_their_turns_by_worth(tmp_path, capsys):
+    jobs = plan.jobs_of(arguments(tmp_path))
+    assert [j.name for j in jobs] == [
+        "check", "match jax", "match torch", "step jax", "step torch",
+        "train fast:4:0", "train edsr:4:1",
+    ]  # fmt: skip
+    assert [j.worth for j in jobs[-2:]] == [1.0, 0.5]
+    shares = sum(j.share or 0 for j in jobs)
+    assert shares == pytest.approx(120)
+    assert plan.compiling(9) == 150
+    assert plan.compiling(2) == 60
+    plan.jobs_of(arguments(tmp_path, prepared=None))
+    assert "train: left out" in capsys.readouterr().out
+
+
+def python(code: str) -> list[str]:
+    head = "import sys, time; from benchmarks.gpu import stage; "
+    return [sys.executable, "-c", head + code]
+
+
+def test_a_part_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
+    jobs = [
+        plan.Job("fails", "step", python("sys.exit('no such card')"), 1.0),
+        plan.Job("late", "step", python("time.sleep(600)"), 1.0),
+        plan.Job("works", "step", python("stage.turn(None)"), 1.0),
+    ]
+    monkeypatch.setattr(plan, "jobs_of", lambda args: jobs)
+    monkeypatch.setattr(plan, "COMPILE", 4.0)
+    became = plan.visit(arguments(tmp_path, minutes=0.4))
+    assert became == {
+        "fails": "ended with exit code 1: see its log",
+        "late": "left out: it was still compiling",
+        "works": "left out: no time was left",
+    }
+    assert "no such card" in (tmp_path / "out" / "log_fails.txt").read_text()
+    assert all(j.process.poll() is not None for j in jobs)
+    text = report.make(tmp_path / "out")
+    assert "- fails: ended with exit code 1" in text
+    assert text.count("Not run.") == 4
+
+
+def test_an_interrupted_visit_keeps_what_was_written(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "9"]
+    command += ["--parts", "match", "--out", str(out)]
+    visit = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (out / "match_jax.json").exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    visit.send_signal(signal.SIGINT)
+    visit.communicate(timeout=60)
+    assert visit.returncode != 0
+    rows = json.loads((out / "match_jax.json").read_text())["rows"]
+    assert rows[0]["peer"] == "daasr_jax, chunked"
+    assert json.loads((out / "became.json").read_text())["match torch"]
+    assert "daasr_jax, chunked" in report.make(out)
+
+
+def test_results_are_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    stage.write(path, {"a": 1})
+    stage.write(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_times_are_of_a_call():
+    found = stage.median(lambda: time.sleep(0.01), repeats=5, seconds=1.0)
+    assert found["repeats"] == 5
+    assert 10 <= found["min_ms"] <= found["ms"] <= found["max_ms"]
+
+
+@pytest.mark.full
+def test_a_whole_visit_in_miniature(tmp_path, packed):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "3"]
+    command += ["--prepared", str(packed), "--out", str(out)]
+    command += ["--train", "fast:4,edsr:2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("left out or not done: ")
+    found = json.loads((out / "gpu.json").read_text())
+    for name in ("match jax", "step jax", "train fast:4:0", "train edsr:2:0"):
+        assert found["became"][name] == "done", (name, done.stdout)
+    assert found["check"]["exit"] == 0
+    assert found["step_jax"]["rows"][0]["ms"] > 0
+    assert found["step_jax"]["trace"]["busy_ms"] > 0
+    trained = found["train_fast_x4"]
+    assert trained["steps"] > 20
+    assert trained["skipped"] == 0
+    for one in trained["controls"].values():
+        assert {"black", "stranger", "self"} <= one["methods"].keys()
+    weights = np.load(out / "train_fast_x4.npz")
+    assert (
+        sum(weights[k].size for k in weights if k.startswith("params/"))
+        == (trained["parameters"])
+    )
+    page = (out / "gpu.md").read_text()
+    assert "| x4 | DAASR `fast` | 0 |" in page
+    assert "| x2 | EDSR: no reference | 0 |" in page
