@@ -4,8 +4,9 @@
         -o addopts= -q
 
 runs them on a bare machine: without the settings of the other tests, which are for
-CPUs, and without their plugins. Files are independent, so `-n 4 --dist loadfile`
-shortens it where pytest-xdist is installed. Figures come at the end, as lines that
+CPUs, and without their plugins. `-m "not full"` leaves out x2 and x3. Files are
+independent, so `-n 3 --dist loadfile` shortens it where pytest-xdist is installed; then
+the times of steps are those of a shared device. Figures come at the end, as lines that
 start with MEASURED.
 
 `DAASR_GPU_TESTS_ON` names the platform:
@@ -31,7 +32,7 @@ if ON == "cpu":
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
+import jax  # noqa: E402  reads what is set above
 
 HERE = Path(__file__).parent
 
@@ -41,7 +42,8 @@ def pytest_collection_modifyitems(items):
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
             # What a driver warns of is no failure of ours.
-            item.add_marker(pytest.mark.filterwarnings("default"))
+            shown = "default", "ignore::DeprecationWarning"
+            item.add_marker(pytest.mark.filterwarnings(*shown))
 
 
 @pytest.fixture(scope="session", autouse=True)

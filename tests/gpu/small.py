@@ -1,8 +1,9 @@
 """A small network with a discriminator, its step, and programs that run it.
 
-    python -m tests.gpu.small straight DIR    4 steps; the state after 2 and after 4
-    python -m tests.gpu.small resumed DIR     2 steps on the state after 2
-    python -m tests.gpu.small size N          one step of N images
+    python -m tests.gpu.small straight DIR   4 steps; the state after 2 and after 4,
+                                             then, once told to, the time of a step
+    python -m tests.gpu.small resumed DIR    2 steps on the state after 2
+    python -m tests.gpu.small size N         a step of N images, without discriminator
 
 The flags of XLA and the limits of memory are read once in a process, so what depends on
 them is a program.
@@ -37,17 +38,18 @@ HALF, WHOLE = 2, 4  # steps
 STATE, STRAIGHT, RESUMED = "state.msgpack", "straight.msgpack", "resumed.msgpack"
 
 
-def make() -> tuple[TrainState, Any]:
+def make(*, adversarial: bool = True) -> tuple[TrainState, Any]:
     """The first state, and the jitted step: products in float32, Adam, WGAN-GP."""
     jax.config.update("jax_default_matmul_precision", "float32")
     adam = make_optimiser("adam", optax.constant_schedule(1e-3))
     model = DAASR(scale=SCALE, features=8, groups=2, **PRESETS["fast"])
-    adversarial = Adversarial(
+    game = Adversarial(
         discriminator=PatchDiscriminator(features=4, stages=2),
         optimiser=adam,
         objective="wgan-gp",
         weight=1e-3,
     )
+    played = game if adversarial else None
     state = create_state(
         model,
         adam,
@@ -55,7 +57,7 @@ def make() -> tuple[TrainState, Any]:
         crop=CROP,
         seed=0,
         ema=True,
-        adversarial=adversarial,
+        adversarial=played,
     )
     losses = {name: (w, LOSSES.get(f"pixel.{name}")) for name, w in WEIGHTS.items()}
     step = make_train_step(
@@ -64,7 +66,7 @@ def make() -> tuple[TrainState, Any]:
         losses,
         scale=SCALE,
         ema_decay=0.9,
-        adversarial=adversarial,
+        adversarial=played,
     )
     return state, jax.jit(step)
 
@@ -97,25 +99,39 @@ def step_ms(run: Any, state: TrainState, repeats: int = 20) -> float:
 
 
 def main(command: str, argument: str) -> None:
-    state, run = make()
     if command == "size":
+        state, run = make(adversarial=False)
         with explained():
             _, metrics = run(state, batch(0, int(argument)))
             print(f"fits, loss {float(metrics['g/total']):.4f}")
         return
     folder = Path(argument)
+    state, run = make()
     if command == "straight":
         state, _ = steps(run, state, HALF)
-        (folder / STATE).write_bytes(serialization.to_bytes(state))
+        save(state, folder / STATE)
         state, _ = steps(run, state, WHOLE)
-        (folder / STRAIGHT).write_bytes(serialization.to_bytes(state))
+        save(state, folder / STRAIGHT)
+        sys.stdin.readline()
         print(f"{step_ms(run, state):.3f}")
     elif command == "resumed":
-        state = serialization.from_bytes(state, (folder / STATE).read_bytes())
+        run = run.lower(state, batch(0)).compile()  # while the state is on its way
+        state = restore(state, folder / STATE)
         state, _ = steps(run, state, WHOLE)
-        (folder / RESUMED).write_bytes(serialization.to_bytes(state))
-    else:
-        raise SystemExit(f"straight, resumed or size, not {command}")
+        save(state, folder / RESUMED)
+
+
+def save(state: TrainState, path: Path) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(serialization.to_bytes(state))
+    part.rename(path)
+
+
+def restore(like: TrainState, path: Path) -> TrainState:
+    """Waits for the file, whose writer may be at work yet."""
+    while not path.exists():
+        time.sleep(0.1)
+    return serialization.from_bytes(like, path.read_bytes())
 
 
 if __name__ == "__main__":
