@@ -11,6 +11,7 @@ statistics after the step.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,9 +150,10 @@ def fields_of(twin: dict[str, Any]) -> dict[str, Any]:
     return fields | ({"align": None} if twin.get("sat") == "none" else {})
 
 
-def module_of(case: Case) -> Any:
+def module_of(case: Case, **changes: Any) -> Any:
+    """The module of a case; `changes` are fields of a whole network."""
     if case.kind == "daasr":
-        return DAASR(**fields_of(case.fields))
+        return DAASR(**fields_of(case.fields) | changes)
     if case.kind == "cwt":
         return CWT(**case.fields)
     kind = {"sfe": SFE, "sat": SAT}[case.kind]
@@ -208,11 +210,15 @@ def weight_of(name: str, output: str, shape: tuple[int, ...]) -> np.ndarray:
     return 2 * uniform(shape, seed=CASES[name].seed, name=f"{name}/{output}") - 1
 
 
-@functools.cache
-def jax_results(name: str) -> dict[str, np.ndarray]:
-    """The results of `daasr_jax`, computed once in a process."""
+def gradient_of(name: str, **changes: Any) -> Callable[[dict, dict], tuple]:
+    """`(params, arrays) -> (gradients by both, (outputs, updated))`, to be jitted.
+
+    Args:
+        name: Of the case.
+        changes: Fields of the network that are others than the case's.
+    """
     case, inputs = CASES[name], inputs_of(name)
-    module = module_of(case)
+    module = module_of(case, **changes)
     stats = {k: v for k, v in inputs.variables.items() if k != "params"}
 
     def loss(params, arrays):
@@ -234,10 +240,12 @@ def jax_results(name: str) -> dict[str, np.ndarray]:
         )
         return total, (outputs, updated)
 
-    run = jax.jit(
-        jax.grad(loss, argnums=(0, 1), has_aux=True),
-        compiler_options={"xla_backend_optimization_level": 0},  # quicker to compile
-    )
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)
+
+
+def computed(name: str, run: Callable[[dict, dict], tuple]) -> dict[str, np.ndarray]:
+    """The results of a case by `gradient_of`, jitted."""
+    case, inputs = CASES[name], inputs_of(name)
     (params, arrays), (outputs, updated) = run(
         inputs.variables["params"], inputs.arrays
     )
@@ -247,6 +255,16 @@ def jax_results(name: str) -> dict[str, np.ndarray]:
     if case.train:
         flat |= {f"stats/{k}": v for k, v in flatten(updated["batch_stats"]).items()}
     return {k: np.asarray(v) for k, v in flat.items()}
+
+
+@functools.cache
+def jax_results(name: str) -> dict[str, np.ndarray]:
+    """The results of `daasr_jax`, computed once in a process."""
+    run = jax.jit(
+        gradient_of(name),
+        compiler_options={"xla_backend_optimization_level": 0},  # quicker to compile
+    )
+    return computed(name, run)
 
 
 def assert_close(name: str, actual: dict, expected: dict) -> None:
