@@ -6,6 +6,7 @@ python -m benchmarks.gpu.check --out DIR [--seconds 120]
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from benchmarks.gpu import stage
 PYTEST = (
     *("-m", "pytest", "tests/gpu", "--confcutdir=tests/gpu", "-o", "addopts="),
     *("-p", "no:cacheprovider", "-rA", "-q", "--durations=8", "--color=no"),
+    *("-m", "not full"),
 )
 
 
@@ -31,6 +33,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "check.txt"
     command = [sys.executable, *PYTEST, *(["--collect-only"] if args.tiny else [])]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "3", "--dist", "loadfile"]
     begin = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         try:
