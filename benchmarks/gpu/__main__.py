@@ -181,7 +181,9 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
     begin = time.monotonic()
     end = begin + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
-    stage.write(args.out / "machine.json", stage.machine() | {"command": args.said})
+    about = stage.machine() | {"command": args.said}
+    about |= {"commit": args.commit} if args.commit else {}
+    stage.write(args.out / "machine.json", about)
     jobs, became = jobs_of(args), {}
     try:
         for job in jobs:
@@ -229,6 +231,7 @@ def main() -> None:
         "--train", default="fast:4", help="ROW:SCALE[:SEED[:WORTH]], ..."
     )
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
+    parser.add_argument("--commit", default="", help="of a copy without git")
     parser.add_argument("--tiny", action="store_true", help="all in miniature")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write prepared data")
     parser.add_argument(

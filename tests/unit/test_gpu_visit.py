@@ -135,7 +135,7 @@ def test_rate_rises_and_ends_at_zero():
 
 def arguments(tmp_path, **changes):
     given = {
-        "minutes": 9.0, "tiny": False, "parts": list(plan.PARTS), "said": "",
+        "minutes": 9.0, "tiny": False, "commit": "", "parts": list(plan.PARTS), "said": "",
         "out": tmp_path / "out", "cache": tmp_path / "cache", "more": [],
         "prepared": tmp_path / "set.npz", "train": ["fast:4", "edsr:4:1:0.5"],
     }  # fmt: skip
