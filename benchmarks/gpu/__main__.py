@@ -28,10 +28,12 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu import pack, report, stage
@@ -39,7 +41,6 @@ from benchmarks.gpu import pack, report, stage
 PARTS = ("check", "match", "step", "train")
 # Minutes of nine, without compiling; training has what is left.
 SHARES = {"match": 0.8, "step": 1.2}
-COMPILE = 150.0  # seconds, at most half of all, that parts compile before the turns
 TINY_TRAIN = (
     *("--features", "8", "--groups", "1", "--blocks", "2", "--batch", "2"),
     *("--crop", "8", "--workers", "0", "--slices", "2", "--at_once", "2"),
@@ -134,9 +135,22 @@ class Job:
         self.listener.join(5)
 
 
-def compiling(minutes: float) -> float:
+def compiling(args: argparse.Namespace) -> float:
     """Seconds that the parts may compile before the first turn."""
-    return min(COMPILE, 60 * minutes / 2)
+    return min(args.compile, 60 * args.minutes / 2)
+
+
+@contextlib.contextmanager
+def paused(jobs: list[Job]) -> Iterator[None]:
+    """Those that still compile wait, so that nothing is timed beside them."""
+    running = [j.process for j in jobs if j.process is not None and not j.ended()]
+    for process in running:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGCONT)
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -148,12 +162,13 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     for part in args.parts:
         name = [*module, f"benchmarks.gpu.{part}", "--out", str(args.out)]
         if part == "check":
-            limit = ["--seconds", str(compiling(args.minutes))]
+            limit = ["--seconds", str(compiling(args))]
             found.append(Job("check", part, [*name, *tiny, *limit]))
         elif part in SHARES:
             for peer in ("jax", "torch"):
                 more = ["--peer", peer, *tiny]
                 if part == "step":
+                    more += ["--compiling", str(compiling(args))]
                     if peer == "jax":
                         more += ["--cache", str(args.cache)]
                     if args.tiny:
@@ -188,29 +203,29 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
     try:
         for job in jobs:
             job.start(args.out)
-        for number, job in enumerate(jobs):
-            left = end - time.monotonic()
-            if left < 5:
-                became[job.name] = "left out: no time was left"
-                continue
+        for job in jobs:
             if job.part == "check":  # is not timed, so the others compile beside it
-                became[job.name] = job.finish(left)
+                became[job.name] = job.finish(max(0.0, end - time.monotonic()))
+        waiting = [job for job in jobs if job.part != "check"]
+        for job in waiting:
+            patience = begin + compiling(args) - time.monotonic()
+            job.ready.wait(max(0.0, patience))
+        while waiting and (left := end - time.monotonic()) > 5:
+            job = next((j for j in waiting if j.ready.is_set()), None)
+            if job is None:
+                time.sleep(0.2)
                 continue
-            # Whoever comes first waits for all: nothing compiles beside a turn.
-            patience = begin + compiling(args.minutes)
-            for other in jobs[number:]:
-                other.ready.wait(max(0.0, patience - time.monotonic()))
-            if not job.ready.wait(max(0.0, end - time.monotonic() - 5)):
-                became[job.name] = "left out: it was still compiling"
-                continue
-            left = end - time.monotonic()
-            waiting = [j for j in jobs[number:] if j.share is None]
-            worth = sum(j.worth for j in waiting)
+            worth = sum(j.worth for j in waiting if j.share is None)
+            waiting.remove(job)
             seconds = job.share or (left - 2) * job.worth / worth
             print(f"{job.name}: its turn, {seconds:.0f} s of {left:.0f}", flush=True)
-            became[job.name] = job.give(min(seconds, left))
+            with paused([j for j in waiting if not j.ready.is_set()]):
+                became[job.name] = job.give(min(seconds, left))
             print(f"{job.name}: {became[job.name]}", flush=True)
             stage.write(args.out / "became.json", became)
+        for job in waiting:
+            state = "no time was left" if job.ready.is_set() else "still compiling"
+            became[job.name] = f"left out: {state}"
     finally:
         for job in jobs:
             job.stop()
@@ -230,6 +245,7 @@ def main() -> None:
     parser.add_argument(
         "--train", default="fast:4", help="ROW:SCALE[:SEED[:WORTH]], ..."
     )
+    parser.add_argument("--compile", type=float, default=150.0, help="seconds for it")
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
     parser.add_argument("--commit", default="", help="of a copy without git")
     parser.add_argument("--tiny", action="store_true", help="all in miniature")

@@ -19,9 +19,28 @@ from benchmarks.gpu import stage
 # Without the options and fixtures of the other tests, whose packages may be absent.
 PYTEST = (
     *("-m", "pytest", "tests/gpu", "--confcutdir=tests/gpu", "-o", "addopts="),
-    *("-p", "no:cacheprovider", "-rA", "-q", "--durations=8", "--color=no"),
+    *("-p", "no:cacheprovider", "-rA", "-v", "--durations=8", "--color=no"),
     *("-m", "not full"),
 )
+# Plugins that happen to be installed take no part.
+ALONE = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+}
+OUTCOMES = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+
+
+def outcomes(text: str) -> dict[str, str]:
+    """Test -> outcome, from the lines that pytest writes as the tests end."""
+    found = {}
+    for line in text.splitlines():
+        beside = re.match(rf"\[gw\d+\] \[ *\d+%\] ({OUTCOMES}) (\S+)", line)
+        alone = re.match(rf"(\S+::.+?) ({OUTCOMES})( .*)?$", line)
+        if beside:
+            found[beside[2]] = beside[1]
+        elif alone:
+            found[alone[1]] = alone[2]
+    return found
 
 
 def main() -> None:
@@ -34,7 +53,7 @@ def main() -> None:
     log = args.out / "check.txt"
     command = [sys.executable, *PYTEST, *(["--collect-only"] if args.tiny else [])]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", "3", "--dist", "loadfile"]
+        command += ["-p", "xdist", "-n", "3", "--dist", "loadfile"]
     begin = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         try:
@@ -43,17 +62,17 @@ def main() -> None:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 timeout=args.seconds,
-                env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+                env=os.environ | ALONE,
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = text.splitlines()
-    outcomes = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) .*", text, re.M)
+    ended = list(outcomes(text).values())
     result = {
         "exit": "stopped at its limit" if code == -1 else code,
         "seconds": time.monotonic() - begin,
-        "outcomes": {name: outcomes.count(name) for name in sorted(set(outcomes))},
+        "outcomes": {name: ended.count(name) for name in sorted(set(ended))},
         "not_passed": [
             x[:300] for x in lines if re.match("(FAILED|ERROR|SKIPPED|XFAIL|XPASS) ", x)
         ],

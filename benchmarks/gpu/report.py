@@ -124,15 +124,16 @@ def _step(found: dict[str, Any]) -> list[str]:
     ]
     rows = [r for part in parts for r in part["rows"]]
     base = {
-        (*r["variant"][:2], r["variant"][3]): r["ms"]
+        (*r["variant"][:2], r["variant"][3]): r["ms"]  # as JSON has a `Variant`
         for r in rows
         if r.get("peer") == "torch, eager" and "ms" in r
     }
     for row in sorted(rows, key=lambda r: [str(x) for x in r["variant"]]):
-        preset, precision, remat, many = row["variant"]
+        preset, precision, remat, many, search = row["variant"]
         head = f"| {preset} | {precision} | {many * first['batch']} | "
         head += f"{'yes' if remat else 'no'} | "
-        head += f"{row.get('peer', 'daasr_jax')} | "
+        head += row.get("peer", "daasr_jax")
+        head += f", search `{search}` | " if search else " | "
         if "ms" not in row:
             lines.append(f"{head}not run: {_plain(row['not_run'], 120)} | | | | |")
             continue

@@ -12,33 +12,61 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import inspect
-import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.gpu import stage
 
 SCALE = 4
 SIZES = {"features": 64, "groups": 6, "batch": 9, "crop": 40}
 TINY = {"features": 8, "groups": 2, "batch": 2, "crop": 8}
-# preset, precision, rematerialised, batches of `SIZES` at once
-Variant = tuple[str, str, bool, int]
-VARIANTS: tuple[Variant, ...] = (
-    ("fast", "tensorfloat32", False, 1),
-    ("paper", "tensorfloat32", False, 1),
-    ("fast", "bfloat16", False, 1),
-    ("fast", "tensorfloat32", False, 4),
-    ("paper", "bfloat16", False, 1),
-    ("fast", "float32", False, 1),
-    ("fast", "bfloat16", False, 4),
-    ("paper", "float32", False, 1),
-    ("fast", "tensorfloat32", True, 1),
-    ("paper", "tensorfloat32", True, 1),
+
+
+class Variant(NamedTuple):
+    """One way to make the step.
+
+    Attributes:
+        preset: Of DAASR.
+        precision: Of products; `"bfloat16"` computes all in it.
+        remat: Whether activations are computed again.
+        batches: Of `SIZES`, at once.
+        search: Form of the search; empty for the platform's own.
+    """
+
+    preset: str
+    precision: str = "tensorfloat32"
+    remat: bool = False
+    batches: int = 1
+    search: str = ""
+
+
+# In the order of their worth.
+VARIANTS = (
+    Variant("fast"),
+    Variant("paper"),
+    Variant("fast", "bfloat16"),
+    Variant("fast", search="kernel"),
+    Variant("fast", batches=4),
+    Variant("paper", "bfloat16"),
+    Variant("fast", "float32"),
+    Variant("fast", remat=True),
+    Variant("fast", "bfloat16", batches=4),
+    Variant("paper", "float32"),
+    Variant("paper", remat=True),
+)
+TORCH = (  # and whether compiled
+    *((Variant("fast"), False), (Variant("paper"), False)),
+    *((Variant("fast"), True), (Variant("paper"), True)),
+    *((Variant("fast", "bfloat16"), False), (Variant("paper", "bfloat16"), False)),
+    *((Variant("fast", batches=4), False), (Variant("fast", "float32"), False)),
+    *((Variant("fast", "bfloat16"), True), (Variant("paper", "float32"), False)),
 )
 TRACED = VARIANTS[0]
+THREADS = 3  # compile at once: each tunes its kernels on the device, alone
 LARGEST = 12  # kernels that are named
 
 
@@ -58,19 +86,21 @@ def jax_step(variant: Variant, sizes: dict[str, int]) -> dict[str, Any]:
 
     from benchmarks.gpu.train import LOSSES
     from daasr_jax.models.daasr import DAASR, PRESETS
+    from daasr_jax.models.sat import Matching
     from daasr_jax.training.state import create_state
     from daasr_jax.training.step import make_train_step
 
-    preset, precision, remat, times = variant
-    sizes = sizes | {"batch": times * sizes["batch"]}
+    precision = variant.precision
+    sizes = sizes | {"batch": variant.batches * sizes["batch"]}
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     model = DAASR(
         scale=SCALE,
         features=sizes["features"],
         groups=sizes["groups"],
         dtype=jax.numpy.dtype(dtype),
-        remat=remat,
-        **PRESETS[preset],
+        remat=variant.remat,
+        align=partial(Matching, search=variant.search or None),
+        **PRESETS[variant.preset],
     )
     optimiser = optax.adam(2e-4)
     crop = sizes["crop"]
@@ -107,9 +137,15 @@ def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     result |= {"scale": SCALE, **sizes}
     # how many were kept by an earlier visit
     result["kept_before"] = len(list(args.cache.glob("*"))) if args.cache else 0
-    threads = max(1, min(len(variants), (os.cpu_count() or 2) // 2))
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        waiting = {pool.submit(jax_step, v, sizes): v for v in variants}
+    last = time.monotonic() + args.compiling / 2
+
+    def prepare(variant: Variant) -> dict[str, Any]:
+        if time.monotonic() > last:
+            raise TimeoutError("no time was left to compile it")
+        return jax_step(variant, sizes)
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        waiting = {pool.submit(prepare, v): v for v in variants}
         for done in concurrent.futures.as_completed(waiting):
             try:
                 made[waiting[done]] = done.result()
@@ -134,7 +170,7 @@ def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
             jax.block_until_ready((box[0], metrics))
 
         row |= stage.median(call, repeats=args.repeats, seconds=seconds / 10)
-        row["images_per_s"] = 1e3 * variant[3] * sizes["batch"] / row["ms"]
+        row["images_per_s"] = 1e3 * variant.batches * sizes["batch"] / row["ms"]
         rows.append(row)
         print(f"{variant}: {row['ms']:.2f} ms", flush=True)
         stage.write(args.out / "step_jax.json", result)
@@ -185,15 +221,14 @@ def run_torch(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"device": device, "rows": rows, "scale": SCALE, **sizes}
     calls = []
-    wanted = [(v, c) for c in (False, True) for v in VARIANTS if not v[2]]
-    wanted = wanted[: args.variants] if args.variants else wanted
-    for variant, by_compiler in wanted:
-        if by_compiler and variant[1] == "float32":
-            continue
+    last = time.monotonic() + args.compiling / 2
+    for variant, by_compiler in TORCH[: args.variants]:
         peer = "torch, compiled" if by_compiler else "torch, eager"
         row: dict[str, Any] = {"variant": variant, "peer": peer}
         try:
             begin = time.monotonic()
+            if begin > last:
+                raise TimeoutError("no time was left to compile it")
             call = torch_step(variant, sizes, device, by_compiler)
             call()
             row["compile_s"] = time.monotonic() - begin
@@ -209,7 +244,7 @@ def run_torch(args: argparse.Namespace, sizes: dict[str, int]) -> None:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         row |= stage.median(call, repeats=args.repeats, seconds=seconds / 10)
-        row["images_per_s"] = 1e3 * row["variant"][3] * sizes["batch"] / row["ms"]
+        row["images_per_s"] = 1e3 * row["variant"].batches * sizes["batch"] / row["ms"]
         if device == "cuda":
             # the others of this process hold their weights too: a few MiB each
             row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
@@ -227,8 +262,8 @@ def torch_step(
     from daasr_jax.models.daasr import PRESETS
     from tests.parity.torch_daasr import TorchDAASR, resize
 
-    preset, precision, _, times = variant
-    sizes = sizes | {"batch": times * sizes["batch"]}
+    preset, precision = variant.preset, variant.precision
+    sizes = sizes | {"batch": variant.batches * sizes["batch"]}
     known = inspect.signature(TorchDAASR).parameters
     kwargs = {k: v for k, v in PRESETS[preset].items() if k in known}
     kwargs["detail"] = PRESETS[preset].get("detail") is not None
@@ -268,6 +303,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="by itself: of the whole turn")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--variants", type=int, help="the first so many")
+    parser.add_argument("--compiling", type=float, default=600.0, help="seconds")
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()

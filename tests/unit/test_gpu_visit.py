@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as plan
-from benchmarks.gpu import loader, pack, report, stage, train
+from benchmarks.gpu import check, loader, pack, report, stage, train
 from daasr_jax import data
 from daasr_jax.experiment import configuration, parts
 from tests.data_fixtures import scan_voxels, write_nifti
@@ -135,7 +135,8 @@ def test_rate_rises_and_ends_at_zero():
 
 def arguments(tmp_path, **changes):
     given = {
-        "minutes": 9.0, "tiny": False, "commit": "", "parts": list(plan.PARTS), "said": "",
+        "minutes": 9.0, "tiny": False, "commit": "", "parts": list(plan.PARTS),
+        "said": "", "compile": 150.0,
         "out": tmp_path / "out", "cache": tmp_path / "cache", "more": [],
         "prepared": tmp_path / "set.npz", "train": ["fast:4", "edsr:4:1:0.5"],
     }  # fmt: skip
@@ -151,8 +152,8 @@ def test_parts_take_their_turns_by_worth(tmp_path, capsys):
     assert [j.worth for j in jobs[-2:]] == [1.0, 0.5]
     shares = sum(j.share or 0 for j in jobs)
     assert shares == pytest.approx(120)
-    assert plan.compiling(9) == 150
-    assert plan.compiling(2) == 60
+    assert plan.compiling(arguments(tmp_path)) == 150
+    assert plan.compiling(arguments(tmp_path, minutes=2)) == 60
     plan.jobs_of(arguments(tmp_path, prepared=None))
     assert "train: left out" in capsys.readouterr().out
 
@@ -169,12 +170,11 @@ def test_a_part_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
         plan.Job("works", "step", python("stage.turn(None)"), 1.0),
     ]
     monkeypatch.setattr(plan, "jobs_of", lambda args: jobs)
-    monkeypatch.setattr(plan, "COMPILE", 4.0)
-    became = plan.visit(arguments(tmp_path, minutes=0.4))
+    became = plan.visit(arguments(tmp_path, minutes=0.4, compile=4.0))
     assert became == {
         "fails": "ended with exit code 1: see its log",
-        "late": "left out: it was still compiling",
-        "works": "left out: no time was left",
+        "late": "left out: still compiling",
+        "works": "done",
     }
     assert "no such card" in (tmp_path / "out" / "log_fails.txt").read_text()
     assert all(j.process.poll() is not None for j in jobs)
@@ -212,6 +212,16 @@ def test_times_are_of_a_call():
     found = stage.median(lambda: time.sleep(0.01), repeats=5, seconds=1.0)
     assert found["repeats"] == 5
     assert 10 <= found["min_ms"] <= found["ms"] <= found["max_ms"]
+
+
+def test_outcomes_are_read_as_they_come():
+    text = """
+tests/gpu/a.py::test_x[1-b c] PASSED                 [ 50%]
+[gw1] [ 10%] FAILED tests/gpu/a.py::test_y[kernel-2]
+tests/gpu/a.py::test_z SKIPPED (needs a gpu, and JAX finds a cpu)
+tests/gpu/a.py::test_not_yet
+"""
+    assert list(check.outcomes(text).values()) == ["PASSED", "FAILED", "SKIPPED"]
 
 
 @pytest.mark.full
