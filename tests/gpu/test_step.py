@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,43 @@ from tests.gpu import small
 ROOT = Path(__file__).parents[2]
 
 
-LIMIT = 200  # seconds for a program
+LIMIT = 180  # seconds for a program
 TOO_MANY = 16384  # images of a step that on a CPU takes 12 GiB
 
 
-def start(*arguments: str, **changes: str) -> subprocess.Popen[str]:
-    """`python -m tests.gpu.small`, with changes of the environment."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.gpu.small", *arguments],
-        cwd=ROOT,
-        env=os.environ | changes,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Program:
+    """`python -m tests.gpu.small`, started with changes of the environment."""
+
+    def __init__(self, folder: Path, *arguments: str, **changes: str) -> None:
+        # Into files: a device out of memory says more than a pipe holds.
+        self._out = folder / f"{arguments[0]}.out"
+        self._said = folder / f"{arguments[0]}.err"
+        with self._out.open("w") as out, self._said.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.gpu.small", *arguments],
+                cwd=ROOT,
+                env=os.environ | changes,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=said,
+                text=True,
+            )
+
+    def end(self, needs: Program | None = None) -> tuple[int, str, str]:
+        """Exit code and both streams; one that it `needs` must not fail meanwhile."""
+        begin = time.monotonic()
+        while self.process.poll() is None:
+            if time.monotonic() > begin + LIMIT:
+                raise AssertionError(f"no end in {LIMIT} s: {self._said.read_text()}")
+            if needs is not None and needs.process.poll():
+                raise AssertionError(needs.end())
+            time.sleep(0.05)
+        return self.process.returncode, self._out.read_text(), self._said.read_text()
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
 
 
 def flags(*more: str) -> dict[str, str]:
@@ -72,13 +95,14 @@ def programs(device, folder):
     """What runs in processes of its own, started all at once: they mostly compile."""
     deterministic = flags("--xla_gpu_deterministic_ops=true")
     started = {
-        name: start(name, str(folder), **deterministic)
+        name: Program(folder, name, str(folder), **deterministic)
         for name in ("straight", "resumed")
     }
     if device.platform == "cpu":
-        started["size"] = start("size", "1")
+        started["size"] = Program(folder, "size", "1")
     else:
-        started["size"] = start(
+        started["size"] = Program(
+            folder,
             "size",
             str(TOO_MANY),
             XLA_PYTHON_CLIENT_PREALLOCATE="true",
@@ -87,16 +111,17 @@ def programs(device, folder):
             **flags("--xla_gpu_autotune_level=0"),
         )
     yield started
-    for process in started.values():
-        process.kill()
-        process.communicate()
+    for program in started.values():
+        program.process.kill()
+        program.process.communicate()  # closes what it reads
 
 
 @pytest.fixture(scope="module")
-def made(programs):
+def made(programs, device):
     """First state, jitted step."""
     before = jax.config.values["jax_default_matmul_precision"]
-    yield small.make()
+    state, run = small.make()
+    yield jax.device_put(state, device), run
     jax.config.update("jax_default_matmul_precision", before)
 
 
@@ -113,33 +138,32 @@ def ran(made):
 
 
 def test_adversarial_step_equals_that_of_a_cpu(made, ran, cpu, measured):
-    """Losses within 1e-5, gradients within 1e-4: float32 sums in another order.
+    """Metrics and gradients within 1e-4: float32 sums in another order.
 
     The gradient penalty differentiates twice; a gradient of it is off by some 1e-6 on
     the CPU itself. On a CPU this compares a step with itself.
     """
-    state, metrics = made[1](
-        jax.device_put(made[0], cpu), jax.device_put(small.batch(0), cpu)
-    )
-    assert metrics["g/total"].devices() == {cpu}
-    got, rows = ran[0][0], ran[1]
-    assert set(rows[0]) == set(metrics)
-    for name, value in rows[0].items():
-        assert value == pytest.approx(float(metrics[name]), rel=1e-4, abs=1e-6), name
+    state, [wanted] = small.steps(made[1], jax.device_put(made[0], cpu), 1)
+    assert state.step.devices() == {cpu}
+    got, metrics = ran[0][0], ran[1][0]
+    assert set(metrics) == set(wanted)
+    for name, value in metrics.items():
+        assert value == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), name
     assert int(got.step) == 1
     assert int(got.skipped) == 0
-    wanted = moments(state)
-    errors = {name: error(tree, wanted[name]) for name, tree in moments(got).items()}
+    of_cpu = moments(state)
+    errors = {name: error(tree, of_cpu[name]) for name, tree in moments(got).items()}
     measured(" ".join(f"{name}={value:.1e}" for name, value in errors.items()))
     assert max(errors.values()) <= 1e-4
 
 
 def test_two_runs_agree(made, ran, measured):
-    """Four steps again: on a GPU sums by scatter-add have no order, so within 1e-4.
+    """Four steps again: on a GPU sums by scatter-add have no order.
 
-    Rounding, 1e-7 of a gradient, is the difference of the first step. Adam divides each
-    entry by its own size, so entries that are nothing but rounding move as far as
-    others do.
+    In the first step that is rounding: metrics agree within 2e-5. Changing all
+    parameters by 1e-7 changes those of the generator by as much after four steps. It
+    also switches a unit of the discriminator, whose parameters then differ by 4e-5, the
+    norm of its gradient by 2e-4. Allowed are 2e-4 and 1e-3.
     """
     again, rows = small.steps(made[1], made[0], small.WHOLE)
     errors = {
@@ -152,10 +176,11 @@ def test_two_runs_agree(made, ran, measured):
     ]
     measured(
         " ".join(f"{name}={value:.1e}" for name, value in errors.items())
-        + f" metrics={max(losses):.1e}"
+        + f" metrics={losses[0]:.1e}, {max(losses):.1e}"
     )
-    assert max(errors.values()) <= 1e-4
-    assert max(losses) <= 1e-4
+    assert losses[0] <= 2e-5
+    assert max(losses) <= 1e-3
+    assert max(errors.values()) <= 2e-4
     moved = error(ran[0][-1].gen, made[0].gen)
     assert moved > 1e-3, "the steps hardly moved, so that they agree says nothing"
 
@@ -165,12 +190,13 @@ def test_resume_is_exact(folder, programs, made, measured):
 
     Beside it what they cost; the default is that of this process.
     """
-    _, said = programs["resumed"].communicate(timeout=LIMIT)
-    assert programs["resumed"].returncode == 0, said
-    if programs["size"].poll() is None:  # so that nothing else runs
-        programs["size"].wait(LIMIT)
-    milliseconds, said = programs["straight"].communicate("go\n", timeout=LIMIT)
-    assert programs["straight"].returncode == 0, said
+    straight, resumed = programs["straight"], programs["resumed"]
+    code, _, said = resumed.end(needs=straight)
+    assert code == 0, said
+    programs["size"].end()  # so that nothing else runs
+    straight.tell()
+    code, milliseconds, said = straight.end()
+    assert code == 0, said
     default = small.step_ms(made[1], made[0])
     measured(
         f"deterministic_step_ms={float(milliseconds):.3f} default_step_ms={default:.3f}"
@@ -196,8 +222,7 @@ def test_too_large_a_step_ends_with_the_remedy(device, programs, measured):
 
     On a CPU, which has no limit of its own, the same program runs a step that fits.
     """
-    out, said = programs["size"].communicate(timeout=LIMIT)
-    code = programs["size"].returncode
+    code, out, said = programs["size"].end()
     if device.platform == "cpu":
         assert (code, out[:4]) == (0, "fits"), said
         pytest.skip("a CPU has no limit of its own; a step that fits has run")
