@@ -68,7 +68,8 @@ def lay_out(config: Config, began: dict[str, Any] | None = None) -> Layout:
             raise _does_not_divide(batch, number)
     mesh = devices.make_mesh(batch, train.devices, train.accumulate)
     rule = LinearRule(batch, train.batch_size)
-    words = f"{batch} images, {batch // mesh.size} on each of {mesh.size} devices"
+    each = f"{batch // mesh.size} on each of {mesh.size} devices"
+    words = f"{batch} images, {each if mesh.size > 1 else 'all on one device'}"
     if follows:
         if began and began.get("devices", mesh.size) != mesh.size:
             words += f" (it began on {began['devices']})"

@@ -115,6 +115,8 @@ class TestLayout:
         )
         words = lay_out(follows(1)).words
         assert words.endswith("learning rates times 0.4444, 4 / train.batch_size")
+        words = lay_out(follows(1, **{"train.devices": 1})).words
+        assert words.startswith("1 images, all on one device; ")
         words = lay_out(follows(9, **{"optimiser.warmup_steps": 70})).words
         assert words.endswith("times 4, 36 / train.batch_size, after a warm-up of 70 "
                               "steps as given")  # fmt: skip
