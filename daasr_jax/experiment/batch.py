@@ -22,11 +22,13 @@ class Layout:
     Attributes:
         mesh: Devices of all processes.
         rule: The global batch, and the batch that the learning rates are given for.
+        warmup: Length of the generator's warm-up, in words.
         words: All of it in one line, for the log.
     """
 
     mesh: Mesh
     rule: LinearRule
+    warmup: str
     words: str
 
     @property
@@ -41,7 +43,7 @@ class Layout:
             "devices": self.mesh.size,
             "rates_of": self.rule.of_rates,
             "rates_times": self.rule.factor,
-            "warmup_epochs": self.rule.warmup_epochs,
+            "warmup": self.warmup,
         }
 
 
@@ -69,23 +71,20 @@ def lay_out(config: Config, began: dict[str, Any] | None = None) -> Layout:
     mesh = devices.make_mesh(batch, train.devices, train.accumulate)
     rule = LinearRule(batch, train.batch_size)
     each = f"{batch // mesh.size} on each of {mesh.size} devices"
+    warmup = _warmup(config, rule)
     words = f"{batch} images, {each if mesh.size > 1 else 'all on one device'}"
     if follows:
         if began and began.get("devices", mesh.size) != mesh.size:
             words += f" (it began on {began['devices']})"
-        words += f"; {_of_rates(config, rule)}"
-    return Layout(mesh, rule, words)
+        words += f"; learning rates times {rule.factor:.4g}, "
+        words += f"{batch} / train.batch_size={train.batch_size}; warm-up: {warmup}"
+    return Layout(mesh, rule, warmup, words)
 
 
-def _of_rates(config: Config, rule: LinearRule) -> str:
-    """What becomes of the learning rates, in words."""
-    words = f"learning rates times {rule.factor:.4g}, {rule.batch} / train.batch_size"
-    given = config.optimiser.warmup_steps
-    if given:
-        return f"{words}, after a warm-up of {given} steps as given"
-    if rule.warmup_epochs:
-        return f"{words}, after a warm-up of {rule.warmup_epochs} epochs"
-    return words
+def _warmup(config: Config, rule: LinearRule) -> str:
+    if given := config.optimiser.warmup_steps:
+        return f"{given} steps, as given"
+    return f"{rule.warmup_epochs} epochs" if rule.warmup_epochs else "none"
 
 
 def _does_not_divide(batch: int, number: int) -> ConfigError:

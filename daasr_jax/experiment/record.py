@@ -238,8 +238,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 def began_with(record: dict[str, Any]) -> dict[str, Any]:
     """The batch that a run began with; before it was recorded, the configuration's."""
     size = record["config"].get("train", {}).get("batch_size")
-    before = {"rates_of": size, "rates_times": 1.0, "warmup_epochs": 0}
-    return record.get("batch") or {"images": size, **before}
+    before = {"images": size, "rates_of": size, "rates_times": 1.0}
+    return record.get("batch") or before
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def learned(folder):
 def test_resumed_on_fewer_devices_it_is_the_same_run(place, whole, said):
     parts = place / "parts"
     train.train_run(run(place, **{"train.steps": STOPPED}), str(parts))
-    words = "learning rates times 2.667, 8 / train.batch_size, after a warm-up of 5"
+    words = "learning rates times 2.667, 8 / train.batch_size=3; warm-up: 5 epochs"
     assert said.messages[0].startswith("a batch of 8 images, 2 on each of 4 devices; ")
     assert words in said.messages[0]
     assert any("warm-up" in m and "the run has 4" in m for m in said.messages)
@@ -71,7 +71,7 @@ def test_resumed_on_fewer_devices_it_is_the_same_run(place, whole, said):
         "devices": 4,
         "rates_of": 3,
         "rates_times": 8 / 3,
-        "warmup_epochs": 5,
+        "warmup": "5 epochs",
     }
 
     said.clear()

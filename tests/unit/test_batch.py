@@ -105,21 +105,20 @@ class TestLayout:
             "devices": devices or 4,
             "rates_of": 9,
             "rates_times": batch / 9,
-            "warmup_epochs": 5 if batch > 9 else 0,
+            "warmup": "5 epochs" if batch > 9 else "none",
         }
 
     def test_words(self):
         assert lay_out(follows(3)).words == (
             "12 images, 3 on each of 4 devices; learning rates times 1.333, 12 / "
-            "train.batch_size, after a warm-up of 5 epochs"
+            "train.batch_size=9; warm-up: 5 epochs"
         )
         words = lay_out(follows(1)).words
-        assert words.endswith("learning rates times 0.4444, 4 / train.batch_size")
+        assert words.endswith("0.4444, 4 / train.batch_size=9; warm-up: none")
         words = lay_out(follows(1, **{"train.devices": 1})).words
         assert words.startswith("1 images, all on one device; ")
         words = lay_out(follows(9, **{"optimiser.warmup_steps": 70})).words
-        assert words.endswith("times 4, 36 / train.batch_size, after a warm-up of 70 "
-                              "steps as given")  # fmt: skip
+        assert words.endswith("train.batch_size=9; warm-up: 70 steps, as given")
 
     def test_off_is_the_batch_that_is_given(self):
         layout = lay_out(fastmri_x4.get_config())
@@ -233,7 +232,7 @@ class TestRecord:
         path.write_text(json.dumps(old))
         read = record.read_record(tmp_path)
         assert read["config"]["train"]["batch_per_device"] == 0
-        want = {"images": 9, "rates_of": 9, "rates_times": 1.0, "warmup_epochs": 0}
+        want = {"images": 9, "rates_of": 9, "rates_times": 1.0}
         assert read["batch"] == want
         record.record_config(config.to_dict(), tmp_path, inputs, begun=True)
         assert json.loads(path.read_text())["batch"] == want
