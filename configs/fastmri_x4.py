@@ -12,6 +12,14 @@ Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU:
 Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.
 Command:
     python train.py --config configs/fastmri_x4.py --config.data.root=DIR --workdir=DIR
+A full node: the paper's batch of 9 keeps 3 of 8 GPUs busy. 9 images on each keep all
+    busy: another experiment, whose learning rate is times 8 or 16 (docs/machines.md).
+    8 GPUs, hours not measured:
+    sbatch scripts/slurm.sbatch --config configs/fastmri_x4.py:paper \
+        --config.train.batch_per_device=9 --config.data.root=DIR --workdir=DIR
+    16 GPUs, hours not measured:
+    sbatch --nodes=2 scripts/slurm.sbatch --config configs/fastmri_x4.py:paper \
+        --config.train.batch_per_device=9 --config.data.root=DIR --workdir=DIR
 
 The argument picks the preset: `configs/fastmri_x4.py:paper` (default) is literal where
 the paper's text is explicit, but for the search, which is on decimated maps;
@@ -95,6 +103,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.train = ConfigDict(
         {
             "batch_size": 9,  # of all devices together
+            # images on each device instead, learning rates scaled to them; 0: off
+            "batch_per_device": 0,
             "crop": 40,  # side of the LR window; Table 5 compares 10, 20 and 40
             "epochs": 200,  # over the training slices
             "steps": 0,  # overrides epochs when positive

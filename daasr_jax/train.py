@@ -33,7 +33,7 @@ def train(config: Any, workdir: str | None) -> None:
     from daasr_jax.experiment.train import train_run
 
     if DRY_RUN.value:
-        dry_run(config)
+        dry_run(config, workdir)
     else:
         train_run(config, workdir)
 

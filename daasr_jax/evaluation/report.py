@@ -267,7 +267,7 @@ def perceptual_words(perceptual: dict[str, Any]) -> str:
 
 
 def describe_training(report: dict[str, Any]) -> str:
-    """The terms beyond L1 that the run was trained with, in one line."""
+    """What the run was trained with beyond L1 and its given rates, in one line."""
     trained = report["training"]
     if not trained:
         return "unknown: no config.json beside the checkpoints"
@@ -275,9 +275,12 @@ def describe_training(report: dict[str, Any]) -> str:
     if "converted" in start and not report.get("checkpoint_step"):
         return f"elsewhere: {start['converted']}, sha256 {start['sha256'][:12]}"
     text, adversarial = perceptual_words(trained["perceptual"]), trained["adversarial"]
-    if adversarial["objective"] == "none":
-        return f"{text}; adversarial term off"
-    return f"{text}; adversarial term {adversarial['objective']}"
+    off = adversarial["objective"] == "none"
+    text += f"; adversarial term {'off' if off else adversarial['objective']}"
+    batch = trained.get("batch") or {"rates_times": 1}
+    if batch["rates_times"] == 1:
+        return text
+    return f"{text}; batch {batch['images']}, rates times {batch['rates_times']:.4g}"
 
 
 def describe_run(report: dict[str, Any]) -> dict[str, str]:

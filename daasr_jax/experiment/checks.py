@@ -88,6 +88,8 @@ def check_ranges(config: Config) -> None:
         "train.crop": (train.crop, 0),
         "adversarial.start_step": (config.adversarial.start_step, 0),
         "adversarial.updates": (config.adversarial.updates, 1),
+        "train.batch_size": (train.batch_size, 1),
+        "train.batch_per_device": (train.batch_per_device, 0),
         "train.devices": (train.devices, 0),
         "train.accumulate": (train.accumulate, 1),
         "train.num_threads": (train.num_threads, 0),
@@ -104,6 +106,13 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(
                 "E210", f"config.{name} is {value}; it must be {bound} or more."
             )
+    if train.batch_per_device and not train.steps and (by := _milestones(config)):
+        raise ConfigError(
+            "E248",
+            f"config.{by}.schedule halves at steps, and with "
+            "config.train.batch_per_device the number of steps follows the devices: "
+            "give --config.train.steps, or another schedule.",
+        )
     shares(config)
     if config.reference.count > 1 and (one := _takes_one(config)):
         raise ConfigError(
@@ -149,6 +158,14 @@ def check_ranges(config: Config) -> None:
             f"smaller than the {WINDOW}x{WINDOW} window of SSIM; raise "
             "--config.data.size.",
         )
+
+
+def _milestones(config: Config) -> str:
+    """Name of the first optimiser in use whose schedule counts steps, else empty."""
+    used = {"optimiser": config.optimiser}
+    if config.adversarial.objective != "none":
+        used["adversarial.optimiser"] = config.adversarial.optimiser
+    return next((k for k, o in used.items() if o.schedule == "milestones"), "")
 
 
 def _takes_one(config: Config) -> str:

@@ -11,7 +11,10 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from daasr_jax.experiment import checks
+from daasr_jax.experiment.batch import lay_out
+from daasr_jax.experiment.places import run_folder
 from daasr_jax.experiment.plan import Plan, make_plan
+from daasr_jax.experiment.record import has_checkpoints, read_record
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.console import console
 from daasr_jax.runtime.failures import explained, reading
@@ -88,7 +91,7 @@ def show(plan: Plan, measured: dict[str, float], device: str) -> None:
         "data": f"{plan.prepared.dataset}: {slices}",
         "devices": f"{used} of the {jax.device_count()} of {jax.process_count()} "
         f"process(es), {device}",
-        "batch": f"{settings.batch_size}, {settings.batch_size // used} a device",
+        "batch": plan.layout.words,
         "steps": f"{settings.steps:,} ({settings.steps_per_epoch:,} an epoch)",
         "memory": memory,
         "compilation": f"{measured['compile_seconds']:.0f} s",
@@ -110,14 +113,21 @@ def _mib(number: float) -> str:
 
 
 @explained()
-def dry_run(config: Config) -> None:
+def dry_run(config: Config, workdir: str | None = None) -> None:
     """Reads and checks the data, compiles the step, times it and prints what it needs.
+
+    Args:
+        config: The configuration.
+        workdir: Folder of the run, whose batch is kept where it has begun.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     config = checks.setup(config)
-    plan = make_plan(config)
+    folder = run_folder(config, workdir)
+    begun = has_checkpoints(folder)
+    layout = lay_out(config, read_record(folder).get("batch") if begun else None)
+    plan = make_plan(config, layout, begun=begun)
     batches = reading(plan.batches(0))
     measured = measure(plan.step_fn, plan.state, batches, plan.mesh)
     if jax.process_index() == 0:

@@ -25,6 +25,7 @@ from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.models.vgg import FrozenVGG
 from daasr_jax.registry import LOSSES, MODELS
 from daasr_jax.training.adversarial import Adversarial
+from daasr_jax.training.scaling import LinearRule
 from daasr_jax.training.schedules import make_optimiser, make_schedule
 from daasr_jax.training.state import TrainState, create_state
 from daasr_jax.weights.vgg import lpips_vgg16, read_vgg19
@@ -141,19 +142,33 @@ def make_state(
 
 
 def make_training(
-    config: Config, *, steps: int, steps_per_epoch: int
+    config: Config, *, steps: int, steps_per_epoch: int, rule: LinearRule | None = None
 ) -> tuple[optax.GradientTransformation, Adversarial | None]:
-    """The generator's optimiser, and the adversarial part where one is configured."""
+    """The generator's optimiser, and the adversarial part where one is configured.
 
-    def optimiser(o: Config, total: int) -> optax.GradientTransformation:
+    Args:
+        config: The configuration.
+        steps: Of the run.
+        steps_per_epoch: Of an epoch.
+        rule: What scales the learning rates of both; None takes them as given.
+    """
+    rule = rule or LinearRule(1, 1)
+
+    def optimiser(
+        o: Config, total: int, updates: int = 1
+    ) -> optax.GradientTransformation:
+        warmup, begin = rule.warmup(
+            o.warmup_steps, steps_per_epoch=steps_per_epoch * updates
+        )
         schedule = checked(
             make_schedule,
             o.schedule,
-            o.learning_rate,
+            o.learning_rate * rule.factor,
             total_steps=total,
             steps_per_epoch=steps_per_epoch,
             halve_every_epochs=o.halve_every_epochs,
-            warmup_steps=o.warmup_steps,
+            warmup_steps=warmup,
+            warmup_from=begin,
             milestones=o.milestones,
         )
         return checked(
@@ -177,7 +192,9 @@ def make_training(
         )
     adversarial = Adversarial(
         discriminator=PatchDiscriminator(features=a.features, stages=a.stages),
-        optimiser=optimiser(a.optimiser, max(1, steps - a.start_step) * a.updates),
+        optimiser=optimiser(
+            a.optimiser, max(1, steps - a.start_step) * a.updates, a.updates
+        ),
         objective=a.objective,
         weight=a.weight,
         start_step=a.start_step,

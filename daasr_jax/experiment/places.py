@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
 def place(text: str | Path) -> Path:
@@ -17,3 +20,8 @@ def place(text: str | Path) -> Path:
         '~nobody-of-that-name/run'
     """
     return Path(os.path.expanduser(text))
+
+
+def run_folder(config: Config, workdir: str | None) -> Path:
+    """Where a run lies: in `workdir`, by default in `runs/<name>_<preset>`."""
+    return place(workdir or f"runs/{config.name}_{config.preset}")

@@ -16,6 +16,7 @@ from daasr_jax import data
 from daasr_jax.errors import checked
 from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment import parts
+from daasr_jax.experiment.batch import Layout, lay_out
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.saved_run import load_run
 from daasr_jax.runtime import devices, memory
@@ -39,7 +40,7 @@ class Plan:
         scale: s.
         step_fn: The per-device step.
         state: The initial state.
-        mesh: Devices of all processes.
+        layout: Devices of all processes, and the images of a step on them.
         batches: Steps done -> this process's batches that follow.
         settings: Lengths and intervals.
         prepared: The data.
@@ -50,18 +51,28 @@ class Plan:
     scale: int
     step_fn: Step
     state: TrainState
-    mesh: Mesh
+    layout: Layout
     batches: Callable[[int], Iterable[dict[str, Any]]]
     settings: LoopSettings
     prepared: data.PreparedSet
     inputs: dict[str, Any]
 
+    @property
+    def mesh(self) -> Mesh:
+        """Devices of all processes."""
+        return self.layout.mesh
 
-def check_memory(config: Config, mesh: Mesh) -> None:
+
+def check_memory(config: Config, mesh: Mesh, batch: int = 0) -> None:
     """Refuses a run that no device can hold, before anything large is made.
 
     What is counted is less than a step takes: the parameters, their gradient and the
     optimiser's state, the outputs of all layers once, and the batches of workers.
+
+    Args:
+        config: The configuration.
+        mesh: Devices of all processes.
+        batch: Images of a step on all of them; 0 for `train.batch_size`.
 
     Raises:
         ConfigError: If the model cannot be built as configured.
@@ -69,7 +80,8 @@ def check_memory(config: Config, mesh: Mesh) -> None:
     """
     train, scale = config.train, config.scale
     side = train.crop or config.data.size // scale
-    share = train.batch_size // mesh.size
+    batch = batch or train.batch_size
+    share = batch // mesh.size
     model = parts.make_model(config)
 
     def create(lr: jax.Array, ref: jax.Array) -> Any:
@@ -95,24 +107,28 @@ def check_memory(config: Config, mesh: Mesh) -> None:
             "gradient": together * learned,
             f"layers of {together * lr.shape[0]} images": together * layers,
         },
-        remedy="give a larger --config.train.accumulate, a smaller "
-        "--config.train.batch_size or --config.train.crop, or a smaller network",
+        remedy="give a larger --config.train.accumulate, a smaller --config.train."
+        f"{'batch_per_device' if train.batch_per_device else 'batch_size'} or "
+        "--config.train.crop, or a smaller network",
     )
-    rows = len(devices.rows_of(mesh, train.batch_size))
+    rows = len(devices.rows_of(mesh, batch))
     images = 1 + config.reference.count  # hr and its references, float32
-    batch = images * 4 * rows * (side * scale) ** 2
-    memory.require_shared(AHEAD * train.workers * batch, workers=train.workers)
+    size = images * 4 * rows * (side * scale) ** 2
+    memory.require_shared(AHEAD * train.workers * size, workers=train.workers)
 
 
 def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def make_plan(config: Config, *, begun: bool = False) -> Plan:
+def make_plan(
+    config: Config, layout: Layout | None = None, *, begun: bool = False
+) -> Plan:
     """Reads the data and builds the parts of a run.
 
     Args:
         config: The configuration.
+        layout: Devices and batch; None for those of a new run.
         begun: Whether the run has checkpoints, so that its start is no longer needed.
 
     Raises:
@@ -120,8 +136,8 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     """
     model = parts.make_model(config, axis_name=devices.AXIS)
     train = config.train
-    mesh = devices.make_mesh(train.batch_size, train.devices, train.accumulate)
-    check_memory(config, mesh)
+    layout = layout or lay_out(config)
+    check_memory(config, layout.mesh, layout.size)
     if config.degradation == "kspace" and train.crop:
         log.warning(
             "LR images are made from the k-space of training crops, which wraps around "
@@ -136,11 +152,19 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         log.info("starting from %s, step %d", config.train.start_from, start.step)
     prepared = data.prepare(parts.data_settings(config), check=jax.process_index() == 0)
     table = prepared.splits["train"]
-    per_epoch = data.steps_per_epoch(table, train.batch_size)
+    per_epoch = data.steps_per_epoch(table, layout.size)
     steps = train.steps or train.epochs * per_epoch
     optimiser, adversarial = parts.make_training(
-        config, steps=steps, steps_per_epoch=per_epoch
+        config, steps=steps, steps_per_epoch=per_epoch, rule=layout.rule
     )
+    rises, _ = layout.rule.warmup(0, steps_per_epoch=per_epoch)
+    if not config.optimiser.warmup_steps and rises > steps:
+        log.warning(
+            "the warm-up of the learning rate takes %d steps and the run has %d: give "
+            "a shorter --config.optimiser.warmup_steps",
+            rises,
+            steps,
+        )
     state = parts.make_state(config, optimiser, adversarial)
     source = start and start.source
     if start:
@@ -163,7 +187,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     settings = LoopSettings(
         steps=steps,
         steps_per_epoch=per_epoch,
-        batch_size=train.batch_size,
+        batch_size=layout.size,
         log_every=train.log_every,
         validate_every=per_epoch * train.validate_every_epochs,
         checkpoint_every=train.checkpoint_every,
@@ -172,7 +196,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
     batches = functools.partial(
         data.training_batches,
         table,
-        batch_size=train.batch_size,
+        batch_size=layout.size,
         crop=train.crop,
         scale=config.scale,
         steps=steps,
@@ -184,7 +208,7 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         distance_mm=config.reference.distance_mm,
         count=config.reference.count,
         augment=train.augment,
-        rows=devices.rows_of(mesh, train.batch_size),
+        rows=devices.rows_of(layout.mesh, layout.size),
         num_threads=train.num_threads,
         workers=train.workers,
     )
@@ -194,13 +218,14 @@ def make_plan(config: Config, *, begun: bool = False) -> Plan:
         "perceptual": (perceptual := parts.describe_perceptual(config, vgg)),
         "perceptual_words": perceptual_words(perceptual),
         "start": source,
+        "batch": layout.record(),
     }
     return Plan(
         name=config.model.name,
         scale=config.scale,
         step_fn=step_fn,
         state=state,
-        mesh=mesh,
+        layout=layout,
         batches=lambda start: batches(start=start),
         settings=settings,
         prepared=prepared,

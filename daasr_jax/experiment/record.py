@@ -78,6 +78,7 @@ _LATER: dict[str, Any] = {
     "model.data_consistency": False,
     "reference.distance_mm": 0.0,
     "reference.count": 1,
+    "train.batch_per_device": 0,
 } | {f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()}
 
 
@@ -146,8 +147,9 @@ def record_config(
         config: The configuration.
         folder: Of the run.
         inputs: What else decides what is learned: `prepared_sha256` of the data,
-            `perceptual`, the frozen network. `start`, the generator it begins with, is
-            written when the run begins and stays.
+            `perceptual`, the frozen network. `start`, the generator it begins with, and
+            `batch`, how many images a step takes, are written when the run begins and
+            stay.
         begun: Whether the run has a checkpoint to go on from.
 
     Raises:
@@ -182,7 +184,7 @@ def record_config(
             for name, words in _INPUTS.items()
             if old.get(name) != inputs.get(name)
         ]
-        inputs = inputs | {"start": old.get("start")}
+        inputs = inputs | {"start": old.get("start"), "batch": began_with(old)}
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
         if parts[0] != parts[1]:
             log.warning(
@@ -227,8 +229,17 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {}
-    known = isinstance(record, dict) and isinstance(record.get("config"), dict)
-    return record | {"config": completed(record["config"])} if known else {}
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        return {}
+    own = {"config": completed(record["config"]), "batch": began_with(record)}
+    return record | own
+
+
+def began_with(record: dict[str, Any]) -> dict[str, Any]:
+    """The batch that a run began with; before it was recorded, the configuration's."""
+    size = record["config"].get("train", {}).get("batch_size")
+    before = {"images": size, "rates_of": size, "rates_times": 1.0}
+    return record.get("batch") or before
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -260,6 +271,7 @@ def trained_with(record: dict[str, Any]) -> dict[str, Any]:
         "perceptual": record["perceptual"],
         "adversarial": config["adversarial"],
         "start": record["start"],
+        "batch": record["batch"],
     }
 
 

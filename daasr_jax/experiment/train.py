@@ -22,9 +22,10 @@ from daasr_jax.evaluation.controls import (
     with_identity,
 )
 from daasr_jax.experiment import checks, parts
-from daasr_jax.experiment.places import place
+from daasr_jax.experiment.batch import lay_out
+from daasr_jax.experiment.places import run_folder
 from daasr_jax.experiment.plan import make_plan
-from daasr_jax.experiment.record import check_new, record_config
+from daasr_jax.experiment.record import check_new, read_record, record_config
 from daasr_jax.experiment.subjects import record_subjects
 from daasr_jax.metrics.lpips import load_lpips
 from daasr_jax.runtime import devices
@@ -55,8 +56,7 @@ def train_run(config: Config, workdir: str | None = None) -> None:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
     with StopRequest() as stop:
-        folder = place(workdir or f"runs/{config.name}_{config.preset}")
-        log.info("the run lies in %s", folder)
+        folder = run_folder(config, workdir)
         config = checks.setup(config)
         _make_folder(folder)
         rule, first = checks.best_rule(config)
@@ -73,7 +73,11 @@ def _train(
     config: Config, folder: Path, checkpoints: Checkpoints, stop: StopRequest
 ) -> None:
     begun = checkpoints.latest() is not None
-    plan = make_plan(config, begun=begun)
+    layout = lay_out(config, read_record(folder).get("batch") if begun else None)
+    if config.train.batch_per_device:
+        log.info("a batch of %s", layout.words)
+    log.info("the run lies in %s", folder)
+    plan = make_plan(config, layout, begun=begun)
     settings = plan.settings
     if not begun:
         saves = (settings.validate_every, settings.checkpoint_every, settings.steps)

@@ -20,6 +20,7 @@ def make_schedule(
     steps_per_epoch: int,
     halve_every_epochs: int,
     warmup_steps: int = 0,
+    warmup_from: float = 0.0,
     milestones: Sequence[int] = (),
 ) -> optax.Schedule:
     """The schedule of a run.
@@ -33,6 +34,7 @@ def make_schedule(
         steps_per_epoch: Updates of an epoch.
         halve_every_epochs: Of `"halving"`.
         warmup_steps: Updates over which the rate first rises linearly, 0 for none.
+        warmup_from: Where that begins, as part of the rate, in [0, 1).
         milestones: Of `"milestones"`, in updates, ascending.
 
     Raises:
@@ -44,6 +46,8 @@ def make_schedule(
         )
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}.")
+    if not 0 <= warmup_from < 1:
+        raise ValueError(f"warmup_from must be in [0, 1), got {warmup_from}.")
     if warmup_steps:
         full = make_schedule(
             name,
@@ -53,7 +57,11 @@ def make_schedule(
             halve_every_epochs=halve_every_epochs,
             milestones=milestones,
         )
-        return lambda step: full(step) * jnp.minimum(1.0, (step + 1) / warmup_steps)
+        rise = 1 - warmup_from
+        return lambda step: (
+            full(step)
+            * jnp.minimum(1.0, warmup_from + rise * ((step + 1) / warmup_steps))
+        )
     if name == "halving":
         every = halve_every_epochs * steps_per_epoch
         # In whole numbers: XLA divides floats by a constant as a product with its

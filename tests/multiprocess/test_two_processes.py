@@ -179,6 +179,38 @@ def test_from_a_trained_generator_on_all_four_devices(trained, tmp_path):
 
 
 @pytest.mark.full
+def test_a_batch_that_follows_the_devices_of_both(trained, tmp_path):
+    """One process goes on with the batch of two, where its devices divide it."""
+    follows = ["--config.train.batch_per_device=1"]
+    follows += ["--config.optimiser.schedule=constant"]  # whose length is free
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = [f"--config.train.steps={n}" for n in (3, 6)]
+    for process in start_two(trained.train(parts, *follows, steps[0]), trained.cache):
+        code, said = ended(process)
+        assert code == 0, said
+    batch = json.loads((parts / "config.json").read_text())["batch"]
+    assert (batch["images"], batch["devices"], batch["rates_of"]) == (4, 4, 3)
+
+    def alone(folder, devices):
+        argv = trained.train(folder, *follows, steps[1])
+        return ended(start(argv, trained.cache, JAX_NUM_CPU_DEVICES=devices))
+
+    code, said = alone(parts, "3")
+    assert code == 2, said
+    assert "E247: the run began with a batch of 4" in said
+    assert "over 3 devices; give --config.train.devices=2." in said
+    code, said = alone(parts, "1")
+    assert code == 0, said
+    assert "a batch of 4 images, all on one device (it began on 4)" in said
+    code, said = alone(whole, "4")
+    assert code == 0, said
+    for kind in ("g/total", "g/learning_rate", "d/learning_rate"):
+        got, want = ([r[kind] for r in rows(x) if kind in r] for x in (parts, whole))
+        assert len(want) > 3
+        np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=kind)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("more", "names"),
     [((), ("daasr",)), (("--controls",), ("pair", "shuffled", "self"))],

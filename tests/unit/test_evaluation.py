@@ -576,6 +576,14 @@ TRAINED = {
             },
             "perceptual term by a; adversarial term bce",
         ),
+        (
+            {"batch": {"images": 9, "rates_times": 1.0}},
+            "perceptual term off; adversarial term off",
+        ),
+        (
+            {"batch": {"images": 72, "rates_times": 8.0}},
+            "perceptual term off; adversarial term off; batch 72, rates times 8",
+        ),
     ],
 )
 def test_what_a_run_was_trained_with_is_said(changes, said):
