@@ -181,7 +181,7 @@ def _place(image: Any, grid: Grid, k: int) -> None:
 def _fill(image: Any, stored: np.ndarray, slope: float, intercept: float) -> None:
     pixels = np.clip(np.rint(stored), 0, _TOP).astype("<u2")
     image.SamplesPerPixel = 1
-    image.PhotometricInterpretation = "MONOCHROME2"
+    image.setdefault("PhotometricInterpretation", "MONOCHROME2")
     image.BitsAllocated = image.BitsStored = 16
     image.HighBit = 15
     image.PixelRepresentation = 0
