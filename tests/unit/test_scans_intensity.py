@@ -63,15 +63,42 @@ def test_a_hot_voxel_changes_no_other(hot, said):
     assert f"T2.nii has {len(hot)} voxels of up to 6e+04" in said.text
 
 
-def test_limit_is_that_of_training():
-    voxels = np.full((4, 20, 20), 10.0)
+def test_limit_of_training():
+    """For several bright voxels side by side, which are no single damaged one."""
+    voxels = np.full((8, 40, 40), 10.0)
     voxels[0, 0, 0] = 0
     assert hot_limit(voxels) == 200
-    voxels[1, 1, 1] = 200
+    voxels[1, 1, 1:4] = 200
+    assert (normalise(voxels)[1].hot, normalise(voxels)[1].top) == (0, 200)
+    voxels[1, 1, 1:4] = 201
+    assert (normalise(voxels)[1].hot, normalise(voxels)[1].top) == (3, 10)
+
+
+@pytest.mark.parametrize("factor", [1.1, 2.5, 4, 10, 100])
+@pytest.mark.parametrize("place", [(2, 30, 40), (0, 0, 0), (4, 63, 63), (1, 2, 3)])
+def test_one_voxel_of_any_height(factor, place):
+    """In a smooth image, within it, at its rim and in its corners."""
+    s, y, x = np.mgrid[-1:1:5j, -1:1:64j, -1:1:64j]
+    voxels = 900 * np.exp(-(s**2 + y**2 + x**2)) + 20
+    wanted, before = normalise(voxels)
+    spoiled = voxels.copy()
+    spoiled[place] = factor * voxels.max()
+    images, restore = normalise(spoiled)
+    if factor > 2:
+        images[place] = wanted[place]
+        np.testing.assert_array_equal(images, wanted)
+        assert (restore.top, restore.hot) == (before.top, 1)
+    assert restore.top <= 2 * before.top  # what is hardly higher changes little
+
+
+def test_a_thin_vessel_is_no_damage():
+    """It goes on in the next slice, or in its own."""
+    voxels = np.full((6, 40, 40), 100.0)
+    voxels[:, 20, 20] = 1500
     assert normalise(voxels)[1].hot == 0
-    voxels[1, 1, 1] = 201
-    assert normalise(voxels)[1].hot == 1
-    assert normalise(voxels)[1].top == 10
+    voxels = np.full((6, 40, 40), 100.0)
+    voxels[3, 5:30, 20] = 1500
+    assert normalise(voxels)[1].hot == 0
 
 
 def test_a_little_below_zero(said):
@@ -94,6 +121,18 @@ def test_far_below_zero(said, shift):
     np.testing.assert_allclose(restore(images), voxels, atol=1e-3)
 
 
+def test_one_voxel_far_below_zero(said):
+    voxels = scan_voxels(0).astype(np.float32)
+    wanted, before = normalise(voxels)
+    voxels[1, 12, 10] = -32768
+    images, restore = normalise(voxels)
+    assert (restore.low, restore.top) == (0, before.top)
+    assert images[1, 12, 10] == 0
+    images[1, 12, 10] = wanted[1, 12, 10]
+    np.testing.assert_array_equal(images, wanted)
+    assert "1 voxels below 0" in said.text
+
+
 @pytest.mark.parametrize("value", [0, 7, -3])
 def test_blank(value):
     with pytest.raises(DataError) as error:
@@ -102,11 +141,11 @@ def test_blank(value):
 
 
 def test_blank_but_for_a_voxel():
-    voxels = np.ones((3, 40, 40))
-    voxels[1, 2, 3] = 500
-    images, restore = normalise(voxels)
-    assert (images.min(), restore.top) == (1, 1)
     voxels = np.zeros((3, 40, 40))
-    voxels[1, 2, 3:5] = 1, 500
+    voxels[1, 2, 3] = 500
+    images, restore = normalise(voxels)  # of one bright voxel nothing can be said
+    assert (images.max(), restore.top, restore.hot) == (1, 500, 0)
+    voxels = np.full((3, 40, 40), 5.0)
+    voxels[1, 2, 3] = 5_000
     images, restore = normalise(voxels)
-    assert (restore.top, restore.hot) == (1, 1)
+    assert (images.min(), restore.top, restore.hot) == (1, 5, 1)
