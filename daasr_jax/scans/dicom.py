@@ -77,7 +77,7 @@ def library() -> Any:
         DataError: If it is not installed (E345).
     """
     try:
-        import pydicom
+        import pydicom  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError(
             "E345",
@@ -250,6 +250,10 @@ def _check_frame(frame: _Frame) -> None:
     if int(header.get("SamplesPerPixel", 1)) != 1 or kind[:10] != "MONOCHROME":
         raise BadFileError(
             f"{frame.name} holds colours ({kind}); magnitude images are wanted"
+        )
+    if "MOSAIC" in [str(part) for part in header.get("ImageType", None) or ()]:
+        raise BadFileError(
+            f"{frame.name} is a mosaic of a whole volume: convert it to NIfTI"
         )
     if "ModalityLUTSequence" in header:
         raise BadFileError(f"{frame.name} has its values by a table, which is not read")

@@ -8,9 +8,11 @@ import math
 import os
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources import fastmri, nifti
@@ -24,7 +26,7 @@ from daasr_jax.data.sources.base import (
 from daasr_jax.data.sources.nifti_header import MILLIMETRES, READ_ERRORS, remarks_of
 from daasr_jax.errors import DataError
 from daasr_jax.scans import dicom
-from daasr_jax.scans.scan import Scan
+from daasr_jax.scans.scan import Scan, counted
 
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
@@ -109,7 +111,7 @@ def _read_nifti(path: Path) -> Scan:
 
 def _scaled(image: nib.Nifti1Image) -> np.ndarray:
     """(X, Y, Z) in memory: integers as stored, all else float32."""
-    proxy = image.dataobj
+    proxy = cast(ArrayProxy, image.dataobj)
     shape = image.shape[:3]
     stored = np.asanyarray(proxy.get_unscaled()).reshape(shape)
     if stored.dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0):
@@ -213,5 +215,5 @@ def _finite(scan: Scan) -> Scan:
     remarks = scan.remarks
     if count:
         voxels = np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
-        remarks += (f"has {count} voxels that are NaN or infinite, taken as 0",)
+        remarks += (f"has {counted(count)} that are NaN or infinite, taken as 0",)
     return dataclasses.replace(scan, voxels=voxels, remarks=remarks)

@@ -49,6 +49,11 @@ class Scan:
     remarks: tuple[str, ...] = ()
 
 
+def counted(voxels: int) -> str:
+    """Such as `1 voxel` and `5 voxels`."""
+    return f"{voxels} voxel{'s' * (voxels != 1)}"
+
+
 def axis_name(affine: np.ndarray, axis: int) -> str:
     """How slices across an axis of storage are called: axial, coronal or sagittal."""
     along = orientations.io_orientation(affine)

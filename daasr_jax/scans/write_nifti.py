@@ -39,6 +39,7 @@ def write_nifti(
     dtype: DTypeLike = np.float32,
     force: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
+    same_unit: bool = True,
 ) -> None:
     """Writes a volume in the world space of the scan that it was made from.
 
@@ -62,13 +63,15 @@ def write_nifti(
             are integers, else scaled ones (`scl_slope`).
         force: Replace a file that is there.
         inputs: Other files that must not be written to, such as references.
+        same_unit: The values are those of the scan's unit. Of a map of other values its
+            description, intent and display range are not kept.
 
     Raises:
         DataError: As `output.check_output` (E350, E351, E352, E354).
     """
     path = Path(path)
     check_output(path, [like.source, *inputs], force, form="nifti")
-    header = header_for(grid, like, description)
+    header = header_for(grid, like, description, same_unit=same_unit)
     header.set_data_dtype(np.dtype(dtype))
     image = IMAGES[int(header["sizeof_hdr"])](
         _as_type(voxels, np.dtype(dtype), like), None, header
@@ -81,13 +84,18 @@ def write_nifti(
         raise cannot_write(path, why) from None
 
 
-def header_for(grid: Grid, like: Scan, description: str = "") -> Any:
+def header_for(
+    grid: Grid, like: Scan, description: str = "", *, same_unit: bool = True
+) -> Any:
     """The NIfTI header of a result, see `write_nifti`."""
     if like.kind == "nifti":
         header = like.header.copy()
         header.extensions[:] = [
             e for e in header.extensions if e.get_code() == _COMMENT
         ]
+        if not same_unit:
+            header["descrip"], header["cal_min"], header["cal_max"] = b"", 0, 0
+            header.set_intent("none")
         codes = int(header["sform_code"]), int(header["qform_code"])
     else:
         header = nib.Nifti1Header()
