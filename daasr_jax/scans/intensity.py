@@ -43,9 +43,9 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
     """A volume in the range of training: divided by its maximum.
 
     A damaged voxel does not set the range. Voxels above 20 times `slices.usual_high`
-    are left out of the maximum and cut to it; so is a single voxel among the brightest 0.1 % that is
-    over twice as bright as all 26 around it. Of 19 real volumes (T1w, T2w, FLAIR,
-    MEMPRAGE, spin echo) the most that any voxel reaches is 1.35 times.
+    are left out of the maximum and cut to it. So is a single voxel among the brightest
+    0.1 % that is over twice as bright as all 26 around it; of 19 real volumes (T1w,
+    T2w, FLAIR, MEMPRAGE, spin echo) the most that any voxel reaches is 1.35 times.
 
     A few negative values, as interpolation leaves them, are cut to 0. Where over 0.1 %
     of the voxels lie below -10 % of the maximum the range begins at the minimum. Each
