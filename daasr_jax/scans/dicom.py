@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,10 @@ def only_dicom(folder: Path) -> bool:
     files = dicom_files(folder)
     if len(files) != len(list(folder.iterdir())):
         return False
-    return len({_header(path).SeriesInstanceUID for path in files}) <= 1
+    try:
+        return len({_header(path).SeriesInstanceUID for path in files}) <= 1
+    except BadFileError:
+        return False
 
 
 def read_folder(folder: Path) -> Scan:
@@ -296,10 +299,10 @@ def _placed(
         return DataError("E344", f"{source}: {why}")
 
     first = frames[0]
-    for name in ("Rows", "Columns"):
-        values = sorted({int(f.header[name].value) for f in frames})
+    for name in ("Rows", "Columns", "BitsAllocated", "PixelRepresentation"):
+        values = {int(f.header.get(name, None) or 0) for f in frames}
         if len(values) > 1:
-            raise refused(f"slices of several sizes ({name} {some(_texts(values))})")
+            raise refused(f"its slices differ in {name} ({some(_texts(values))})")
     row, column = _cosines(first.header)
     spacing = [float(x) for x in first.header.PixelSpacing]
     for frame in frames:
@@ -382,8 +385,8 @@ def _difference(a: Any, b: Any) -> str:
     return ""
 
 
-def _texts(values: Sequence[object]) -> list[str]:
-    return [str(value) for value in values]
+def _texts(values: Collection[int]) -> list[str]:
+    return [str(value) for value in sorted(values)]
 
 
 def _voxels(frames: list[_Frame]) -> np.ndarray:

@@ -287,7 +287,7 @@ class TestRefused:
     def test_sizes(self, tmp_path):
         images = series_of(pixels())
         images[2].Rows, images[2].Columns = 16, 20
-        self.refused(write(tmp_path, images), "E344", "several sizes (Rows 16, 20)")
+        self.refused(write(tmp_path, images), "E344", "differ in Rows (16, 20)")
 
     @pytest.mark.parametrize(
         ("changes", "says"),
@@ -404,6 +404,23 @@ class TestWrite:
             assert equipment.Manufacturer == "daasr_jax"
         assert "PixelData" not in scan.header[0]  # and the scan's own are as they were
         assert scan.header[0].ImageType[0] == "ORIGINAL"
+
+    def test_odd_headers(self, tmp_path):
+        """Values that are none of their kind, other letters, and an overlay."""
+        images = series_of(pixels())
+        for image in images:
+            image.SpecificCharacterSet = "ISO_IR 100"
+            image.PatientName = "Müller^Zoë"
+            image.add_new(0x60000010, "US", 20)
+            image.add_new(0x00180091, "LO", "many")  # an integer by the dictionary
+        scan = read_scan(write(tmp_path / "in", images))
+        grid = enlarged(scan, 2, 2)
+        voxels = np.ones(grid.shape, np.float32)
+        write_dicom(tmp_path / "out", voxels, grid, scan, "×2 by weights 1a2b")
+        image = pydicom.dcmread(tmp_path / "out/IM0001.dcm")
+        assert image.PatientName == "Müller^Zoë"
+        assert image.DerivationDescription == "?2 by weights 1a2b"
+        assert (0x6000, 0x0010) not in image
 
     def test_negative_and_constant(self, folder, tmp_path):
         scan = read_scan(folder)
