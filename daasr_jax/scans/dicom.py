@@ -111,17 +111,28 @@ def only_dicom(folder: Path) -> bool:
         return False
     try:
         return len({_header(path).SeriesInstanceUID for path in files}) <= 1
-    except BadFileError:
+    except (BadFileError, *_READ_ERRORS):
         return False
 
 
-def read_folder(folder: Path) -> Scan:
-    """The one series of a folder.
+def read_dicom(path: Path) -> Scan:
+    """The one series of a folder, or that of a file.
 
     Raises:
-        BadFileError: If it holds no DICOM image, or one that cannot be used.
+        BadFileError: If there is no DICOM image, or one that cannot be used.
         DataError: As `reading.read_scan` (E343, E344, E345).
     """
+    errors = library().errors
+    kinds = (*_READ_ERRORS, errors.BytesLengthException, errors.InvalidDicomError)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read_folder(path) if path.is_dir() else _read_series_of(path)
+    except kinds as error:  # pydicom reads a value when it is asked for
+        raise BadFileError(complaint(error, "DICOM file")) from None
+
+
+def _read_folder(folder: Path) -> Scan:
     files = dicom_files(folder)
     if not files:
         inner = [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
@@ -140,13 +151,8 @@ def read_folder(folder: Path) -> Scan:
     return _stacked(folder, members)
 
 
-def read_series_of(path: Path) -> Scan:
-    """The series that a file belongs to, of all files beside it.
-
-    Raises:
-        BadFileError: If a file of it cannot be used.
-        DataError: As `reading.read_scan` (E344, E345).
-    """
+def _read_series_of(path: Path) -> Scan:
+    """The series that a file belongs to, of all files beside it."""
     wanted = _header(path)
     if "Rows" not in wanted:
         raise BadFileError("is a DICOM file without an image")
@@ -161,16 +167,10 @@ def read_series_of(path: Path) -> Scan:
 
 def _header(path: Path) -> Any:
     pydicom = library()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-            if "SeriesInstanceUID" not in header:
-                raise BadFileError(f"{path.name} is a DICOM file without a series")
-            return header
-    except _READ_ERRORS as error:
-        said = complaint(error, "DICOM file")
-        raise BadFileError(f"{path.name}: {said}") from None
+    header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    if "SeriesInstanceUID" not in header:
+        raise BadFileError(f"{path.name} is a DICOM file without a series")
+    return header
 
 
 def _several(folder: Path, series: list[list[tuple[Path, Any]]]) -> DataError:
@@ -422,18 +422,16 @@ def _voxels(frames: list[_Frame]) -> np.ndarray:
 
 def _pixels(path: Path) -> np.ndarray:
     """The stored values of a file: (rows, columns), or (frames, rows, columns)."""
-    pydicom, syntax = library(), None
+    pydicom = library()
+    data = pydicom.dcmread(path, force=True)
+    syntax = data.file_meta.get("TransferSyntaxUID", None)
+    if syntax is None:
+        syntax = pydicom.uid.ImplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = syntax
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = pydicom.dcmread(path, force=True)
-            syntax = data.file_meta.get("TransferSyntaxUID", None)
-            if syntax is None:
-                syntax = pydicom.uid.ImplicitVRLittleEndian
-                data.file_meta.TransferSyntaxUID = syntax
-            pixels = data.pixel_array
+        pixels = data.pixel_array
     except _READ_ERRORS as error:
-        if syntax and ("missing dep" in str(error) or "not supported" in str(error)):
+        if "missing dep" in str(error) or "not supported" in str(error):
             raise BadFileError(
                 f"{path.name} is compressed ({syntax.name}), and no decoder for it is "
                 "installed: pip install 'pylibjpeg[all]', or decompress it first "

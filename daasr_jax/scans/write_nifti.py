@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 from daasr_jax.data.sources.base import log, system_words
 from daasr_jax.data.sources.nifti_header import (
     IMAGES,
-    MILLIMETRES,
     forms_disagree,
+    unit_mm,
 )
 from daasr_jax.files import replacing
 from daasr_jax.scans.grids import Grid
@@ -101,7 +101,7 @@ def header_for(
         header = nib.Nifti1Header()
         header.set_xyzt_units("mm", "sec")
         codes = (_SCANNER, _SCANNER) if like.known_place else (0, 0)
-    mm = MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    mm = unit_mm(header)
     sform = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ grid.affine
     own = None
     if like.kind == "nifti" and forms_disagree(header):
