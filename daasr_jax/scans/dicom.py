@@ -29,6 +29,8 @@ _RAS = np.array([-1.0, -1.0, 1.0])
 _EVEN, _LEAST_MM = 0.02, 0.01
 # Direction cosines of one stack are equal within this.
 _SAME = 1e-3
+# No scanner is larger.
+_FAR_MM = 1e5
 _SHOWN_SERIES = 12
 _READ_ERRORS = (
     OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
@@ -269,11 +271,13 @@ def _check_frame(frame: _Frame) -> None:
         if value is None or len(value) != count:
             raise BadFileError(f"{frame.name} has no {name}: its place is not known")
     row, column = _cosines(header)
-    square = [row @ row - 1, column @ column - 1, row @ column]
-    if np.abs(square).max() > 10 * _SAME or min(map(float, header.PixelSpacing)) <= 0:
+    sides = [float(x) for x in header.PixelSpacing]
+    square = np.abs([row @ row - 1, column @ column - 1, row @ column]).max()
+    far = np.abs([*_place(header), *sides]).max()
+    if not (square < 10 * _SAME and min(sides) > 0 and far < _FAR_MM):
         raise BadFileError(
-            f"{frame.name} has an ImageOrientationPatient or a PixelSpacing that no "
-            "slice can have"
+            f"{frame.name} has an ImagePositionPatient, ImageOrientationPatient or "
+            "PixelSpacing that no slice can have"
         )
 
 

@@ -299,6 +299,8 @@ class TestRefused:
             ({"PixelSpacing": None}, "has no PixelSpacing"),
             ({"ImagePositionPatient": None}, "has no ImagePositionPatient"),
             ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "that no slice can have"),
+            ({"ImagePositionPatient": [0, 0, 1e300]}, "that no slice can have"),
+            ({"PixelSpacing": [0, 1]}, "that no slice can have"),
             ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "is a mosaic"),
             ({"ModalityLUTSequence": []}, "values by a table"),
             ({"NumberOfFrames": 3}, "3 frames without their places"),

@@ -98,6 +98,13 @@ class TestNifti:
         again = read_scan(tmp_path / "b.nii")
         np.testing.assert_allclose(again.affine, grid.affine, rtol=1e-5, atol=1e-4)
 
+    def test_unknown_units(self, tmp_path):
+        path = save(tmp_path / "a.nii", values())
+        with path.open("r+b") as file:
+            file.seek(123)
+            file.write(bytes([80]))  # no unit of time has this code
+        np.testing.assert_allclose(read_scan(path).affine, AFFINE, atol=1e-5)
+
     def test_a_series_of_one_volume(self, tmp_path, said):
         path = save(tmp_path / "a.nii", values(shape=(*SHAPE, 1)))
         scan = read_scan(path)
