@@ -89,6 +89,12 @@ def library() -> Any:
     return pydicom
 
 
+def errors_of(pydicom: Any) -> tuple[type[Exception], ...]:
+    """What pydicom raises for files, elements and values that are none."""
+    errors = pydicom.errors
+    return (*_READ_ERRORS, errors.BytesLengthException, errors.InvalidDicomError)
+
+
 def looks_like(start: bytes) -> bool:
     """Whether a file's first bytes are those of a DICOM file."""
     plain = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"
@@ -113,7 +119,7 @@ def only_dicom(folder: Path) -> bool:
         return False
     try:
         return len({_header(path).SeriesInstanceUID for path in files}) <= 1
-    except (BadFileError, *_READ_ERRORS):
+    except (BadFileError, *errors_of(library())):
         return False
 
 
@@ -124,13 +130,11 @@ def read_dicom(path: Path) -> Scan:
         BadFileError: If there is no DICOM image, or one that cannot be used.
         DataError: As `reading.read_scan` (E343, E344, E345).
     """
-    errors = library().errors
-    kinds = (*_READ_ERRORS, errors.BytesLengthException, errors.InvalidDicomError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _read_folder(path) if path.is_dir() else _read_series_of(path)
-    except kinds as error:  # pydicom reads a value when it is asked for
+    except errors_of(library()) as error:
         raise BadFileError(complaint(error, "DICOM file")) from None
 
 
@@ -170,6 +174,11 @@ def _read_series_of(path: Path) -> Scan:
 def _header(path: Path) -> Any:
     pydicom = library()
     header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except errors_of(pydicom):  # no value of its kind, which nothing needs
+            del header[tag]
     if "SeriesInstanceUID" not in header:
         raise BadFileError(f"{path.name} is a DICOM file without a series")
     return header

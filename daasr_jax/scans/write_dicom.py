@@ -16,7 +16,7 @@ import daasr_jax
 from daasr_jax.data.sources.base import first_line, system_words
 from daasr_jax.errors import DataError
 from daasr_jax.files import sync_folder
-from daasr_jax.scans.dicom import library
+from daasr_jax.scans.dicom import errors_of, library
 from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
 from daasr_jax.scans.scan import Scan
@@ -33,8 +33,6 @@ _DROPPED = (
     "SliceLocation", "RealWorldValueMappingSequence", "ReferencedImageSequence",
 )  # fmt: skip
 _TOP = 2**16 - 1
-# The others are raised for values of the scan's headers that are none of their kind.
-_WRITE_ERRORS = (OSError, ValueError, TypeError, AttributeError)
 _TEXT, _LONG_TEXT = 64, 1024  # characters of LO and ST
 
 
@@ -92,9 +90,10 @@ def write_dicom(
             folder.rename(old)
         temporary.rename(folder)
         sync_folder(folder.parent)
-    except _WRITE_ERRORS as error:
+    except errors_of(pydicom) as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
+        # else a value of the scan's header that is none of its kind
         why = system_words(error) if isinstance(error, OSError) else first_line(error)
         raise cannot_write(folder, why) from None
     finally:
