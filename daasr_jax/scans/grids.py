@@ -19,7 +19,7 @@ _ROUNDED = 1.0
 _THREADS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """Where voxels lie.
 

@@ -20,7 +20,7 @@ _EQUAL = 0.05
 _THICK = 1.5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
     """One volume with its place.
 

@@ -11,7 +11,9 @@ from scipy.spatial.transform import Rotation
 
 from daasr_jax.errors import DataError
 from daasr_jax.scans import (
+    coverage_report,
     enlarged,
+    grid_of,
     in_plane,
     read_scan,
     slice_axis,
@@ -167,6 +169,15 @@ class TestRead:
         assert "move 0.5 mm aside" in scan.remarks[0]
         wanted = place_of(6, 0, 0) + 6 * 0.5 * AXES[:, 0] * [-1, -1, 1]
         np.testing.assert_allclose((scan.affine @ [0, 0, 6, 1])[:3], wanted, atol=1e-6)
+
+    def test_another_session_is_said(self, folder, tmp_path):
+        scan = read_scan(folder)
+        images = series_of(pixels(1), FrameOfReferenceUID="1.2.3.99")
+        other = read_scan(write(tmp_path / "other", images))
+        inside = np.ones(scan.voxels.shape, bool)
+        report = coverage_report(other, grid_of(scan), inside, 2, scan)
+        assert "another frame of reference" in str(report)
+        assert not coverage_report(scan, grid_of(scan), inside, 2, scan).apart
 
     def test_enhanced(self, tmp_path):
         save(enhanced(), tmp_path / "one.dcm")
