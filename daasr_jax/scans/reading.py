@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.data.sources import fastmri, nifti
+from daasr_jax.data.sources import fastmri, fastmri_header, nifti
 from daasr_jax.data.sources.base import (
     BadFileError,
     check_size,
@@ -141,7 +141,8 @@ def _read_fastmri(path: Path) -> Scan:
         voxels = fastmri.read(volume)
     except DataError as error:
         raise BadFileError(error.args[0].removeprefix(f"{path}: ")) from None
-    return _without_place(path, "fastmri", voxels, fastmri.sides(volume))
+    told = fastmri_header.sides(path, *volume.shape[1:])
+    return _without_place(path, "fastmri", voxels, told)
 
 
 def _read_npz(path: Path) -> Scan:
