@@ -8,11 +8,11 @@ from PIL import Image
 from daasr_jax.errors import DataError
 
 # Intensities below zero, as a share of the maximum, that interpolation may leave.
-_MAX_NEGATIVE = 0.1
+MAX_NEGATIVE = 0.1
 # How far the largest voxel may lie above all but 0.1 % of the positive ones, as a
 # factor. Of 66 real volumes (T1w, T2w, FLAIR, MEMPRAGE, spin echo) the largest has
 # 3.5, a skull-stripped T1w head.
-_HOT, _HOT_SHARE = 20, 0.001
+HOT, _HOT_SHARE = 20, 0.001
 # Slices with fewer voxels than this above or below zero are alike by chance.
 _LEAST_VOXELS = 16
 
@@ -42,25 +42,34 @@ def voxel_fault(volume: np.ndarray) -> str:
     low, high = volume.min(), volume.max()
     if low == high:
         return f"all voxels are {low}: a blank volume"
-    if high <= 0 or -float(low) > _MAX_NEGATIVE * float(high):
+    if high <= 0 or -float(low) > MAX_NEGATIVE * float(high):
         return f"intensities run from {low} to {high}; magnitude images start at 0"
     return _hot_voxel(volume)
 
 
-def _hot_voxel(volume: np.ndarray) -> str:
-    """A damaged voxel would set the range of the whole volume."""
+def usual_high(volume: np.ndarray) -> float:
+    """What all but 0.1 % of the positive voxels stay below; infinite for fewer than 2.
+
+    Args:
+        volume: (S, H, W) real, any type.
+    """
     positive = volume[volume > 0]
     # of few voxels at least the largest is left out
     place = min(int((1 - _HOT_SHARE) * positive.size), positive.size - 2)
-    usual = float(np.partition(positive, place)[place]) if place >= 0 else np.inf
+    return float(np.partition(positive, place)[place]) if place >= 0 else np.inf
+
+
+def _hot_voxel(volume: np.ndarray) -> str:
+    """A damaged voxel would set the range of the whole volume."""
+    usual = usual_high(volume)
     high = float(volume.max())
-    if high <= _HOT * usual:
+    if high <= HOT * usual:
         return ""
     where = int(np.argmax(volume.max(axis=(1, 2))))
     return (
         f"one voxel of slice {where} is {high:.4g}, {high / usual:.3g} times what all "
         f"but {100 * _HOT_SHARE:g} % of the foreground stay below ({usual:.4g}), and "
-        f"would set the range of the volume; {_HOT} times is the most that is taken"
+        f"would set the range of the volume; {HOT} times is the most that is taken"
     )
 
 

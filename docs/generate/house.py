@@ -25,7 +25,7 @@ FLOORS = (
     ("training", "evaluation"),
     ("losses", "metrics"),
     ("weights",),
-    ("models",),
+    ("models", "scans"),
     ("data", "matching", "runtime"),
     ("errors", "files", "forms", "registry", "resampling"),
 )

@@ -1,0 +1,289 @@
+"""One DICOM series as a volume, from its files.
+
+pydicom is imported where it is used; it is the extra `dicom`.
+"""
+
+import copy
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daasr_jax.data.sources.base import (
+    BadFileError,
+    check_size,
+    complaint,
+    some,
+)
+from daasr_jax.errors import DataError
+from daasr_jax.scans.dicom_stack import Frame, check_frame, placed
+from daasr_jax.scans.scan import Scan
+
+_SHOWN_SERIES = 12
+_READ_ERRORS = (
+    OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
+    struct.error, NotImplementedError, RuntimeError,
+)  # fmt: skip
+# Of the functional groups of an enhanced file, what its slices have in a classic one.
+_GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": (
+        "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    ),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth"),
+    "MRTimingAndRelatedParametersSequence": ("RepetitionTime", "FlipAngle"),
+    "MREchoSequence": ("EffectiveEchoTime",),
+    "TemporalPositionSequence": ("TemporalPositionTimeOffset",),
+}  # fmt: skip
+
+
+def library() -> Any:
+    """The module `pydicom`.
+
+    Raises:
+        DataError: If it is not installed (E345).
+    """
+    try:
+        import pydicom  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise DataError(
+            "E345",
+            "DICOM needs pydicom, which is not installed: "
+            "pip install 'daasr_jax[dicom]'",
+        ) from None
+    return pydicom
+
+
+def errors_of(pydicom: Any) -> tuple[type[Exception], ...]:
+    """What pydicom raises for files, elements and values that are none."""
+    errors = pydicom.errors
+    return (*_READ_ERRORS, errors.BytesLengthException, errors.InvalidDicomError)
+
+
+def looks_like(start: bytes) -> bool:
+    """Whether a file's first bytes are those of a DICOM file."""
+    plain = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"
+    return start[128:132] == b"DICM" or plain
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder by name, without an index (DICOMDIR)."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != "DICOMDIR":
+            with path.open("rb") as file:
+                if looks_like(file.read(132)):
+                    found.append(path)
+    return found
+
+
+def only_dicom(folder: Path) -> bool:
+    """Whether a folder holds nothing but the files of one DICOM series."""
+    files = dicom_files(folder)
+    if len(files) != len(list(folder.iterdir())):
+        return False
+    try:
+        return len({_header(path).SeriesInstanceUID for path in files}) <= 1
+    except BadFileError:
+        return False
+
+
+def read_dicom(path: Path) -> Scan:
+    """The one series of a folder, or that of a file.
+
+    Raises:
+        BadFileError: If there is no DICOM image, or one that cannot be used.
+        DataError: As `reading.read_scan` (E343, E344, E345).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read_folder(path) if path.is_dir() else _read_series_of(path)
+    except BadFileError:
+        raise
+    except errors_of(library()) as error:
+        raise BadFileError(complaint(error, "DICOM file")) from None
+
+
+def _read_folder(folder: Path) -> Scan:
+    files = dicom_files(folder)
+    if not files:
+        inner = [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
+        more = f"; it has folders, give one of them: {some(inner)}" if inner else ""
+        raise BadFileError(f"is a folder without DICOM files{more}")
+    series: dict[str, list[tuple[Path, Any]]] = {}
+    for path in files:
+        header = _header(path)
+        if "Rows" in header:
+            series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
+    if not series:
+        raise BadFileError(f"holds {len(files)} DICOM files, none of which is an image")
+    if len(series) > 1:
+        raise _several(folder, list(series.values()))
+    ((_, members),) = series.items()
+    return _stacked(folder, members)
+
+
+def _read_series_of(path: Path) -> Scan:
+    """The series that a file belongs to, of all files beside it."""
+    wanted = _header(path)
+    if "Rows" not in wanted:
+        raise BadFileError("is a DICOM file without an image")
+    members = []
+    for file in dicom_files(path.parent):
+        header = wanted if file == path else _header(file)
+        same = header.SeriesInstanceUID == wanted.SeriesInstanceUID
+        if same and "Rows" in header:
+            members.append((file, header))
+    return _stacked(path, members)
+
+
+def _header(path: Path) -> Any:
+    pydicom = library()
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    except errors_of(pydicom) as error:
+        said = complaint(error, "DICOM file")
+        raise BadFileError(f"{path.name}: {said}") from None
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except errors_of(pydicom):  # no value of its kind, which nothing needs
+            del header[tag]
+    if "SeriesInstanceUID" not in header:
+        raise BadFileError(f"{path.name} is a DICOM file without a series")
+    return header
+
+
+def _several(folder: Path, series: list[list[tuple[Path, Any]]]) -> DataError:
+    told = []
+    for members in series[:_SHOWN_SERIES]:
+        path, header = members[0]
+        number = header.get("SeriesNumber", "?")
+        name = header.get("SeriesDescription", "") or header.get("Modality", "")
+        told.append(f"{path} for {number} {name!r} ({len(members)} files)")
+    more = len(series) - _SHOWN_SERIES
+    tail = f"; and {more} more" if more > 0 else ""
+    return DataError(
+        "E343",
+        f"{folder} holds {len(series)} series; give a file of the one that is wanted: "
+        f"{'; '.join(told)}{tail}",
+    )
+
+
+def _stacked(source: Path, members: Sequence[tuple[Path, Any]]) -> Scan:
+    frames = [frame for path, header in members for frame in _frames(path, header)]
+    for frame in frames:
+        check_frame(frame)
+    frames, affine, remarks = placed(source, frames)
+    first = frames[0].header
+    check_size((int(first.Columns), int(first.Rows), len(frames)))
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    return Scan(
+        voxels=_voxels(frames),
+        affine=affine,
+        known_place=True,
+        spacing=(float(sides[0]), float(sides[1]), float(sides[2])),
+        source=str(source),
+        kind="dicom",
+        header=[frame.header for frame in frames],
+        remarks=remarks,
+    )
+
+
+def _frames(path: Path, header: Any) -> list[Frame]:
+    count = int(header.get("NumberOfFrames", None) or 1)
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        if count > 1:
+            raise BadFileError(
+                f"{path.name} holds {count} frames without their places "
+                "(a multi-frame file of an old kind): convert it to NIfTI"
+            )
+        return [Frame(header, path, 0, False)]
+    groups = header.PerFrameFunctionalGroupsSequence
+    shared = header.get("SharedFunctionalGroupsSequence", None)
+    for name in (
+        "PerFrameFunctionalGroupsSequence",
+        "SharedFunctionalGroupsSequence",
+        "DimensionOrganizationSequence",
+        "DimensionIndexSequence",
+        "NumberOfFrames",
+    ):
+        if name in header:
+            delattr(header, name)
+    out = []
+    for number, own in enumerate(groups):
+        one = copy.deepcopy(header)
+        for group, names in _GROUPS.items():
+            for place in (own, *(shared or ())):
+                if place.get(group, None):
+                    item = place[group].value[0]
+                    for name in names:
+                        if name in item:
+                            setattr(one, name, item[name].value)
+                    break
+        if "EffectiveEchoTime" in one:
+            one.EchoTime = one.EffectiveEchoTime
+            del one.EffectiveEchoTime
+        out.append(Frame(one, path, number, True))
+    return out
+
+
+def _voxels(frames: list[Frame]) -> np.ndarray:
+    """(columns, rows, slices): integers as stored where that loses nothing."""
+    scales = [
+        (
+            float(frame.header.get("RescaleSlope", None) or 1),
+            float(frame.header.get("RescaleIntercept", None) or 0),
+        )
+        for frame in frames
+    ]
+    whole = len(set(scales)) == 1 and scales[0][0] == 1 and scales[0][1].is_integer()
+    out: np.ndarray | None = None
+    opened: tuple[Path, np.ndarray] | None = None
+    for k, frame in enumerate(frames):
+        if opened is None or opened[0] != frame.path:
+            opened = frame.path, _pixels(frame.path)
+        stored = opened[1][frame.number] if frame.many else opened[1]
+        shape = (int(frame.header.Rows), int(frame.header.Columns))
+        if stored.shape != shape:
+            raise BadFileError(f"{frame.name} holds pixels of shape {stored.shape}")
+        slope, shift = scales[k]
+        if whole and stored.dtype.kind in "iu":
+            image = stored if not shift else stored.astype(np.int32) + int(shift)
+        else:
+            image = (stored * np.float64(slope) + shift).astype(np.float32)
+        if out is None:
+            out = np.empty((*shape[::-1], len(frames)), image.dtype)
+        out[..., k] = image.T
+    assert out is not None  # there is at least one frame
+    return out
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """The stored values of a file: (rows, columns), or (frames, rows, columns)."""
+    pydicom = library()
+    data = pydicom.dcmread(path, force=True)
+    syntax = data.file_meta.get("TransferSyntaxUID", None)
+    if syntax is None:
+        syntax = pydicom.uid.ImplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = syntax
+    try:
+        pixels = data.pixel_array
+    except _READ_ERRORS as error:
+        if "missing dep" in str(error) or "not supported" in str(error):
+            raise BadFileError(
+                f"{path.name} is compressed ({syntax.name}), and no decoder for it is "
+                "installed: pip install 'pylibjpeg[all]', or decompress it first "
+                "(dcmdjpeg, gdcmconv --raw)"
+            ) from None
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise BadFileError(f"{path.name}: damaged DICOM file ({why[:200]})") from None
+    many = int(data.get("NumberOfFrames", None) or 1) > 1
+    grouped = "PerFrameFunctionalGroupsSequence" in data
+    return pixels[None] if grouped and not many else pixels

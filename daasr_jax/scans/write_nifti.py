@@ -1,0 +1,158 @@
+"""From voxels and their grid to a NIfTI file in the space of the scan."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Extension
+from numpy.typing import DTypeLike
+
+from daasr_jax.data.sources.base import log, system_words
+from daasr_jax.data.sources.nifti_header import (
+    IMAGES,
+    forms_disagree,
+    unit_mm,
+)
+from daasr_jax.files import replacing
+from daasr_jax.scans.grids import Grid
+from daasr_jax.scans.output import cannot_write, check_output
+from daasr_jax.scans.quaternion import Qform, qform_of
+from daasr_jax.scans.scan import Scan
+
+_COMMENT = 6  # code of a header extension of plain text
+_DESCRIP = 80  # bytes of the field
+_SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+# A qform that is off by more than this, in mm, is named.
+_EXACT_MM = 1e-4
+
+
+def write_nifti(
+    path: str | os.PathLike[str],
+    voxels: np.ndarray,
+    grid: Grid,
+    like: Scan,
+    description: str = "",
+    dtype: DTypeLike = np.float32,
+    force: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
+    same_unit: bool = True,
+) -> None:
+    """Writes a volume in the world space of the scan that it was made from.
+
+    Kept of a NIfTI scan: NIfTI-1 or -2, units, sform and qform codes, repetition time,
+    description, intent and display range. Both forms lie where the scan's sform lies;
+    where its qform is another by more than 5 % of a voxel, each goes its own way. Of a
+    DICOM scan the repetition time is taken and both codes are "scanner"; the qform's is
+    0 where it would be off by more than 1e-4 mm (see `scans.quaternion`). Without a
+    known place both codes are 0.
+
+    A file under a temporary name becomes `path` when it is whole.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        voxels: (X, Y, Z) real in the unit of the scan.
+        grid: Where they lie.
+        like: The scan.
+        description: Goes into the field of 80 bytes where the scan left it empty, and
+            in full into a comment after the header.
+        dtype: Of the file. An integer type holds rounded values where the scan's voxels
+            are integers, else scaled ones (`scl_slope`).
+        force: Replace a file that is there.
+        inputs: Other files that must not be written to, such as references.
+        same_unit: The values are those of the scan's unit. Of a map of other values its
+            description, intent and display range are not kept.
+
+    Raises:
+        DataError: As `output.check_output` (E350, E351, E352, E354).
+    """
+    path = Path(path)
+    check_output(path, [like.source, *inputs], force, form="nifti")
+    header = header_for(grid, like, description, same_unit=same_unit)
+    header.set_data_dtype(np.dtype(dtype))
+    image = IMAGES[int(header["sizeof_hdr"])](
+        _as_type(voxels, np.dtype(dtype), like), None, header
+    )
+    try:
+        with replacing(path) as temporary:
+            image.to_filename(temporary)
+    except (OSError, zlib.error) as error:
+        why = system_words(error) if isinstance(error, OSError) else str(error)
+        raise cannot_write(path, why) from None
+
+
+def header_for(
+    grid: Grid, like: Scan, description: str = "", *, same_unit: bool = True
+) -> Any:
+    """The NIfTI header of a result, see `write_nifti`."""
+    if like.kind == "nifti":
+        header = like.header.copy()
+        header.extensions[:] = [
+            e for e in header.extensions if e.get_code() == _COMMENT
+        ]
+        if not same_unit:
+            header["descrip"], header["cal_min"], header["cal_max"] = b"", 0, 0
+            header.set_intent("none")
+        codes = int(header["sform_code"]), int(header["qform_code"])
+    else:
+        header = nib.Nifti1Header()
+        header.set_xyzt_units("mm", "sec")
+        codes = (_SCANNER, _SCANNER) if like.known_place else (0, 0)
+    mm = unit_mm(header)
+    sform = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ grid.affine
+    own = None
+    if like.kind == "nifti" and forms_disagree(header):
+        own = _own_qform(header, np.linalg.inv(like.affine) @ grid.affine, grid.shape)
+    rest = header["pixdim"][4:].copy()
+    if like.kind == "dicom":
+        rest[0] = getattr(like.header[0], "RepetitionTime", None) or 0
+        rest[0] /= 1000  # from ms
+    header.set_data_shape(grid.shape)
+    header["pixdim"][4:] = rest
+    held = own or qform_of(sform, grid.shape)
+    header["pixdim"][0] = held.handed
+    header["pixdim"][1:4] = held.sides
+    header["quatern_b"], header["quatern_c"], header["quatern_d"] = held.quaternion
+    for name, value in zip("xyz", held.offset, strict=True):
+        header[f"qoffset_{name}"] = value
+    for name, row in zip("xyz", sform, strict=False):
+        header[f"srow_{name}"] = row
+    header["sform_code"], header["qform_code"] = codes
+    if own is None and held.error * mm > _EXACT_MM:
+        if like.kind != "nifti":
+            header["qform_code"] = 0
+        log.info(
+            "%s: its axes are held by the sform of the result; a qform, whose numbers "
+            "have 24 bits and no shear, would be off by %.2g mm at a corner",
+            like.source,
+            held.error * mm,
+        )
+    if description:
+        if not bytes(header["descrip"]).strip(b"\0 "):
+            header["descrip"] = description.encode("utf-8", "replace")[:_DESCRIP]
+        header.extensions.append(Nifti1Extension(_COMMENT, description.encode()))
+    return header
+
+
+def _own_qform(header: Any, link: np.ndarray, shape: tuple[int, ...]) -> Qform | None:
+    """The scan's own qform moved on to a grid; None where it has none that is valid."""
+    try:
+        affine = header.get_qform() @ link
+    except ValueError:  # a quaternion that is none
+        return None
+    turn = link[:3, :3]
+    straight = (turn.diagonal() > 0).all() and np.allclose(
+        turn, np.diag(turn.diagonal()), atol=1e-9
+    )
+    same = [header[f"quatern_{name}"] for name in "bcd"]
+    return qform_of(affine, shape, np.array(same) if straight else None)
+
+
+def _as_type(voxels: np.ndarray, dtype: np.dtype, like: Scan) -> np.ndarray:
+    if dtype.kind in "iu" and like.voxels.dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(voxels), limits.min, limits.max).astype(dtype)
+    return voxels if dtype.kind in "iu" else voxels.astype(dtype, copy=False)
