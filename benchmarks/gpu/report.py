@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.gpu import stage
 
+POINTS = 200  # of a curve that are kept
 CONTROLS = ("black", "stranger", "neighbour", "contrast", "shuffled", "self")
 NAMES = {
     "fast": "DAASR `fast`",
@@ -19,11 +20,12 @@ NAMES = {
 }
 
 
-def make(out: Path) -> str:
+def make(out: Path, note: Path | None = None) -> str:
     """Writes the page and the numbers, and returns the page.
 
     Args:
         out: Folder of the results; what is missing there is said to be not run.
+        note: Markdown that ends the page.
     """
     found = {p.stem: json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
     found.pop("gpu", None)
@@ -46,7 +48,11 @@ def make(out: Path) -> str:
         *_became(found),
     ]
     text = "\n".join(lines) + "\n"
+    text += "\n" + note.read_text(encoding="utf-8") if note else ""
     (out / "gpu.md").write_text(text, encoding="utf-8")
+    for one in found.values():  # a curve that can be drawn is enough
+        if "curve" in one:
+            one["curve"] = one["curve"][:: max(1, len(one["curve"]) // POINTS)]
     stage.write(out / "gpu.json", found)
     return text
 

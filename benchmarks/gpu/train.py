@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=9)
     parser.add_argument("--crop", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--precision", default="tensorfloat32")
     parser.add_argument("--workers", type=int, default=6)

@@ -39,8 +39,8 @@ def search(
             Its size may differ from the query's.
         patch: Side of the patches of both maps, odd.
         method: `"diagonal"`, `"chunked"` or `"kernel"`; by default the platform decides
-            (CPU: diagonal sums, else chunked products). The kernel, for GPUs, is not
-            measured.
+            (CPU: diagonal sums, else chunked products). The kernel, for GPUs, was
+            run on an H100 only.
 
     Returns:
         int32, row-major positions in the key map (in the r maps one after the other),
