@@ -183,6 +183,13 @@ def _train(found: dict[str, Any]) -> list[str]:
         "all columns. PSNR in dB, mean over slices. `self` is the target as its own "
         "reference: an upper bound, no result.",
     ]
+    loader = [r.get("loader_images_per_s_of_a_process", 0.0) for r in rows]
+    if all(loader):
+        lines[-1] += (
+            " One process of the loader makes "
+            f"{min(loader):,.0f} to {max(loader):,.0f} images/s beside the others' "
+            "compilation."
+        )
     datasets = sorted({d for r in rows for d in r.get("controls", {})})
     for dataset in datasets:
         own = [r for r in rows if dataset in r.get("controls", {})]

@@ -56,6 +56,7 @@ WARM_UP = 0.05  # of the run
 AT_ONCE = 8  # slices of a call of the evaluation
 SYNC = 25  # steps between two looks at the clock
 TELL = 5.0  # seconds between two lines
+RATED = 1.0  # seconds for which the loader's rate is measured
 LOSSES = {
     "rec": (1.0, pixel.reconstruction),
     "cwt": (0.1, pixel.structure),
@@ -305,6 +306,7 @@ def main() -> None:
         "seed": args.seed,
     }
     programs = compiled(args, tables["train"].size)
+    one_process = loader.rate(args.prepared, RATED, **how)
     seconds = stage.turn(args.seconds)
     begin = time.monotonic()
     batches = loader.batches(args.prepared, workers=args.workers, **how)
@@ -321,6 +323,7 @@ def main() -> None:
         "compile_s": programs.seconds,
         "options": {k: str(v) for k, v in vars(args).items() if k not in how},
         "turn_given_s": seconds,
+        "loader_images_per_s_of_a_process": one_process,
         "how": how | {"shares": dataclasses.asdict(loader.SHARES)},
         "device": jax.devices()[0].device_kind,
         "sets": about["sets"],
