@@ -114,7 +114,14 @@ def test_contents(installed):
     assert "configs/splits/ds002748.json" in configs
     assert len(configs) > 20
     metadata = {n for n in names if n.startswith("daasr_jax-")}
-    assert names - metadata == package | {f"daasr_jax/{name}" for name in configs}
+    released = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "daasr_jax/released").iterdir()
+        if p.suffix in (".json", ".md", ".safetensors")
+    }
+    assert "daasr_jax/released/index.json" in released
+    copies = {f"daasr_jax/{name}" for name in configs}
+    assert names - metadata == package | released | copies
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert package | configs | {"README.md", "LICENSE"} <= sources
     assert not {n for n in names | sources if re.match(r"(tests|benchmarks)\b", n)}

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.test_pages import house
 
 PACKAGE = Path(__file__).parents[2] / "daasr_jax"
-DOORS = {"train", "eval"}
+DOORS = {"train", "eval", "enhance", "export"}
 GRAPH = {room: used for room, used in house.imports().items() if room not in DOORS}
 
 
