@@ -1,0 +1,189 @@
+"""The page beside a result: its slices, and where each patch came from.
+
+One file that needs nothing else: no network, no font, no other script.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LIMIT = 20 * 2**20  # bytes of the page
+# Forms of the pictures, from the best: WebP without loss, then of less quality.
+_QUALITIES = (None, 92, 80, 60, 40)
+_BRIGHTEST = 99.9  # per cent of the voxels that are not cut off in the pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What the page shows, S slices in the range of training.
+
+    Attributes:
+        lr: (S, h, w) float32.
+        sr: (S, sh, sw) float32.
+        references: (S, r, sh, sw) float32, or None.
+        confidence: (S, h, w) float32, or None.
+        index: (S, h, w) int32, P, row-major in the cells of the references, or None.
+        names: Of the references; one list of r for all slices, or one for each slice.
+        spacing: Sides of an output pixel, of rows and columns.
+        unit: Of `spacing`; `pixels` where they are not known.
+        placed: Whether the references lie on the grid of the result.
+        low, top: What 0 and 1 are in the unit of the scan.
+    """
+
+    lr: np.ndarray
+    sr: np.ndarray
+    references: np.ndarray | None
+    confidence: np.ndarray | None
+    index: np.ndarray | None
+    names: Sequence[Any]
+    spacing: tuple[float, float]
+    unit: str = "mm"
+    placed: bool = True
+    low: float = 0.0
+    top: float = 1.0
+
+
+def make_page(
+    views: Views,
+    *,
+    title: str,
+    subtitle: str,
+    facts: Sequence[tuple[str, str]],
+    warnings: Sequence[str],
+    limit: int = LIMIT,
+) -> str:
+    """The text of the page.
+
+    The pictures have 8 bits. Where they would be larger than `limit`, their quality is
+    lowered, and then slices are left out, evenly; the page says so.
+
+    Args:
+        views: What it shows.
+        title, subtitle: In its head.
+        facts: What was done: names and words.
+        warnings: What the user should know, each a sentence.
+        limit: Bytes.
+    """
+    slices, height, width = views.lr.shape
+    bright = _brightest(views.sr)
+    chosen, quality = _chosen(views, limit)
+    told = list(facts)
+    if quality is not None or len(chosen) < slices:
+        words = f"{len(chosen)} of {slices} slices"
+        words += f", WebP of quality {quality}" if quality is not None else ""
+        told.append(
+            ("on this page", f"{words}, so that it stays below {limit >> 20} MiB")
+        )
+    tissue = views.sr[views.sr > 0.02 * bright]
+    white = 255 * float(np.percentile(tissue, 99)) / bright if tissue.size else 255.0
+    content = {
+        "h": height,
+        "w": width,
+        "scale": views.sr.shape[1] // height,
+        "total": slices,
+        "first": int(np.argmin(np.abs(chosen - slices // 2))),
+        "mm": list(views.spacing),
+        "unit": views.unit,
+        "placed": views.placed,
+        "low": views.low,
+        "high": views.low + bright * (views.top - views.low),
+        "level": round(white / 2),
+        "window": max(8, round(white)),
+        "references": None if views.references is None else _names(views, 0),
+        "confidence": views.confidence is not None,
+        "slices": _slices(views, chosen.tolist(), quality),
+    }
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(subtitle),
+        "warnings": "".join(
+            f'<p class="warning">{html.escape(text)}</p>' for text in warnings
+        ),
+        "facts": "".join(
+            f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
+            for name, text in told
+        ),
+        "data": json.dumps(content).replace("<", "\\u003c"),
+    }
+    text = (files(__package__) / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], text)
+
+
+def _chosen(views: Views, limit: int) -> tuple[np.ndarray, int | None]:
+    """The slices that are shown, and the quality of their pictures.
+
+    By the size of three of them.
+    """
+    slices = len(views.lr)
+    some = sorted({slices // 4, slices // 2, 3 * slices // 4})
+    largest, quality = 0, None
+    for quality in _QUALITIES:
+        made = _slices(views, some, quality)
+        largest = 1.1 * max(len(json.dumps(one)) for one in made)
+        if largest * slices <= limit:
+            return np.arange(slices), quality
+    kept = max(1, min(slices, int(limit / largest)))
+    return np.unique(np.linspace(0, slices - 1, kept).round().astype(int)), quality
+
+
+def _slices(
+    views: Views, chosen: Sequence[int], quality: int | None
+) -> list[dict[str, Any]]:
+    """Slices as the page reads them. Each reference has a range of its own."""
+    bright = _brightest(views.sr)
+    refs = views.references
+    tops = [] if refs is None else [_brightest(x) for x in refs.swapaxes(0, 1)]
+
+    def one(i: int) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "number": i + 1,
+            "lr": _packed(_eight(views.lr[i], bright)),
+            "sr": _picture(_eight(views.sr[i], bright), quality),
+        }
+        if refs is not None:
+            pairs = zip(refs[i], tops, strict=True)
+            found["references"] = [_picture(_eight(x, t), quality) for x, t in pairs]
+            found["names"] = _names(views, i)
+        if views.confidence is not None:
+            found["confidence"] = _packed(_eight(views.confidence[i], 1.0))
+        if views.index is not None and refs is not None:
+            found["index"] = _packed(views.index[i].astype("<i4"))
+        return found
+
+    return [one(i) for i in chosen]
+
+
+def _eight(x: np.ndarray, top: float) -> np.ndarray:
+    return (x / top * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _brightest(x: np.ndarray) -> float:
+    return max(float(np.percentile(x, _BRIGHTEST)), 1e-6)
+
+
+def _names(views: Views, i: int) -> list[str]:
+    names = views.names
+    return list(names if isinstance(names[0], str) else names[i])
+
+
+def _packed(x: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(x.tobytes(), 9)).decode()
+
+
+def _picture(x: np.ndarray, quality: int | None) -> str:
+    out = io.BytesIO()
+    how: dict[str, Any] = {"lossless": True} if quality is None else {"quality": quality}
+    Image.fromarray(x).save(out, "WEBP", method=2, **how)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
