@@ -171,17 +171,39 @@ def slice_thickness(header: bytes | str) -> float:
     Args:
         header: The XML of `ismrmrd_header`. It does not tell the gap between slices.
     """
+    return _extent(header, "z")
+
+
+def voxel_sides(
+    header: bytes | str, height: int, width: int
+) -> tuple[float, float, float]:
+    """Sides of a voxel in mm along slices, rows and columns; NaN where not told.
+
+    Args:
+        header: The XML of `ismrmrd_header`.
+        height: Rows of the image, along x of the header.
+        width: Its columns, along y. Of another size than the header's matrix, the sides
+            in the plane are not known.
+    """
+    plane = (math.nan, math.nan)
+    if _matrix_size(_text(header), "reconSpace") == (height, width):
+        plane = _extent(header, "x") / height, _extent(header, "y") / width
+    return slice_thickness(header), *plane
+
+
+def _extent(header: bytes | str, axis: str) -> float:
     block = re.search(r"<reconSpace>(.*?)</reconSpace>", _text(header), re.DOTALL)
     found = block and re.search(
-        r"<fieldOfView_mm>.*?<z>\s*([\d.]{1,30})\s*</z>\s*</fieldOfView_mm>",
+        rf"<fieldOfView_mm>.*?<{axis}>\s*([\d.]{{1,30}})\s*</{axis}>.*?"
+        r"</fieldOfView_mm>",
         block[1],
         re.DOTALL,
     )
     try:
-        thickness = float(found[1]) if found else math.nan
+        extent = float(found[1]) if found else math.nan
     except ValueError:
         return math.nan
-    return thickness if thickness > 0 else math.nan
+    return extent if extent > 0 else math.nan
 
 
 def _asked(header: bytes | str, height: int, width: int) -> tuple[int, int]:

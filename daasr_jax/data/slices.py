@@ -8,7 +8,7 @@ from PIL import Image
 from daasr_jax.errors import DataError
 
 # Intensities below zero, as a share of the maximum, that interpolation may leave.
-_MAX_NEGATIVE = 0.1
+MAX_NEGATIVE = 0.1
 # How far the largest voxel may lie above all but 0.1 % of the positive ones, as a
 # factor. Of 66 real volumes (T1w, T2w, FLAIR, MEMPRAGE, spin echo) the largest has
 # 3.5, a skull-stripped T1w head.
@@ -42,17 +42,32 @@ def voxel_fault(volume: np.ndarray) -> str:
     low, high = volume.min(), volume.max()
     if low == high:
         return f"all voxels are {low}: a blank volume"
-    if high <= 0 or -float(low) > _MAX_NEGATIVE * float(high):
+    if high <= 0 or -float(low) > MAX_NEGATIVE * float(high):
         return f"intensities run from {low} to {high}; magnitude images start at 0"
     return _hot_voxel(volume)
 
 
-def _hot_voxel(volume: np.ndarray) -> str:
-    """A damaged voxel would set the range of the whole volume."""
+def hot_limit(volume: np.ndarray) -> float:
+    """The intensity above which a voxel is damaged; infinite for fewer than two voxels.
+
+    20 times what all but 0.1 % of the positive voxels stay below.
+
+    Args:
+        volume: (S, H, W) real, any type.
+    """
+    return _HOT * _usual(volume)
+
+
+def _usual(volume: np.ndarray) -> float:
     positive = volume[volume > 0]
     # of few voxels at least the largest is left out
     place = min(int((1 - _HOT_SHARE) * positive.size), positive.size - 2)
-    usual = float(np.partition(positive, place)[place]) if place >= 0 else np.inf
+    return float(np.partition(positive, place)[place]) if place >= 0 else np.inf
+
+
+def _hot_voxel(volume: np.ndarray) -> str:
+    """A damaged voxel would set the range of the whole volume."""
+    usual = _usual(volume)
     high = float(volume.max())
     if high <= _HOT * usual:
         return ""

@@ -25,7 +25,7 @@ FLOORS = (
     ("training", "evaluation"),
     ("losses", "metrics", "released"),
     ("weights",),
-    ("models",),
+    ("models", "scans"),
     ("data", "matching", "runtime"),
     ("errors", "files", "forms", "registry", "resampling"),
 )

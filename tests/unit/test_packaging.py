@@ -57,7 +57,8 @@ def imports(path):
 
 def test_every_import_is_a_declared_dependency():
     needed = distributions(project()["dependencies"])
-    optional = distributions(project()["optional-dependencies"]["parity"])
+    extras = project()["optional-dependencies"]
+    optional = distributions([*extras["parity"], *extras["dicom"]])
     known = packages_distributions()
     missing = {}
     files = [*(ROOT / "daasr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]

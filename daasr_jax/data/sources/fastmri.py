@@ -26,6 +26,7 @@ from daasr_jax.data.kspace import (
     recon_size,
     rss_from_kspace,
     slice_thickness,
+    voxel_sides,
 )
 from daasr_jax.data.progress import track
 from daasr_jax.data.settings import FASTMRI_TARGETS, DataSettings
@@ -61,7 +62,7 @@ _MAX_BESIDE_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class Found:
     """A header that was read; `volume` is None where its contrast is not wanted."""
 
     contrast: str
@@ -90,7 +91,7 @@ def scan(settings: DataSettings) -> list[Volume]:
     remarks: dict[str, list[tuple[Path, str]]] = {}
     for path, role in track(files, "reading headers", len(files)):
         try:
-            one = _describe(path, root, role, settings)
+            one = describe(path, root, role, settings)
         except BadFileError as error:
             bad.append((path, str(error)))
             continue
@@ -128,6 +129,20 @@ def read(volume: Volume) -> np.ndarray:
         return array
     height, width = (int(side) for side in crop.split("x"))
     return rss_from_kspace(array, (height, width))
+
+
+def sides(volume: Volume) -> tuple[float, float, float]:
+    """Sides of a voxel in mm along slices, rows and columns; NaN where not told.
+
+    Raises:
+        OSError: If the file cannot be read any more.
+    """
+    with h5py.File(volume.path, "r") as file:
+        try:
+            header = _header(file)
+        except (BadFileError, *_READ_ERRORS):  # the images do not need it
+            header = None
+    return voxel_sides(header or "", *volume.shape[1:])
 
 
 def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
@@ -187,7 +202,7 @@ def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
 
 
 def _warn(
-    found: Sequence[_Found], remarks: dict[str, list[tuple[Path, str]]], resize: str
+    found: Sequence[Found], remarks: dict[str, list[tuple[Path, str]]], resize: str
 ) -> None:
     named = [one.volume.subject for one in found if one.volume and one.by_file]
     if named:
@@ -218,14 +233,25 @@ def _key(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def _describe(path: Path, root: Path, role: str, settings: DataSettings) -> _Found:
+def describe(path: Path, root: Path, role: str, settings: DataSettings) -> Found:
+    """What the header of one file tells.
+
+    Args:
+        path: The file.
+        root: Folder below which its key is the path.
+        role: As in `Volume`.
+        settings: Which dataset is the image, and where the subject's name stands.
+
+    Raises:
+        BadFileError: If the file cannot be used.
+    """
     _check_signature(path)
     remark = None
     try:
         with h5py.File(path, "r") as file:
             contrast = _attribute(file, "acquisition")
             if settings.contrasts and contrast not in settings.contrasts:
-                return _Found(contrast)
+                return Found(contrast)
             name = _choose(file, settings.target)
             dataset = _dataset(file, name)
             subject = _attribute(file, "patient_id")
@@ -258,7 +284,7 @@ def _describe(path: Path, root: Path, role: str, settings: DataSettings) -> _Fou
         options=options,
         spacing=spacing,
     )
-    return _Found(contrast, volume, by_file, remark)
+    return Found(contrast, volume, by_file, remark)
 
 
 def _check_signature(path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel import orientations
 
 from daasr_jax.data.progress import track
 from daasr_jax.data.settings import DataSettings
@@ -36,6 +35,7 @@ from daasr_jax.data.sources.nifti_header import (
     describe,
     opened,
     read_header,
+    slice_order,
 )
 from daasr_jax.data.sources.tree import walk
 from daasr_jax.errors import DataError
@@ -160,17 +160,21 @@ def slices_of(image: nib.Nifti1Image, axis: str) -> np.ndarray:
     Returns:
         (slices, height, width) in the stored type, scaled where the header says so.
     """
-    stored = orientations.io_orientation(image.affine)
-    wanted = orientations.axcodes2ornt(("L", "P", "S"))
-    turn = orientations.ornt_transform(stored, wanted)
     array = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    array = orientations.apply_orientation(array, turn)
-    spl = np.transpose(array, (2, 1, 0))
-    if axis == "coronal":
-        spl = np.moveaxis(spl, 1, 0)[:, ::-1]
-    elif axis == "sagittal":
-        spl = np.moveaxis(spl, 2, 0)[:, ::-1]
-    return np.ascontiguousarray(spl)
+    order = slice_order(image.affine, array.shape, axis)
+    return np.ascontiguousarray(in_order(array, order))
+
+
+def in_order(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """A view of the voxels as (slices, height, width).
+
+    Args:
+        array: Of three axes, as stored.
+        order: (4, 4), of `nifti_header.slice_order`; the shift is not used.
+    """
+    turn = order[:3, :3]
+    view = np.transpose(array, np.abs(turn).argmax(axis=0))
+    return view[tuple(slice(None, None, -1 if s < 0 else 1) for s in turn.sum(axis=0))]
 
 
 def _choose(

@@ -7,6 +7,7 @@ no memory.
 import contextlib
 import dataclasses
 import gzip
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ _LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # A voxel side this much longer than both others is the slice direction.
 _THICK = 1.5
 _AXES = ("axial", "coronal", "sagittal")
-_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 # The two orientations of a header agree within this share of a voxel's shortest side.
 _AGREEMENT = 0.05
 # Beyond this angle to the body's axes the nearest one is a matter of chance.
@@ -143,7 +144,7 @@ def describe(path: Path, wanted: str) -> Header:
         wanted = _AXES[thick] if spacing[thick] > _THICK * others else "axial"
     slices = shape.pop(_AXES.index(wanted))
     check_plane(*shape)
-    millimetres = _MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    millimetres = MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
     told = int(header["qform_code"]) or int(header["sform_code"])
     oriented = slice_affine(affine, header.get_data_shape()[:3], wanted)
     oriented[:3] *= millimetres
@@ -152,7 +153,7 @@ def describe(path: Path, wanted: str) -> Header:
         axis=wanted,
         spacing=float(np.linalg.norm(oriented[:3, 0])),
         affine=tuple(map(tuple, oriented.tolist())) if told else None,
-        remarks=tuple(_remarks(header, affine, stored)),
+        remarks=remarks_of(header),
     )
 
 
@@ -167,6 +168,15 @@ def slice_affine(affine: np.ndarray, shape: Sequence[int], axis: str) -> np.ndar
     Returns:
         (4, 4) float64.
     """
+    return affine @ slice_order(affine, shape, axis)
+
+
+def slice_order(affine: np.ndarray, shape: Sequence[int], axis: str) -> np.ndarray:
+    """From (slice, row, column, 1) of `nifti.slices_of` to the voxel as stored.
+
+    Returns:
+        (4, 4) float64; each column of its turn has one entry, which is 1 or -1.
+    """
     turn = orientations.ornt_transform(
         orientations.io_orientation(affine), orientations.axcodes2ornt(("L", "P", "S"))
     )
@@ -177,49 +187,74 @@ def slice_affine(affine: np.ndarray, shape: Sequence[int], axis: str) -> np.ndar
     if axis != "axial":  # rows run downwards
         upward = shape[int(np.flatnonzero(turn[:, 0] == 2)[0])]
         order[2, 1], order[2, 3] = -1, upward - 1
-    return affine @ orientations.inv_ornt_aff(turn, shape) @ order
+    return orientations.inv_ornt_aff(turn, shape) @ order
 
 
-def _remarks(
-    header: nib.Nifti1Header, affine: np.ndarray, stored: np.ndarray
-) -> Iterator[str]:
-    """What a user should know of an orientation that is used all the same."""
-    codes = int(header["sform_code"]), int(header["qform_code"])
-    if not any(codes):
-        yield (
+def remarks_of(header: nib.Nifti1Header) -> tuple[str, ...]:
+    """What a user should know of an orientation that is used all the same.
+
+    Args:
+        header: Of `read_header`.
+
+    Returns:
+        Each as what is said of headers or voxels.
+    """
+    if not any(_codes(header)):
+        return (
             "give no orientation (sform and qform codes are 0), so their axes are "
-            "taken as nibabel's default"
+            "taken as nibabel's default",
         )
-        return
+    out = []
+    affine = np.asarray(header.get_best_affine())
     units = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if all(codes):
-        corners = np.array(header.get_data_shape()[:3]) - 1.0
-        far = np.vstack([np.diag(corners), corners[None], np.zeros((1, 3))])
-        try:
-            other = header.get_qform()
-        except (HeaderDataError, ValueError):  # a quaternion that is none
-            other = np.full((4, 4), 1e9)
-        between = apply_affine(affine - other, far)
-        sides = np.linalg.norm(affine[:3, :3], axis=0)
-        if np.abs(between).max() > _AGREEMENT * sides.min():
-            yield "have an sform and a qform that disagree, of which the sform is used"
+    if forms_disagree(header):
+        out.append(
+            "have an sform and a qform that disagree, of which the sform is used"
+        )
     if np.abs(units.T @ units - np.eye(3)).max() > np.sin(np.radians(_SHEAR_DEGREES)):
-        yield "are sheared: their axes are not at right angles, and are used as such"
+        out.append(
+            "are sheared: their axes are not at right angles, and are used as such"
+        )
+    stored = np.asarray(orientations.io_orientation(affine))
     along = [abs(units[int(world), axis]) for axis, world in enumerate(stored[:, 0])]
     if min(along) < np.cos(np.radians(_OBLIQUE_DEGREES)):
-        yield (
+        out.append(
             f"lie more than {_OBLIQUE_DEGREES:.0f} degrees off the body's axes, so "
             "their slices follow the nearest axis of storage"
         )
+    return tuple(out)
+
+
+def forms_disagree(header: nib.Nifti1Header) -> bool:
+    """Both orientations are coded, and place a corner elsewhere, by 5 % of a voxel."""
+    if not all(_codes(header)):
+        return False
+    affine = np.asarray(header.get_best_affine())
+    corners = np.array(header.get_data_shape()[:3]) - 1.0
+    far = np.vstack([np.diag(corners), corners[None], np.zeros((1, 3))])
+    try:
+        other = header.get_qform()
+    except (HeaderDataError, ValueError):  # a quaternion that is none
+        return True
+    between = apply_affine(affine - other, far)
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(between).max() > _AGREEMENT * sides.min())
+
+
+def _codes(header: nib.Nifti1Header) -> tuple[int, int]:
+    return int(header["sform_code"]), int(header["qform_code"])
 
 
 def _check_header(header: nib.Nifti1Header, size: int, *, packed: bool) -> None:
     dtype = header.get_data_dtype()
     if dtype.kind not in "fiu":
-        raise BadFileError(f"holds {dtype} values; magnitude images are wanted")
+        held = "colours (RGB)" if dtype.kind == "V" else f"{dtype} values"
+        raise BadFileError(f"holds {held}; magnitude images are wanted")
     shape = header.get_data_shape()
     if len(shape) < 3 or any(side != 1 for side in shape[3:]):
-        raise BadFileError(f"has shape {shape}; three axes are wanted")
+        volumes = math.prod(map(int, shape[3:]))
+        many = f", so {volumes} volumes" if volumes > 1 else ""
+        raise BadFileError(f"has shape {shape}{many}; three axes are wanted")
     check_size(shape)
     affine = np.asarray(header.get_best_affine())
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

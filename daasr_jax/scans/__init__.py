@@ -1,0 +1,24 @@
+"""A user's own scans: read, cut into slices, placed on a grid, written."""
+
+from daasr_jax.scans.grids import Grid, enlarged, on_grid
+from daasr_jax.scans.intensity import Restore, normalise
+from daasr_jax.scans.overlap import Coverage, coverage_report
+from daasr_jax.scans.reading import read_scan
+from daasr_jax.scans.scan import Scan, back, in_plane, slice_axis
+from daasr_jax.scans.write_nifti import write_nifti
+
+__all__ = [
+    "Coverage",
+    "Grid",
+    "Restore",
+    "Scan",
+    "back",
+    "coverage_report",
+    "enlarged",
+    "in_plane",
+    "normalise",
+    "on_grid",
+    "read_scan",
+    "slice_axis",
+    "write_nifti",
+]

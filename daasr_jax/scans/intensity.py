@@ -1,0 +1,91 @@
+"""The range of a user's scan: to that of training, and back to its unit."""
+
+import dataclasses
+
+import numpy as np
+
+from daasr_jax.data.slices import MAX_NEGATIVE, hot_limit
+from daasr_jax.data.sources.base import log
+from daasr_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Restore:
+    """Back to the unit of a scan: `low + images (top - low)`.
+
+    Attributes:
+        top: What became 1.
+        low: What became 0; 0 but for a scan that is negative in good part.
+        hot: Number of voxels that lay above `top` and were cut to it.
+        remarks: What the user should know of the range, in words.
+    """
+
+    top: float
+    low: float = 0.0
+    hot: int = 0
+    remarks: tuple[str, ...] = ()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images in the range of training to float32 in the unit of the scan."""
+        images = np.asarray(images, np.float32)
+        if not self.low:
+            return images * np.float32(self.top)
+        return images * np.float32(self.top - self.low) + np.float32(self.low)
+
+
+def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, Restore]:
+    """A volume in the range of training: divided by its maximum.
+
+    A damaged voxel does not set the range: voxels above `slices.hot_limit` are left out
+    of the maximum and cut to it. A few negative values, as interpolation leaves them,
+    are cut to 0. Where they reach beyond 10 % of the maximum the range begins at the
+    minimum. Each is said.
+
+    Args:
+        voxels: (S, H, W) real, finite, in any unit.
+        name: The scan, for messages.
+
+    Returns:
+        (S, H, W) float32 in [0, 1], and the way back.
+
+    Raises:
+        DataError: If all voxels are equal, or all but damaged ones (E347).
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    if low == high:
+        raise DataError("E347", f"{name} is blank: all voxels are {low:g}")
+    remarks = []
+    start = 0.0
+    if low < -MAX_NEGATIVE * high or high <= 0:
+        start = low
+        remarks.append(
+            f"has values from {low:.4g} to {high:.4g}; magnitude images start at 0, so "
+            f"{low:.4g} is taken as black"
+        )
+    elif low < 0:
+        cut = int(np.count_nonzero(voxels < 0))
+        remarks.append(f"has {cut} voxels below 0 (down to {low:.4g}), taken as 0")
+    top, hot = _top(voxels, start, high)
+    if not top > start:
+        raise DataError("E347", f"{name} is blank but for {hot} voxels of {high:.4g}")
+    if hot:
+        remarks.append(
+            f"has {hot} voxels of up to {high:.4g} where all others stay below "
+            f"{top:.4g}; they are taken as damaged and cut to it"
+        )
+    images = np.empty(voxels.shape, np.float32)
+    for i, image in enumerate(voxels):
+        images[i] = ((image.astype(np.float64) - start) / (top - start)).clip(0, 1)
+    for remark in remarks:
+        log.warning("%s %s", name, remark)
+    return images, Restore(top, start, hot, tuple(remarks))
+
+
+def _top(voxels: np.ndarray, start: float, high: float) -> tuple[float, int]:
+    """The maximum without damaged voxels, and how many those are."""
+    shifted = voxels - np.float64(start) if start else voxels
+    limit = hot_limit(shifted)
+    if high - start <= limit:
+        return high, 0
+    hot = shifted > limit
+    return float(voxels[~hot].max()), int(np.count_nonzero(hot))

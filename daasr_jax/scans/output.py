@@ -1,0 +1,51 @@
+"""Where a result may be written."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from daasr_jax.errors import DataError
+from daasr_jax.scans import dicom
+
+
+def check_output(path: Path, inputs: Sequence[str | os.PathLike[str]], force: bool):
+    """Refuses a place for a result before anything is computed.
+
+    Args:
+        path: The file, or the folder of a DICOM series.
+        inputs: Files and folders that are read.
+        force: What is there may be replaced: a file, or a folder of nothing but DICOM
+            files.
+
+    Raises:
+        DataError: If it is one of the inputs or lies in one (E351), is there (E350), or
+            cannot be written (E352).
+    """
+    for source in map(Path, inputs):
+        same = path.exists() and source.exists() and path.samefile(source)
+        folder = source if source.is_dir() else None
+        if same or (folder and folder.resolve() in path.resolve().parents):
+            raise DataError(
+                "E351",
+                f"{path} is the input {source}, or lies in it; an input is never "
+                "written to: give --out another place",
+            )
+    if path.is_symlink() or path.exists():
+        if not force:
+            raise DataError("E350", f"{path} is there already: --force replaces it")
+        if path.is_dir() and not dicom.only_dicom(path):
+            raise DataError(
+                "E350",
+                f"{path} is a folder that holds more than one DICOM series, and is not "
+                "replaced: give --out a folder that is not there",
+            )
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise cannot_write(path, f"{above} cannot be written to")
+
+
+def cannot_write(path: Path, why: str) -> DataError:
+    """The error (E352) for a result that the system refused."""
+    return DataError("E352", f"{path} cannot be written: {why}")

@@ -1,0 +1,160 @@
+"""From voxels and their grid to a NIfTI file in the space of the scan."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Extension
+from numpy.typing import DTypeLike
+
+from daasr_jax.data.sources.base import log, system_words
+from daasr_jax.data.sources.nifti_header import (
+    IMAGES,
+    MILLIMETRES,
+    forms_disagree,
+)
+from daasr_jax.errors import DataError
+from daasr_jax.files import replacing
+from daasr_jax.scans.grids import Grid
+from daasr_jax.scans.output import cannot_write, check_output
+from daasr_jax.scans.quaternion import qform_of
+from daasr_jax.scans.scan import Scan
+
+_COMMENT = 6  # code of a header extension of plain text
+_DESCRIP = 80  # bytes of the field
+_SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+# A qform that is off by more than this, in mm, is named.
+_EXACT_MM = 1e-4
+
+
+def write_nifti(
+    path: str | os.PathLike[str],
+    voxels: np.ndarray,
+    grid: Grid,
+    like: Scan,
+    description: str = "",
+    dtype: DTypeLike = np.float32,
+    force: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Writes a volume in the world space of the scan that it was made from.
+
+    Kept of a NIfTI scan: NIfTI-1 or -2, units, sform and qform codes, repetition time,
+    description, intent and display range. An sform and a qform that disagree each go
+    on in their own way. Of a DICOM scan the repetition time is taken, and both codes
+    are "scanner". Without a known place both codes are 0.
+
+    A file under a temporary name becomes `path` when it is whole.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        voxels: (X, Y, Z) real in the unit of the scan.
+        grid: Where they lie.
+        like: The scan.
+        description: Goes into the field of 80 bytes where the scan left it empty, and
+            in full into a comment after the header.
+        dtype: Of the file. An integer type holds rounded values where the scan's voxels
+            are integers, else scaled ones (`scl_slope`).
+        force: Replace a file that is there.
+        inputs: Other files that must not be written to, such as references.
+
+    Raises:
+        DataError: If the name has another ending (E354), or as `output.check_output`
+            (E350, E351, E352).
+    """
+    path = Path(path)
+    check_ending(path)
+    check_output(path, [like.source, *inputs], force)
+    header = header_for(grid, like, description)
+    header.set_data_dtype(np.dtype(dtype))
+    image = IMAGES[int(header["sizeof_hdr"])](
+        _as_type(voxels, np.dtype(dtype), like), None, header
+    )
+    try:
+        with replacing(path) as temporary:
+            image.to_filename(temporary)
+    except (OSError, zlib.error) as error:
+        why = system_words(error) if isinstance(error, OSError) else str(error)
+        raise cannot_write(path, why) from None
+
+
+def check_ending(path: Path) -> None:
+    """Raises a DataError (E354) for a name that says no NIfTI file."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise DataError(
+            "E354", f"{path}: the result is NIfTI: end its name in .nii or .nii.gz"
+        )
+
+
+def header_for(grid: Grid, like: Scan, description: str = "") -> Any:
+    """The NIfTI header of a result, see `write_nifti`."""
+    if like.kind == "nifti":
+        header = like.header.copy()
+        header.extensions[:] = [
+            e for e in header.extensions if e.get_code() == _COMMENT
+        ]
+        codes = int(header["sform_code"]), int(header["qform_code"])
+    else:
+        header = nib.Nifti1Header()
+        header.set_xyzt_units("mm", "sec")
+        codes = (_SCANNER, _SCANNER) if like.known_place else (0, 0)
+    mm = MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    unit = np.diag([1 / mm, 1 / mm, 1 / mm, 1])
+    sform = unit @ grid.affine
+    qform = sform
+    if like.kind == "nifti" and forms_disagree(header):
+        qform = _own_qform(header, np.linalg.inv(like.affine) @ grid.affine, sform)
+    rest = header["pixdim"][4:].copy()
+    if like.kind == "dicom":
+        rest[0] = getattr(like.header[0], "RepetitionTime", None) or 0
+        rest[0] /= 1000  # from ms
+    header.set_data_shape(grid.shape)
+    header["pixdim"][4:] = rest
+    held = qform_of(qform, grid.shape)
+    header["pixdim"][0] = held.handed
+    header["pixdim"][1:4] = held.sides
+    header["quatern_b"], header["quatern_c"], header["quatern_d"] = held.quaternion
+    for name, value in zip("xyz", held.offset, strict=True):
+        header[f"qoffset_{name}"] = value
+    for name, row in zip("xyz", sform, strict=False):
+        header[f"srow_{name}"] = row
+    header["sform_code"], header["qform_code"] = codes
+    if held.sheared and codes[0]:
+        if like.kind != "nifti":
+            header["qform_code"] = 0
+        log.warning(
+            "the axes of %s are not at right angles, which no qform holds: the sform "
+            "of the result is right, its qform is off by up to %.2g mm",
+            like.source,
+            held.error * mm,
+        )
+    elif held.error * mm > _EXACT_MM:
+        log.info(
+            "the qform of the result is off by up to %.2g mm at a corner, as its "
+            "numbers have 24 bits; the sform is right",
+            held.error * mm,
+        )
+    if description:
+        if not bytes(header["descrip"]).strip(b"\0 "):
+            header["descrip"] = description.encode("utf-8", "replace")[:_DESCRIP]
+        header.extensions.append(Nifti1Extension(_COMMENT, description.encode()))
+    return header
+
+
+def _own_qform(header: Any, link: np.ndarray, sform: np.ndarray) -> np.ndarray:
+    """The result's qform by the scan's own; its sform where that has none."""
+    try:
+        return header.get_qform() @ link
+    except ValueError:  # a quaternion that is none
+        return sform
+
+
+def _as_type(voxels: np.ndarray, dtype: np.dtype, like: Scan) -> np.ndarray:
+    if dtype.kind in "iu" and like.voxels.dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(voxels), limits.min, limits.max).astype(dtype)
+    return voxels if dtype.kind in "iu" else voxels.astype(dtype, copy=False)
