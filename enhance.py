@@ -1,4 +1,4 @@
-"""Enhances a scan: `python enhance.py --input T2.nii.gz --ref T1.nii.gz --out X.nii`."""
+"""Enhances a scan: `python enhance.py --input T2.nii --ref T1.nii --out X.nii`."""
 
 import sys
 

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`daasr_jax.enhance` and `daasr_jax.Enhanced`, imported when they are asked for."""
+    """`enhance` and `Enhanced`, which are imported when they are asked for."""
     if name in ("enhance", "Enhanced"):
         from daasr_jax import enhancement
 

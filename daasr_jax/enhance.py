@@ -17,6 +17,7 @@ package the command is `python -m daasr_jax.enhance`. Not for clinical use.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import traceback
 import types
@@ -46,25 +47,59 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("--input", required=True, type=place, metavar="SCAN",
-        help="NIfTI, a DICOM folder, fastMRI .h5 or .npz")
-    add("--out", required=True, type=place, metavar="OUT",
-        help="the result: .nii.gz or .nii; with --format dicom a folder")
-    add("--ref", action="append", metavar="SCAN",
-        help="a reference, as --input; again for several; or none, or auto")
+    add(
+        "--input",
+        required=True,
+        type=place,
+        metavar="SCAN",
+        help="NIfTI, a DICOM folder, fastMRI .h5 or .npz",
+    )
+    add(
+        "--out",
+        required=True,
+        type=place,
+        metavar="OUT",
+        help="the result: .nii.gz or .nii; with --format dicom a folder",
+    )
+    add(
+        "--ref",
+        action="append",
+        metavar="SCAN",
+        help="a reference, as --input; again for several; or none, or auto",
+    )
     add("--bank", type=place, metavar="DIR", help="folder of scans for --ref auto")
-    add("--scale", type=int, choices=(2, 3, 4), default=0,
-        help="enlargement of each side in the plane; by default that of the weights")
-    add("--checkpoint", default="", metavar="NAME",
+    add(
+        "--scale",
+        type=int,
+        choices=(2, 3, 4),
+        default=0,
+        help="enlargement of each side in the plane; by default that of the weights",
+    )
+    add(
+        "--checkpoint",
+        default="",
+        metavar="NAME",
         help="released weights, a .safetensors file or the folder of a run; by default "
-        "x2, x3 or x4 by the scale")
-    add("--axis", default="auto", metavar="AXIS",
-        help="across which slices lie: auto, axial, coronal, sagittal, 0, 1, 2")
+        "x2, x3 or x4 by the scale",
+    )
+    add(
+        "--axis",
+        default="auto",
+        metavar="AXIS",
+        help="across which slices lie: auto, axial, coronal, sagittal, 0, 1, 2",
+    )
     add("--format", choices=("nifti", "dicom"), default="nifti", help="of the result")
-    add("--memory", type=float, metavar="GB",
-        help="that may be taken; by default a half of what is free")
-    add("--low-res-simulated", action="store_true",
-        help="the input is sharp: make it small first, and report PSNR and SSIM")
+    add(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="that may be taken; by default a half of what is free",
+    )
+    add(
+        "--low-res-simulated",
+        action="store_true",
+        help="the input is sharp: make it small first, and report PSNR and SSIM",
+    )
     add("--no-view", action="store_true", help="write no HTML page")
     add("--force", action="store_true", help="replace results that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -93,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _enhance(given: argparse.Namespace) -> None:
-    from daasr_jax.data import cache_folder
+    from daasr_jax.data import DataSettings
     from daasr_jax.experiment.enhance import Request, enhance_scan
     from daasr_jax.experiment.places import place
     from daasr_jax.runtime import compiled, devices
@@ -102,7 +137,8 @@ def _enhance(given: argparse.Namespace) -> None:
         raise ConfigError("E225", f"--memory is {given.memory:g}; it must be over 0")
     refs = given.ref or ["none"]
     devices.find()
-    compiled.keep_compiled(cache_folder())
+    with contextlib.suppress(UserError):  # without a home nothing is kept
+        compiled.keep_compiled(DataSettings().cache_path)
     request = Request(
         input=given.input,
         out=given.out,

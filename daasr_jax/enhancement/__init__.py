@@ -1,4 +1,4 @@
-"""Weights put to use: slices of one's own enhanced, the maps and the page beside them."""
+"""Trained weights on a scan of one's own: the result, its maps and its page."""
 
 from daasr_jax.enhancement.arrays import Enhanced, enhance
 from daasr_jax.enhancement.engine import Engine, Slices

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from daasr_jax.scans import normalise
 LEAST, MOST = 20, 1024  # pixels along a side of a slice
 
 
-class Enhanced(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Enhanced:
     """What `enhance` returns; without the axis S where one slice was given.
 
     Attributes:
@@ -85,10 +86,10 @@ def enhance(
             _check(each, name, slices=len(images))
             given.append(fitted(normalise(each, name)[0], wanted))
     made = Engine(weights, memory)(images, np.stack(given, axis=1) if given else None)
-    result = Enhanced(restore(made.sr), made.confidence, made.index)
+    sr, found = restore(made.sr), (made.confidence, made.index)
     if one:
-        return Enhanced(*(None if x is None else x[0] for x in result))
-    return result
+        return Enhanced(sr[0], *(None if x is None else x[0] for x in found))
+    return Enhanced(sr, *found)
 
 
 def fitted(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -120,9 +121,9 @@ def _check(images: np.ndarray, name: str, slices: int | None = None) -> None:
         said = "holds values that are not finite"
     elif slices is not None and len(images) != slices:
         said = f"has {len(images)} slices, wanted {slices} as in lr"
-    elif slices is None and not LEAST <= min(images.shape[1:]):
-        said = f"has slices of {images.shape[1:]}, wanted {LEAST} to {MOST} a side"
-    elif slices is None and max(images.shape[1:]) > MOST:
+    elif slices is None and not (
+        min(images.shape[1:]) >= LEAST and max(images.shape[1:]) <= MOST
+    ):
         said = f"has slices of {images.shape[1:]}, wanted {LEAST} to {MOST} a side"
     if said:
         raise DataError("E361", f"{name} {said}.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ _NOTHING = 3  # side, in LR pixels, of the zeros that stand for no reference
 Track = Callable[[Iterable[int], int], Iterable[int]]
 
 
-class Slices(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Slices:
     """What a network made of S slices, in the range of training.
 
     Attributes:
@@ -81,7 +83,9 @@ class Engine:
             chosen = np.arange(begin, begin + at_once).clip(max=len(lr) - 1)
             with explained():
                 made = program(
-                    self.weights.variables, lr[chosen, ..., None], ref[chosen, ..., None]
+                    self.weights.variables,
+                    lr[chosen, ..., None],
+                    ref[chosen, ..., None],
                 )
                 kept = min(at_once, len(lr) - begin)
                 parts.append(tuple(np.asarray(x)[:kept] for x in made))

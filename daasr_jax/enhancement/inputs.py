@@ -79,6 +79,7 @@ class Guides:
         placed: They lie on the grid of the result.
         about: Of each file that was used, JSON-ready.
         remarks: What the user should know, a sentence each.
+        logged: Likewise, what was logged when they were read.
     """
 
     images: np.ndarray | None = None
@@ -86,11 +87,10 @@ class Guides:
     placed: bool = True
     about: Sequence[dict[str, Any]] = ()
     remarks: Sequence[str] = ()
+    logged: Sequence[str] = ()
 
 
-def read_target(
-    path: Path, axis: str, scale: int, *, simulated: str = ""
-) -> Target:
+def read_target(path: Path, axis: str, scale: int, *, simulated: str = "") -> Target:
     """Reads a scan and cuts it into slices.
 
     Args:
@@ -128,7 +128,7 @@ def read_target(
         x, y, z = scan.voxels.shape
         grid = Grid((x, y, z), scan.affine, scan.known_place)
     height, width = images.shape[1:]
-    if not LEAST <= min(height, width) or max(height, width) > MOST:
+    if not min(height, width) >= LEAST or max(height, width) > MOST:
         raise DataError(
             "E362",
             f"{path.name} has slices of {height}x{width} pixels"
@@ -146,7 +146,7 @@ def read_references(paths: Sequence[Path], target: Target) -> Guides:
         DataError: If one cannot be read, lies elsewhere, is blank, or is the input
             itself (E363).
     """
-    images, about, remarks = [], [], []
+    images, about, remarks, logged = [], [], [], []
     for path in paths:
         scan = read_scan(path)
         if scan.voxels.shape == target.scan.voxels.shape and same_image(
@@ -177,10 +177,9 @@ def read_references(paths: Sequence[Path], target: Target) -> Guides:
                 f"The reference {path.name} covers {100 * coverage.share:.0f} % of the "
                 "result; the rest is enhanced without it."
             )
-        remarks += [f"{path.name} {text}." for text in (*scan.remarks, *restore.remarks)]
-    return Guides(
-        np.stack(images, axis=1), [p.name for p in paths], True, about, remarks
-    )
+        logged += [f"{path.name} {text}." for text in (*scan.remarks, *restore.remarks)]
+    names = [path.name for path in paths]
+    return Guides(np.stack(images, axis=1), names, True, about, remarks, logged)
 
 
 def choose_references(
@@ -204,10 +203,8 @@ def choose_references(
     found: list[tuple[Path, int]] = []
     signatures, left_out = [], []
     sides, field = _field(target.spacing, target.size)
-    lr_sides = tuple(
-        side * big / small
-        for side, big, small in zip(sides, target.size, target.lr.shape[1:], strict=True)
-    )
+    factor = target.size[0] // target.lr.shape[1]
+    lr_sides = (sides[0] * factor, sides[1] * factor)
     for file in track(files):
         try:
             slices, spacing = _bank_slices(file, plane)

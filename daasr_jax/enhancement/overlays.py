@@ -11,7 +11,7 @@ def spread(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: If the cells do not fill the size.
     """
-    slices, height, width = values.shape
+    height, width = values.shape[1:]
     if size[0] % height or size[1] % width:
         raise ValueError(f"cells of {height}x{width} do not fill {size}.")
     return np.repeat(

@@ -77,7 +77,7 @@ def make_page(
         limit: Bytes.
     """
     slices, height, width = views.lr.shape
-    bright = _brightest(views.sr)
+    bright = _bright(views)
     chosen, quality = _chosen(views, limit)
     told = list(facts)
     if quality is not None or len(chosen) < slices:
@@ -117,7 +117,7 @@ def make_page(
         ),
         "data": json.dumps(content).replace("<", "\\u003c"),
     }
-    text = (files(__package__) / "page.html").read_text(encoding="utf-8")
+    text = (files("daasr_jax.enhancement") / "page.html").read_text(encoding="utf-8")
     return re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], text)
 
 
@@ -142,7 +142,7 @@ def _slices(
     views: Views, chosen: Sequence[int], quality: int | None
 ) -> list[dict[str, Any]]:
     """Slices as the page reads them. Each reference has a range of its own."""
-    bright = _brightest(views.sr)
+    bright = _bright(views)
     refs = views.references
     tops = [] if refs is None else [_brightest(x) for x in refs.swapaxes(0, 1)]
 
@@ -165,6 +165,11 @@ def _slices(
     return [one(i) for i in chosen]
 
 
+def _bright(views: Views) -> float:
+    """What is white in input and output, in the range of training."""
+    return min(_brightest(views.sr), 1.5 * _brightest(views.lr))
+
+
 def _eight(x: np.ndarray, top: float) -> np.ndarray:
     return (x / top * 255).round().clip(0, 255).astype(np.uint8)
 
@@ -184,6 +189,8 @@ def _packed(x: np.ndarray) -> str:
 
 def _picture(x: np.ndarray, quality: int | None) -> str:
     out = io.BytesIO()
-    how: dict[str, Any] = {"lossless": True} if quality is None else {"quality": quality}
-    Image.fromarray(x).save(out, "WEBP", method=2, **how)
+    lossless = quality is None
+    Image.fromarray(x).save(
+        out, "WEBP", method=2, lossless=lossless, quality=quality or 75
+    )
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -51,9 +51,7 @@ def scores(
     pairs = {
         name: [
             (float(psnr(_nhwc(a), _nhwc(b))[0]), float(ssim(_nhwc(a), _nhwc(b))[0]))
-            for a, b in zip(
-                x[:, inside, inside], hr[:, inside, inside], strict=True
-            )
+            for a, b in zip(x[:, inside, inside], hr[:, inside, inside], strict=True)
         ]
         for name, x in made.items()
     }

@@ -33,6 +33,9 @@ from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.weights import open_weights
 from daasr_jax.files import write_atomically
 from daasr_jax.runtime import devices
+from daasr_jax.scans.output import check_output
+from daasr_jax.scans.scan import axis_name
+from daasr_jax.scans.write_nifti import check_ending
 
 log = logging.getLogger("daasr_jax")
 
@@ -121,9 +124,9 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
     if request.refs == ("auto",):
         say("reference", f"of {len(guides.about)} slices from {request.bank}")
     say("weights", _weights_words(about))
-    remarks = [*target.scan.remarks, *target.restore.remarks]
-    remarks = [f"{request.input.name} {text}." for text in remarks] + [*guides.remarks]
-    remarks += _too_fine(target, about)
+    known = (*target.scan.remarks, *target.restore.remarks)  # said when it was read
+    logged = [f"{request.input.name} {text}." for text in known] + [*guides.logged]
+    remarks = [*guides.remarks, *_too_fine(target, about)]
 
     engine = Engine(weights, request.memory)
     with _timed(times, "enhancing"):
@@ -162,7 +165,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         "data_consistency_db": round(fit, 2),
         "confidence": _confidence(made, target, guides, about),
         "quality": measured,
-        "warnings": remarks,
+        "warnings": logged + remarks,
         "memory": {
             "allowed_bytes": engine.memory,
             "program_bytes": made.bytes,
@@ -201,10 +204,10 @@ def _check(request: Request) -> None:
             "E257", "--ref auto and --bank DIR go together: give both or neither."
         )
     if request.format == "nifti":
-        scans.check_ending(request.out)
+        check_ending(request.out)
     used = [request.input, *(r for r in request.refs if r not in ("none", "auto"))]
     for path in request.files.values():
-        scans.check_output(path, used, request.force)
+        check_output(path, used, request.force)
 
 
 def _weights(request: Request) -> released.Weights:
@@ -247,7 +250,7 @@ def _say_target(
         f"of {_mm(scan.spacing)}",
     )
     slices, height, width = target.lr.shape
-    plane = scans.axis_name(scan.affine, target.axis)
+    plane = axis_name(scan.affine, target.axis)
     say(
         "slices",
         f"{slices} {plane}, enhanced in their plane: {height}x{width} to "
@@ -295,9 +298,7 @@ def _confidence(
     return {
         "mean_in_tissue": float(inside.mean()) if inside.size else None,
         "low_below": low,
-        "low_share_of_tissue": overlays.untrusted(
-            made.confidence, target.lr, low=low
-        ),
+        "low_share_of_tissue": overlays.untrusted(made.confidence, target.lr, low=low),
     }
 
 
@@ -309,7 +310,7 @@ def _input(request: Request, target: Target) -> dict[str, Any]:
         "shape": list(scan.voxels.shape),
         "dtype": str(scan.voxels.dtype),
         "spacing_mm": [_number(x) for x in scan.spacing],
-        "plane": scans.axis_name(scan.affine, target.axis),
+        "plane": axis_name(scan.affine, target.axis),
         "slices": len(target.lr),
         "known_place": scan.known_place,
         "range": [target.restore.low, target.restore.top],
@@ -357,7 +358,7 @@ def _write(
     try:
         output = target.restore(made.sr)
         if request.format == "dicom":
-            scans.write_dicom(
+            scans.write_dicom(  # pyright: ignore
                 request.out, volume(output), grid, like=scan, force=request.force
             )
         else:
@@ -368,7 +369,9 @@ def _write(
             nifti(files["confidence"], c, "confidence C", np.float32)
             nifti(files["match"], _match(target, guides, made), "match P", np.int32)
         if "page" in files:
-            write_atomically(files["page"], _page(request, target, guides, made, report))
+            write_atomically(
+                files["page"], _page(request, target, guides, made, report)
+            )
         report["seconds"] = {k: round(v, 2) for k, v in times.items()}
         report["files"] = {k: str(v) for k, v in files.items()}
         write_atomically(files["report"], json.dumps(report, indent=1))
@@ -418,7 +421,7 @@ def _page(
         *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
           for name, v in report["quality"].items() if v["psnr"] is not None),
         ("LR fit", f"{report['data_consistency_db']} dB"),
-        ("made by", f"daasr_jax {daasr_jax.__version__}, {report['made_by']['commit']}"),
+        ("made by", f"daasr_jax {daasr_jax.__version__}, {commit_id()}"),
         ("not for", "diagnosis: detail beyond the input is estimated"),
     ]  # fmt: skip
     views = Views(

@@ -28,6 +28,7 @@ from daasr_jax.released.tensors import pack, unpack
 FOLDER = Path(str(files(__name__)))
 INDEX = "index.json"
 FORM = 1  # of the files
+_TRAINING_ALONE = "params/head_"  # the pictures of Eq. 12 and 13: not kept
 # What a user must know of weights, where whoever trained them has not said otherwise.
 USUAL = {
     "data_consistency": False,  # SR's centre of k-space is LR's
@@ -62,6 +63,7 @@ def save(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> 
     """Writes weights, and their hash into `index.json` beside them.
 
     Parameters are kept in float16, statistics and what float16 cannot hold in float32.
+    The heads of the auxiliary pictures are not kept: they are zero once loaded.
 
     Args:
         path: `NAME.safetensors`, replaced where it is there.
@@ -79,7 +81,11 @@ def save(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> 
     if lacking:
         raise ValueError(f"about lacks {', '.join(sorted(lacking))}.")
     written = {"form": FORM, "package": daasr_jax.__version__, **USUAL, **about}
-    arrays = {name: _stored(name, x) for name, x in _flat(variables).items()}
+    arrays = {
+        name: _stored(name, x)
+        for name, x in _flat(variables).items()
+        if not name.startswith(_TRAINING_ALONE)
+    }
     data = pack(arrays, {"about": json.dumps(written, sort_keys=True)})
     write_atomically(path, data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -181,9 +187,14 @@ def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
         "/".join(str(k.key) for k in way): x.shape
         for way, x in jax.tree_util.tree_leaves_with_path(shapes)
     }
+    heads = {
+        name: np.zeros(shape, np.float32)
+        for name, shape in wanted.items()
+        if name.startswith(_TRAINING_ALONE)
+    }
     wrong = sorted(
         name
-        for name in {*wanted, *arrays}
+        for name in {*wanted, *arrays} - {*heads}
         if name not in wanted
         or name not in arrays
         or arrays[name].shape != wanted[name]
@@ -194,7 +205,7 @@ def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
             f"{wrong[0]}"
         )
     tree: dict[str, Any] = {}
-    for name, value in arrays.items():
+    for name, value in (heads | {**arrays}).items():
         *above, last = name.split("/")
         node = tree
         for part in above:

@@ -22,7 +22,7 @@ COMMAND = "python docs/generate/house.py"
 # From the top to the ground.
 FLOORS = (
     ("experiment",),
-    ("training", "evaluation"),
+    ("training", "evaluation", "enhancement"),
     ("losses", "metrics", "released"),
     ("weights",),
     ("models", "scans"),
