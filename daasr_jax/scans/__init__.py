@@ -2,9 +2,11 @@
 
 from daasr_jax.scans.grids import Grid, enlarged, on_grid
 from daasr_jax.scans.intensity import Restore, normalise
+from daasr_jax.scans.output import check_output
 from daasr_jax.scans.overlap import Coverage, coverage_report
 from daasr_jax.scans.reading import read_scan
 from daasr_jax.scans.scan import Scan, back, in_plane, slice_axis
+from daasr_jax.scans.write_dicom import write_dicom
 from daasr_jax.scans.write_nifti import write_nifti
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Restore",
     "Scan",
     "back",
+    "check_output",
     "coverage_report",
     "enlarged",
     "in_plane",
@@ -20,5 +23,6 @@ __all__ = [
     "on_grid",
     "read_scan",
     "slice_axis",
+    "write_dicom",
     "write_nifti",
 ]

@@ -18,7 +18,6 @@ from daasr_jax.data.sources.base import (
     BadFileError,
     check_size,
     complaint,
-    first_line,
     some,
 )
 from daasr_jax.errors import DataError
@@ -216,8 +215,8 @@ def _frames(path: Path, header: Any) -> list[_Frame]:
                 "(a multi-frame file of an old kind): convert it to NIfTI"
             )
         return [_Frame(header, path, 0, False)]
+    groups = header.PerFrameFunctionalGroupsSequence
     shared = header.get("SharedFunctionalGroupsSequence", None)
-    common = copy.deepcopy(header)
     for name in (
         "PerFrameFunctionalGroupsSequence",
         "SharedFunctionalGroupsSequence",
@@ -225,11 +224,11 @@ def _frames(path: Path, header: Any) -> list[_Frame]:
         "DimensionIndexSequence",
         "NumberOfFrames",
     ):
-        if name in common:
-            delattr(common, name)
+        if name in header:
+            delattr(header, name)
     out = []
-    for number, own in enumerate(header.PerFrameFunctionalGroupsSequence):
-        one = copy.copy(common)
+    for number, own in enumerate(groups):
+        one = copy.deepcopy(header)
         for group, names in _GROUPS.items():
             for place in (own, *(shared or ())):
                 if place.get(group, None):
@@ -416,26 +415,25 @@ def _voxels(frames: list[_Frame]) -> np.ndarray:
 
 def _pixels(path: Path) -> np.ndarray:
     """The stored values of a file: (rows, columns), or (frames, rows, columns)."""
-    pydicom = library()
+    pydicom, syntax = library(), None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(path, force=True)
-            if "file_meta" not in data or "TransferSyntaxUID" not in data.file_meta:
-                data.ensure_file_meta()
-                data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-            syntax = data.file_meta.TransferSyntaxUID
+            syntax = data.file_meta.get("TransferSyntaxUID", None)
+            if syntax is None:
+                syntax = pydicom.uid.ImplicitVRLittleEndian
+                data.file_meta.TransferSyntaxUID = syntax
             pixels = data.pixel_array
     except _READ_ERRORS as error:
-        if isinstance(error, (RuntimeError, NotImplementedError)):
+        if syntax and ("missing dep" in str(error) or "not supported" in str(error)):
             raise BadFileError(
                 f"{path.name} is compressed ({syntax.name}), and no decoder for it is "
-                "installed: pip install pylibjpeg[all], or decompress it first "
+                "installed: pip install 'pylibjpeg[all]', or decompress it first "
                 "(dcmdjpeg, gdcmconv --raw)"
             ) from None
-        raise BadFileError(
-            f"{path.name}: damaged DICOM file ({first_line(error)})"
-        ) from None
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise BadFileError(f"{path.name}: damaged DICOM file ({why[:200]})") from None
     many = int(data.get("NumberOfFrames", None) or 1) > 1
     grouped = "PerFrameFunctionalGroupsSequence" in data
     return pixels[None] if grouped and not many else pixels

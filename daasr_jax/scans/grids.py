@@ -112,7 +112,9 @@ def link_of(reference: Scan, grid: Grid) -> np.ndarray:
     ratio = have / wanted
     common = ratio[np.argmax(np.abs(np.log(ratio)))]
     fits = np.abs(have - common * wanted) <= _ROUNDED
-    if not (fits | (have == wanted)).all():
+    other = have != wanted
+    # a plane in one ratio, or a volume; never one axis alone
+    if not (fits | ~other).all() or other.sum() == 1:
         raise DataError(
             "E349",
             f"{reference.source} has {_by(reference.voxels.shape)} voxels for a result "

@@ -1,9 +1,10 @@
 """The quaternion of a NIfTI header that turns most nearly as an affine does.
 
 A qform holds three numbers b, c, d of 24 bits; a reader makes the fourth,
-`a = sqrt(1 - b^2 - c^2 - d^2)`. Near half a turn a is small, and rounding b, c and d
-to the nearest moves it by up to 3e-4: a tenth of a millimetre at the corner of a head.
-Of all close triples the one is taken with which the corners move least.
+`a = sqrt(1 - b^2 - c^2 - d^2)`. Near half a turn, where scans with axes to the left,
+back and top are, a is small, and rounding b, c and d moves it by up to 3e-4: a tenth of
+a millimetre at the corner of a head. Of all close triples the one is taken with which
+the corners move least, a half to a tenth of that.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from nibabel.quaternions import fillpositive, mat2quat, quat2mat
 
 _THRESHOLD = np.finfo(np.float32).eps * 3  # as nibabel has it
 # The two smaller numbers are tried on a fine lattice, the largest by its last bits.
-_FINE = np.arange(-16, 17) * 2.0**-27
+_FINE = np.arange(-24, 25) * 2.0**-26
 _BITS = np.arange(-3, 4)
 
 
@@ -27,9 +28,8 @@ class Qform:
         handed: 1, or -1 for a left-handed affine.
         offset: Of the first voxel, float32.
         error: How far a corner of the outer voxels lies from its place at most, in the
-            unit of the affine.
-        sheared: The axes of the affine are not at right angles, which no quaternion
-            holds.
+            unit of the affine. Large where the axes are not at right angles, which no
+            quaternion holds.
     """
 
     quaternion: np.ndarray
@@ -37,37 +37,37 @@ class Qform:
     handed: int
     offset: np.ndarray
     error: float
-    sheared: bool
 
 
-def qform_of(affine: np.ndarray, shape: tuple[int, ...]) -> Qform:
+def qform_of(
+    affine: np.ndarray, shape: tuple[int, ...], quaternion: np.ndarray | None = None
+) -> Qform:
     """The qform nearest to an affine over a volume.
 
     Args:
         affine: (4, 4) float64.
         shape: The three sides of the volume.
+        quaternion: b, c and d where they are known, float32.
     """
     turn = affine[:3, :3]
     sides = np.linalg.norm(turn, axis=0)
     handed = 1 if np.linalg.det(turn) > 0 else -1
-    u, _, v = np.linalg.svd(turn / sides * [1, 1, handed])
-    right = u @ v
-    quaternion = _nearest(right, sides * np.array(shape))
-    a = fillpositive(quaternion.astype(np.float64), _THRESHOLD)
+    if quaternion is None:
+        u, _, v = np.linalg.svd(turn / sides * [1, 1, handed])
+        quaternion = _nearest(u @ v, sides * np.array(shape))
     short = sides.astype(np.float32)
-    held = quat2mat(a) * short.astype(np.float64) * [1, 1, handed]
+    right = quat2mat(fillpositive(quaternion.astype(np.float64), _THRESHOLD))
+    held = right * short.astype(np.float64) * [1, 1, handed]
     middle = (np.array(shape) - 1) / 2
     offset = (turn @ middle + affine[:3, 3] - held @ middle).astype(np.float32)
     corners = np.array(np.meshgrid(*[(-0.5, side - 0.5) for side in shape]))
-    corners = corners.reshape(3, -1)
-    error = (held - turn) @ corners + (offset - affine[:3, 3])[:, None]
+    error = (held - turn) @ corners.reshape(3, -1) + (offset - affine[:3, 3])[:, None]
     return Qform(
         quaternion=quaternion,
         sides=short,
         handed=handed,
         offset=offset,
         error=float(np.linalg.norm(error, axis=0).max()),
-        sheared=bool(np.abs(right * sides * [1, 1, handed] - turn).max() > 1e-5),
     )
 
 

@@ -21,7 +21,7 @@ from daasr_jax.errors import DataError
 from daasr_jax.files import replacing
 from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
-from daasr_jax.scans.quaternion import qform_of
+from daasr_jax.scans.quaternion import Qform, qform_of
 from daasr_jax.scans.scan import Scan
 
 _COMMENT = 6  # code of a header extension of plain text
@@ -44,9 +44,11 @@ def write_nifti(
     """Writes a volume in the world space of the scan that it was made from.
 
     Kept of a NIfTI scan: NIfTI-1 or -2, units, sform and qform codes, repetition time,
-    description, intent and display range. An sform and a qform that disagree each go
-    on in their own way. Of a DICOM scan the repetition time is taken, and both codes
-    are "scanner". Without a known place both codes are 0.
+    description, intent and display range. Both forms lie where the scan's sform lies;
+    where its qform is another by more than 5 % of a voxel, each goes its own way. Of a
+    DICOM scan the repetition time is taken and both codes are "scanner"; the qform's is
+    0 where it would be off by more than 1e-4 mm (see `scans.quaternion`). Without a
+    known place both codes are 0.
 
     A file under a temporary name becomes `path` when it is whole.
 
@@ -103,18 +105,17 @@ def header_for(grid: Grid, like: Scan, description: str = "") -> Any:
         header.set_xyzt_units("mm", "sec")
         codes = (_SCANNER, _SCANNER) if like.known_place else (0, 0)
     mm = MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
-    unit = np.diag([1 / mm, 1 / mm, 1 / mm, 1])
-    sform = unit @ grid.affine
-    qform = sform
+    sform = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ grid.affine
+    own = None
     if like.kind == "nifti" and forms_disagree(header):
-        qform = _own_qform(header, np.linalg.inv(like.affine) @ grid.affine, sform)
+        own = _own_qform(header, np.linalg.inv(like.affine) @ grid.affine, grid.shape)
     rest = header["pixdim"][4:].copy()
     if like.kind == "dicom":
         rest[0] = getattr(like.header[0], "RepetitionTime", None) or 0
         rest[0] /= 1000  # from ms
     header.set_data_shape(grid.shape)
     header["pixdim"][4:] = rest
-    held = qform_of(qform, grid.shape)
+    held = own or qform_of(sform, grid.shape)
     header["pixdim"][0] = held.handed
     header["pixdim"][1:4] = held.sides
     header["quatern_b"], header["quatern_c"], header["quatern_d"] = held.quaternion
@@ -123,19 +124,13 @@ def header_for(grid: Grid, like: Scan, description: str = "") -> Any:
     for name, row in zip("xyz", sform, strict=False):
         header[f"srow_{name}"] = row
     header["sform_code"], header["qform_code"] = codes
-    if held.sheared and codes[0]:
+    if own is None and held.error * mm > _EXACT_MM:
         if like.kind != "nifti":
             header["qform_code"] = 0
-        log.warning(
-            "the axes of %s are not at right angles, which no qform holds: the sform "
-            "of the result is right, its qform is off by up to %.2g mm",
-            like.source,
-            held.error * mm,
-        )
-    elif held.error * mm > _EXACT_MM:
         log.info(
-            "the qform of the result is off by up to %.2g mm at a corner, as its "
-            "numbers have 24 bits; the sform is right",
+            "%s: its axes are held by the sform of the result; a qform, whose numbers "
+            "have 24 bits and no shear, would be off by %.2g mm at a corner",
+            like.source,
             held.error * mm,
         )
     if description:
@@ -145,12 +140,18 @@ def header_for(grid: Grid, like: Scan, description: str = "") -> Any:
     return header
 
 
-def _own_qform(header: Any, link: np.ndarray, sform: np.ndarray) -> np.ndarray:
-    """The result's qform by the scan's own; its sform where that has none."""
+def _own_qform(header: Any, link: np.ndarray, shape: tuple[int, ...]) -> Qform | None:
+    """The scan's own qform moved on to a grid; None where it has none that is valid."""
     try:
-        return header.get_qform() @ link
+        affine = header.get_qform() @ link
     except ValueError:  # a quaternion that is none
-        return sform
+        return None
+    turn = link[:3, :3]
+    straight = (turn.diagonal() > 0).all() and np.allclose(
+        turn, np.diag(turn.diagonal()), atol=1e-9
+    )
+    same = [header[f"quatern_{name}"] for name in "bcd"]
+    return qform_of(affine, shape, np.array(same) if straight else None)
 
 
 def _as_type(voxels: np.ndarray, dtype: np.dtype, like: Scan) -> np.ndarray:

@@ -1,0 +1,246 @@
+"""From voxels and their grid to a derived DICOM series of the same study."""
+
+import contextlib
+import copy
+import datetime
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daasr_jax import __version__
+from daasr_jax.data.sources.base import system_words
+from daasr_jax.errors import DataError
+from daasr_jax.files import sync_folder
+from daasr_jax.scans.dicom import library
+from daasr_jax.scans.grids import Grid
+from daasr_jax.scans.output import cannot_write, check_output
+from daasr_jax.scans.scan import Scan
+
+_MR = "1.2.840.10008.5.1.4.1.1.4"
+# Enhanced and legacy converted MR, whose slices become files of the plain kind.
+_ENHANCED = {"1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4"}
+# They describe pixels, files or a display that are no longer so.
+_DROPPED = (
+    "PixelData", "FloatPixelData", "DoubleFloatPixelData", "PixelAspectRatio",
+    "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "IconImageSequence", "RescaleType", "NumberOfFrames",
+    "RedPaletteColorLookupTableDescriptor", "VOILUTSequence", "DataSetTrailingPadding",
+    "LossyImageCompressionRatio", "LossyImageCompressionMethod", "SliceLocation",
+    "RealWorldValueMappingSequence", "ReferencedImageSequence",
+)  # fmt: skip
+_TOP = 2**16 - 1
+_TEXT, _LONG_TEXT = 64, 1024  # characters of LO and ST
+
+
+def write_dicom(
+    folder: str | os.PathLike[str],
+    voxels: np.ndarray,
+    grid: Grid,
+    like: Scan,
+    description: str = "",
+    force: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Writes a volume as a new series, one file a slice, derived from a DICOM scan.
+
+    Patient, study and frame of reference stay. The series and its images have new
+    UIDs, the type DERIVED\\SECONDARY and the sources they are made from. Values are 16
+    bits with one slope for the series: `value = slope stored + intercept`, right to a
+    half of a 65535th of the range. Private elements, which may tell of the old grid,
+    are left out.
+
+    A folder under a temporary name becomes `folder` when it is whole.
+
+    Args:
+        folder: The folder of the series.
+        voxels: (X, Y, Z) real in the unit of the scan; a file holds one of Z.
+        grid: Where they lie.
+        like: The scan, of kind `dicom`.
+        description: How the images were made, up to 1,024 characters.
+        force: Replace a folder that is there and holds one DICOM series.
+        inputs: Other places that must not be written to, such as references.
+
+    Raises:
+        DataError: If the scan is not DICOM (E353), the axes of the grid are not at
+            right angles in the slice (E355), or as `output.check_output` (E350, E351,
+            E352).
+    """
+    folder = Path(folder)
+    check_source(like)
+    check_output(folder, [like.source, *inputs], force)
+    _check_axes(grid)
+    pydicom = library()
+    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    old = folder.with_name(f".{os.getpid()}.old.{folder.name}")
+    try:
+        temporary.mkdir(parents=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that the scanner wrote
+            for image in _series(pydicom, voxels, grid, like, description):
+                path = temporary / f"IM{image.InstanceNumber:04d}.dcm"
+                image.save_as(path, enforce_file_format=True)
+        sync_folder(temporary)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise cannot_write(folder, system_words(error)) from None
+    finally:
+        for place in (temporary, old):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(place)
+
+
+def check_source(like: Scan) -> None:
+    """Raises a DataError (E353) for a scan that names no patient and no study."""
+    if like.kind != "dicom":
+        raise DataError(
+            "E353",
+            f"{like.source} is not DICOM, so a derived series would have no patient "
+            "and no study: write NIfTI",
+        )
+
+
+def _check_axes(grid: Grid) -> None:
+    row, column = (grid.affine[:3, i] for i in (0, 1))
+    cosine = row @ column / np.linalg.norm(row) / np.linalg.norm(column)
+    if abs(cosine) > 1e-3:
+        raise DataError(
+            "E355", "the axes of a slice are not at right angles: write NIfTI"
+        )
+
+
+def _series(pydicom: Any, voxels: np.ndarray, grid: Grid, like: Scan, description: str):
+    """One dataset after another, along the third axis."""
+    slope, intercept = _scale(voxels)
+    uid = pydicom.uid.generate_uid
+    series, now = uid(), datetime.datetime.now()
+    source = np.linalg.inv(like.affine) @ grid.affine
+    middle = (np.array(grid.shape[:2]) - 1) / 2
+    for k in range(grid.shape[2]):
+        near = round(float((source @ [*middle, k, 1])[2]))
+        near = min(max(near, 0), len(like.header) - 1)
+        image = _derived(like.header[near], pydicom, description, now)
+        image.SeriesInstanceUID = series
+        image.SOPInstanceUID = uid()
+        image.InstanceNumber = k + 1
+        _place(image, grid, k)
+        if image.get("SliceThickness", None):
+            thinner = np.linalg.norm(grid.affine[:3, 2]) / like.spacing[2]
+            image.SliceThickness = _decimal(float(image.SliceThickness * thinner))
+        stored = (voxels[..., k].T.astype(np.float64) - intercept) / slope
+        _fill(image, stored, slope, intercept)
+        meta = pydicom.dataset.FileMetaDataset()
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = image.SOPClassUID
+        meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.file_meta = meta
+        yield image
+
+
+def _scale(voxels: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept with 16 bits for the range, as decimals of 16 characters."""
+    low, high = float(voxels.min()), float(voxels.max())
+    intercept = float(_decimal(min(low, 0.0)))
+    slope = float(_decimal((max(high, intercept) - intercept) / _TOP))
+    return slope or 1.0, intercept
+
+
+def _decimal(value: float) -> str:
+    """The nearest number of at most 16 characters, a DICOM decimal string."""
+    for digits in range(16, 0, -1):
+        text = f"{value + 0.0:.{digits}g}"
+        if len(text) <= 16:
+            return text
+    raise ValueError(f"{value} has no decimal of 16 characters.")
+
+
+def _place(image: Any, grid: Grid, k: int) -> None:
+    """Position, axes and sides of slice k, in DICOM's space (left, back, top)."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    row, column = (affine[:3, i] / sides[i] for i in (0, 1))
+    normal = np.cross(row, column)
+    place = affine[:3, 3] + k * affine[:3, 2]
+    image.ImagePositionPatient = [_decimal(x) for x in place]
+    image.ImageOrientationPatient = [_decimal(x) for x in (*row, *column)]
+    image.PixelSpacing = [_decimal(sides[1]), _decimal(sides[0])]
+    image.SpacingBetweenSlices = _decimal(abs(float(affine[:3, 2] @ normal)))
+    image.SliceLocation = _decimal(float(place @ normal))
+    image.Columns, image.Rows = grid.shape[0], grid.shape[1]
+
+
+def _fill(image: Any, stored: np.ndarray, slope: float, intercept: float) -> None:
+    pixels = np.clip(np.rint(stored), 0, _TOP).astype("<u2")
+    image.SamplesPerPixel = 1
+    image.PhotometricInterpretation = "MONOCHROME2"
+    image.BitsAllocated = image.BitsStored = 16
+    image.HighBit = 15
+    image.PixelRepresentation = 0
+    image.RescaleSlope, image.RescaleIntercept = _decimal(slope), _decimal(intercept)
+    image.RescaleType = "US"  # unspecified
+    image.PixelData = pixels.tobytes()
+
+
+def _derived(
+    header: Any, pydicom: Any, description: str, now: datetime.datetime
+) -> Any:
+    """A copy of a header as that of a derived image, without its pixels."""
+    dataset, item = pydicom.dataset.Dataset, pydicom.dataset.Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    image = dataset(copy.deepcopy(header))
+    image.remove_private_tags()
+    for name in _DROPPED:
+        if name in image:
+            delattr(image, name)
+    for tag in [t for t in image if 0x6000 <= t.tag.group <= 0x60FF]:  # overlays
+        del image[tag.tag]
+    if header.SOPClassUID in _ENHANCED:
+        image.SOPClassUID = _MR
+        image.setdefault("ScanningSequence", "RM")  # research mode
+        image.setdefault("SequenceVariant", "NONE")
+    old = [str(part) for part in header.get("ImageType", None) or ()]
+    image.ImageType = ["DERIVED", "SECONDARY", *(old[2:] or ["OTHER"])]
+    image.SourceImageSequence = [item]
+    image.DerivationDescription = (
+        description or f"enlarged by daasr_jax {__version__}"
+    )[:_LONG_TEXT]
+    name, ours = str(header.get("SeriesDescription", None) or ""), " daasr_jax"
+    image.SeriesDescription = (name[: _TEXT - len(ours)] + ours).strip()
+    number = header.get("SeriesNumber", None)
+    image.SeriesNumber = 1000 + (int(number) if number is not None else 0)
+    for attribute in ("SeriesDate", "InstanceCreationDate", "ContentDate"):
+        setattr(image, attribute, now.strftime("%Y%m%d"))
+    for attribute in ("SeriesTime", "InstanceCreationTime", "ContentTime"):
+        setattr(image, attribute, now.strftime("%H%M%S"))
+    software = header.get("SoftwareVersions", None) or []
+    software = [software] if isinstance(software, str) else list(software)
+    image.SoftwareVersions = [*software, f"daasr_jax {__version__}"]
+    image.ContributingEquipmentSequence = [
+        *(header.get("ContributingEquipmentSequence", None) or ()),
+        _equipment(dataset, description, now),
+    ]
+    return image
+
+
+def _equipment(dataset: Any, description: str, now: datetime.datetime) -> Any:
+    """This software, in the words of the standard (PS3.3 C.12.1, CID 7005)."""
+    purpose, out = dataset(), dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
+    purpose.CodeMeaning = "Processing Equipment"
+    out.PurposeOfReferenceCodeSequence = [purpose]
+    out.Manufacturer = out.ManufacturerModelName = "daasr_jax"
+    out.SoftwareVersions = __version__
+    out.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
+    if description:
+        out.ContributionDescription = description[:_LONG_TEXT]
+    return out
