@@ -93,7 +93,7 @@ def enhance(
 
 
 def fitted(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Images `(..., H, W)` padded with zeros, or cropped, to a size about the centre."""
+    """Images `(..., H, W)` padded with zeros or cropped to a size, about the centre."""
     for axis, wanted in zip((-2, -1), size, strict=True):
         have = images.shape[axis]
         before = abs(wanted - have) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from daasr_jax.errors import ResourceError
 from daasr_jax.released import Weights
-from daasr_jax.runtime.failures import explained
+from daasr_jax.runtime.failures import is_out_of_memory
 from daasr_jax.runtime.memory import free_bytes
 
 log = logging.getLogger("daasr_jax")
@@ -52,7 +54,7 @@ class Engine:
     def __init__(self, weights: Weights, memory: int | None = None) -> None:
         self.weights = weights
         self.memory = free_bytes() // 2 if memory is None else memory
-        self._programs: dict[tuple[int, ...], Any] = {}
+        self._at_once = 1
 
     @property
     def scale(self) -> int:
@@ -71,63 +73,100 @@ class Engine:
             track: Shows how far it is; takes the numbers of slices and their number.
 
         Raises:
-            ResourceError: If one slice is too large for the memory.
+            ResourceError: If one slice is too large for the memory (E615).
         """
         s = self.scale
         if ref is None:  # zeros, of which a few are as good as many
             ref = np.zeros((len(lr), 1, s * _NOTHING, s * _NOTHING), np.float32)
-        at_once, program = self._fitting(lr.shape[1:], ref.shape[1:])
+        shapes = lr.shape[1:], ref.shape[1:]
+        self._at_once = self._fitting(*shapes)
         parts: list[tuple[np.ndarray, ...]] = []
-        places = range(0, len(lr), at_once)
-        for begin in places if track is None else track(places, len(places)):
-            chosen = np.arange(begin, begin + at_once).clip(max=len(lr) - 1)
-            with explained():
+        places = range(len(lr))
+        done = 0
+        for i in places if track is None else track(places, len(places)):
+            if i >= done:  # the bar counts slices, which go several at once
+                parts.append(self._some(lr[i:], ref[i:]))
+                done += len(parts[-1][0])
+        sr, *found = (np.concatenate(x) for x in zip(*parts, strict=True))
+        c, p = found or (None, None)
+        size = _size(self._program(self._at_once, *shapes))
+        return Slices(sr, c, p, size)
+
+    def _some(self, lr: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The first of the slices, as many as go at once; half as many without room."""
+        while True:
+            n = self._at_once
+            chosen = np.arange(n).clip(max=len(lr) - 1)
+            try:
+                program = self._program(n, lr.shape[1:], ref.shape[1:])
                 made = program(
                     self.weights.variables,
                     lr[chosen, ..., None],
                     ref[chosen, ..., None],
                 )
-                kept = min(at_once, len(lr) - begin)
-                parts.append(tuple(np.asarray(x)[:kept] for x in made))
-        sr, *found = (np.concatenate(x) for x in zip(*parts, strict=True))
-        c, p = found or (None, None)
-        return Slices(sr, c, p, _size(program))
+                return tuple(np.asarray(x)[: len(lr)] for x in made)
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if n == 1:
+                    raise _too_large(lr, self.memory) from error
+                self._at_once = n // 2
+                log.warning("out of memory: %d slices at once from here", n // 2)
 
-    def _fitting(self, lr: tuple[int, ...], ref: tuple[int, ...]) -> tuple[int, Any]:
-        """How many slices go at once, and their program."""
-        program = self._program(1, lr, ref)
+    def _fitting(self, lr: tuple[int, ...], ref: tuple[int, ...]) -> int:
+        """How many slices go at once."""
         if jax.default_backend() == "cpu":
-            return 1, program
-        at_once = max(1, min(_AT_ONCE, self.memory // max(1, _size(program))))
-        return at_once, self._program(at_once, lr, ref)
+            return 1
+        return max(1, min(_AT_ONCE, self.memory // _size(self._program(1, lr, ref))))
 
     def _program(self, n: int, lr: tuple[int, ...], ref: tuple[int, ...]) -> Any:
-        if (n, *lr, *ref) not in self._programs:
-            shapes = (
-                jax.ShapeDtypeStruct((n, *side, 1), jnp.float32) for side in (lr, ref)
-            )
-            with explained():
-                self._programs[n, *lr, *ref] = (
-                    jax.jit(self._apply)
-                    .lower(self.weights.variables, *shapes)
-                    .compile()
-                )
-        return self._programs[n, *lr, *ref]
+        leaves, tree = jax.tree.flatten(self.weights.variables)
+        like = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        return _compiled(self.weights.model, tree, like, n, lr, ref)
 
-    def _apply(self, variables: Any, lr: jax.Array, ref: jax.Array) -> tuple:
-        """`(sr, C, P)`, or `(sr,)`."""
-        one = ref.shape[1] == 1
-        outputs = self.weights.model.apply(
-            variables, lr, ref[:, 0] if one else ref, train=False
-        )
-        found = (outputs.aux.get(name) for name in ("confidence", "index"))
-        c, p = found
-        if c is None or p is None:
-            return (outputs.sr[..., 0],)
-        return outputs.sr[..., 0], c[-1, ..., 0], p[-1]
+
+@functools.lru_cache(maxsize=16)
+def _compiled(
+    model: Any,
+    tree: Any,
+    like: tuple,
+    n: int,
+    lr: tuple[int, ...],
+    ref: tuple[int, ...],
+) -> Any:
+    """The program of n slices, and of variables `like` these; the last are kept."""
+    shapes = (jax.ShapeDtypeStruct((n, *side, 1), jnp.float32) for side in (lr, ref))
+    program = jax.jit(functools.partial(apply, model))
+    return program.lower(jax.tree.unflatten(tree, like), *shapes).compile()
+
+
+def apply(model: Any, variables: Any, lr: jax.Array, ref: jax.Array) -> tuple:
+    """The network on slices: `(sr, C, P)`, or `(sr,)` where nothing is searched.
+
+    Args:
+        model: The network.
+        variables: Its weights.
+        lr: (B, h, w, 1).
+        ref: (B, r, H, W, 1).
+    """
+    one = ref.shape[1] == 1
+    outputs = model.apply(variables, lr, ref[:, 0] if one else ref, train=False)
+    c, p = (outputs.aux.get(name) for name in ("confidence", "index"))
+    if c is None or p is None:
+        return (outputs.sr[..., 0],)
+    return outputs.sr[..., 0], c[-1, ..., 0], p[-1]
 
 
 def _size(program: Any) -> int:
-    """Bytes that a compiled program takes for itself."""
+    """Bytes that a compiled program takes for itself; 1 where it does not tell."""
     about = program.memory_analysis()
-    return 0 if about is None else about.temp_size_in_bytes + about.output_size_in_bytes
+    return 1 if about is None else about.temp_size_in_bytes + about.output_size_in_bytes
+
+
+def _too_large(lr: np.ndarray, memory: int) -> ResourceError:
+    height, width = lr.shape[1:]
+    return ResourceError(
+        "E615",
+        f"one slice of {height}x{width} pixels does not fit into {memory / 2**30:.1f} "
+        "GiB: close other programs, give more by --memory, or crop the input.",
+    )

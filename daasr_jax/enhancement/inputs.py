@@ -1,4 +1,4 @@
-"""A scan as the slices that a network takes, and references on the grid of its result."""
+"""A scan as the slices that a network takes, and references for each of them."""
 
 from __future__ import annotations
 

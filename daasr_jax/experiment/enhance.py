@@ -33,8 +33,8 @@ from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.weights import open_weights
 from daasr_jax.files import write_atomically
 from daasr_jax.runtime import devices
-from daasr_jax.scans.output import check_output
 from daasr_jax.scans.scan import axis_name
+from daasr_jax.scans.write_dicom import check_source
 from daasr_jax.scans.write_nifti import check_ending
 
 log = logging.getLogger("daasr_jax")
@@ -116,6 +116,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             scale,
             simulated=about["degradation"] if request.simulated else "",
         )
+        if request.format == "dicom":
+            check_source(target.scan)
         _say_target(say, request, target)
         guides = _guides(request, target)
     for one in guides.about:
@@ -207,7 +209,7 @@ def _check(request: Request) -> None:
         check_ending(request.out)
     used = [request.input, *(r for r in request.refs if r not in ("none", "auto"))]
     for path in request.files.values():
-        check_output(path, used, request.force)
+        scans.check_output(path, used, request.force)
 
 
 def _weights(request: Request) -> released.Weights:
@@ -354,15 +356,8 @@ def _write(
             inputs=used,
         )
 
-    fresh = [path for path in files.values() if not path.exists()]
-    try:
-        output = target.restore(made.sr)
-        if request.format == "dicom":
-            scans.write_dicom(  # pyright: ignore
-                request.out, volume(output), grid, like=scan, force=request.force
-            )
-        else:
-            nifti(request.out, output, "", np.float32)
+    fresh = [f for k, f in files.items() if k != "output" and not f.exists()]
+    try:  # the output itself comes last
         if "match" in files:
             assert made.confidence is not None
             c = overlays.spread(made.confidence, target.size)
@@ -375,10 +370,22 @@ def _write(
         report["seconds"] = {k: round(v, 2) for k, v in times.items()}
         report["files"] = {k: str(v) for k, v in files.items()}
         write_atomically(files["report"], json.dumps(report, indent=1))
+        output = target.restore(made.sr)
+        if request.format == "dicom":
+            scans.write_dicom(
+                request.out,
+                volume(output),
+                grid,
+                like=scan,
+                description=note,
+                force=request.force,
+                inputs=used,
+            )
+        else:
+            nifti(request.out, output, "", np.float32)
     except BaseException:
         for path in fresh:
-            if path.is_file():
-                path.unlink()
+            path.unlink(missing_ok=True)
         raise
 
 

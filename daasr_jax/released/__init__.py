@@ -7,6 +7,7 @@ SHA-256 in the index beside it before it is used.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -107,16 +108,23 @@ def load(name: str | Path) -> Weights:
             version or network (E421).
     """
     path = Path(name)
+    stamp = path.stat().st_mtime_ns if path.is_file() else 0
+    return _load(str(name), stamp)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, stamp: int) -> Weights:
+    path = Path(name)
     if path.suffix != ".safetensors":
         known = names()
-        if str(name) not in known:
+        if name not in known:
             there = ", ".join(known) or "none in this installation"
             raise CheckpointError(
                 "E420",
-                f"no weights are called {str(name)!r}; released are: {there}. Give one "
+                f"no weights are called {name!r}; released are: {there}. Give one "
                 "of these, the folder of a run, or a .safetensors file.",
             )
-        path = FOLDER / known[str(name)]["file"]
+        path = FOLDER / known[name]["file"]
     try:
         data = path.read_bytes()
     except OSError as error:
