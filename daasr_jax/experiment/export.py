@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 from daasr_jax import released
+from daasr_jax.enhancement.artefact import PLATFORMS, make_artefact
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.saved_run import load_run
-from daasr_jax.experiment.weights import about_run
+from daasr_jax.experiment.weights import about_run, open_weights
+from daasr_jax.files import write_atomically
 
 
 def write_weights(folder: str, out: Path, more: Path | None = None) -> str:
@@ -48,3 +50,40 @@ def write_weights(folder: str, out: Path, more: Path | None = None) -> str:
         return released.save(out, run.variables, about)
     except (OSError, ValueError) as error:
         raise ConfigError("E255", f"--out={out} cannot be written: {error}") from None
+
+
+def write_artefact(checkpoint: str, out: Path, size: tuple[int, int]) -> str:
+    """Writes a `jax.export` artefact: a network with its weights as one program.
+
+    Args:
+        checkpoint: A released name, a file or a run.
+        out: The file.
+        size: Height and width of the LR slices that it takes.
+
+    Returns:
+        What it takes and gives.
+
+    Raises:
+        CheckpointError: If there are no such weights.
+        ConfigError: If flatbuffers is not installed (E259), or `out` cannot be written
+            (E255).
+    """
+    weights = open_weights(checkpoint)
+    scale = weights.about["scale"]
+    large = (size[0] * scale, size[1] * scale)
+    try:
+        data = make_artefact(weights, size, large)
+    except ImportError:
+        raise ConfigError(
+            "E259",
+            "jax.export needs flatbuffers, which is not installed: "
+            "pip install 'daasr_jax[export]'",
+        ) from None
+    try:
+        write_atomically(out, data)
+    except OSError as error:
+        raise ConfigError("E255", f"--out={out} cannot be written: {error}") from None
+    return (
+        f"lr (B, {size[0]}, {size[1]}, 1) and ref (B, {large[0]}, {large[1]}, 1), "
+        f"float32 in [0, 1], on {' and '.join(PLATFORMS)}"
+    )

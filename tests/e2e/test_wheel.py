@@ -120,6 +120,7 @@ def test_contents(installed):
         if p.suffix in (".json", ".md", ".safetensors")
     }
     assert "daasr_jax/released/index.json" in released
+    released.add("daasr_jax/enhancement/page.html")
     copies = {f"daasr_jax/{name}" for name in configs}
     assert names - metadata == package | released | copies
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
