@@ -202,21 +202,41 @@ def on_grid(
     Yields:
         (height, width) float32 of each slice; zero outside the volume.
     """
-    turn, shift = affine[:3, :3], affine[:3, 3]
-    ratio = np.linalg.norm(turn, axis=1)
+    spline = spline_of(volume, affine)
+    for i in slices:
+        yield at_slice(spline, affine, plane, i)
+
+
+def spline_of(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The coefficients of a volume's spline, blurred for a coarser grid.
+
+    Args:
+        volume: (S, H, W) float32.
+        affine: As in `on_grid`.
+
+    Returns:
+        (S, H, W) float32.
+    """
+    ratio = np.linalg.norm(affine[:3, :3], axis=1)
     sigma = _TO_SIGMA * np.sqrt(np.maximum(ratio**2 - 1, 0))
     blurred = ndimage.gaussian_filter(volume, sigma, mode="nearest")
-    spline = ndimage.spline_filter(blurred, _ORDER, mode="mirror").astype(np.float32)
+    return ndimage.spline_filter(blurred, _ORDER, mode="mirror").astype(np.float32)
+
+
+def at_slice(
+    spline: np.ndarray, affine: np.ndarray, plane: tuple[int, int], i: int
+) -> np.ndarray:
+    """One slice of `on_grid`, (height, width) float32, of `spline_of`."""
+    turn, shift = affine[:3, :3], affine[:3, 3]
     rows, columns = np.indices(plane)
-    within = np.tensordot(turn[:, 1:], np.stack([rows, columns]), axes=1)
-    ends = np.array(volume.shape).reshape(3, 1, 1) - 0.5
-    for i in slices:
-        place = within + (turn[:, 0] * i + shift).reshape(3, 1, 1)
-        image = ndimage.map_coordinates(
-            spline, place, order=_ORDER, mode="mirror", prefilter=False
-        )
-        inside = ((place >= -0.5) & (place <= ends)).all(axis=0)
-        yield np.where(inside, image, np.float32(0))
+    place = np.tensordot(turn[:, 1:], np.stack([rows, columns]), axes=1)
+    place += (turn[:, 0] * i + shift).reshape(3, 1, 1)
+    image = ndimage.map_coordinates(
+        spline, place, order=_ORDER, mode="mirror", prefilter=False
+    )
+    ends = np.array(spline.shape).reshape(3, 1, 1) - 0.5
+    inside = ((place >= -0.5) & (place <= ends)).all(axis=0)
+    return np.where(inside, image, np.float32(0))
 
 
 def _sized(

@@ -48,17 +48,20 @@ def voxel_fault(volume: np.ndarray) -> str:
 
 
 def hot_limit(volume: np.ndarray) -> float:
-    """The intensity above which a voxel is damaged; infinite for fewer than two voxels.
-
-    20 times what all but 0.1 % of the positive voxels stay below.
+    """The intensity above which a voxel is damaged: 20 times `usual_high`.
 
     Args:
         volume: (S, H, W) real, any type.
     """
-    return _HOT * _usual(volume)
+    return _HOT * usual_high(volume)
 
 
-def _usual(volume: np.ndarray) -> float:
+def usual_high(volume: np.ndarray) -> float:
+    """What all but 0.1 % of the positive voxels stay below; infinite for fewer than 2.
+
+    Args:
+        volume: (S, H, W) real, any type.
+    """
     positive = volume[volume > 0]
     # of few voxels at least the largest is left out
     place = min(int((1 - _HOT_SHARE) * positive.size), positive.size - 2)
@@ -67,7 +70,7 @@ def _usual(volume: np.ndarray) -> float:
 
 def _hot_voxel(volume: np.ndarray) -> str:
     """A damaged voxel would set the range of the whole volume."""
-    usual = _usual(volume)
+    usual = usual_high(volume)
     high = float(volume.max())
     if high <= _HOT * usual:
         return ""

@@ -246,10 +246,10 @@ def _frames(path: Path, header: Any) -> list[_Frame]:
 
 def _check_frame(frame: _Frame) -> None:
     header = frame.header
-    if int(header.get("SamplesPerPixel", 1)) != 1:
+    kind = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2")
+    if int(header.get("SamplesPerPixel", 1)) != 1 or kind[:10] != "MONOCHROME":
         raise BadFileError(
-            f"{frame.name} holds colours ({header.get('PhotometricInterpretation')}); "
-            "magnitude images are wanted"
+            f"{frame.name} holds colours ({kind}); magnitude images are wanted"
         )
     if "ModalityLUTSequence" in header:
         raise BadFileError(f"{frame.name} has its values by a table, which is not read")

@@ -1,7 +1,9 @@
 """Grids of voxels: that of an enlarged scan, and another scan on a grid."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from daasr_jax.scans.scan import Scan
 _MARGIN, _MARGIN_SIGMA = 12, 4
 # Sides of two scans of unknown place are in one ratio within this many voxels.
 _ROUNDED = 1.0
+_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +93,18 @@ def on_grid(reference: Scan, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         )
     low, high = reference.voxels.min(), reference.voxels.max()
     part, link = _cropped(reference.voxels, link, grid.shape)
-    images = companions.on_grid(
-        part.astype(np.float32), link, grid.shape[1:], range(grid.shape[0])
-    )
-    voxels = np.empty(grid.shape, np.float32)
-    for i, image in enumerate(images):
-        voxels[i] = np.where(inside[i], np.clip(image, low, high), np.float32(0))
+    spline = companions.spline_of(part.astype(np.float32), link)
+    voxels = np.zeros(grid.shape, np.float32)
+
+    def fill(i: int) -> None:
+        if inside[i].any():
+            image = companions.at_slice(spline, link, grid.shape[1:], i)
+            np.clip(image, low, high, out=voxels[i], where=inside[i])
+
+    # scipy leaves Python's lock while it works
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
+        for _ in pool.map(fill, range(grid.shape[0])):
+            pass
     return voxels, inside
 
 

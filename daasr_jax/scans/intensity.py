@@ -4,9 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from daasr_jax.data.slices import MAX_NEGATIVE, hot_limit
+from daasr_jax.data.slices import MAX_NEGATIVE, hot_limit, usual_high
 from daasr_jax.data.sources.base import log
 from daasr_jax.errors import DataError
+
+# A voxel that is brighter than all around it by more than this factor is damaged.
+_ALONE = 2
+# So small a share of a scan's voxels says nothing of its range.
+_FEW = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +41,14 @@ class Restore:
 def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, Restore]:
     """A volume in the range of training: divided by its maximum.
 
-    A damaged voxel does not set the range: voxels above `slices.hot_limit` are left out
-    of the maximum and cut to it. A few negative values, as interpolation leaves them,
-    are cut to 0. Where they reach beyond 10 % of the maximum the range begins at the
-    minimum. Each is said.
+    A damaged voxel does not set the range. Voxels above `slices.hot_limit` are left out
+    of the maximum and cut to it; so is a single voxel among the brightest 0.1 % that is
+    over twice as bright as all 26 around it. Of 19 real volumes (T1w, T2w, FLAIR,
+    MEMPRAGE, spin echo) the most that any voxel reaches is 1.35 times.
+
+    A few negative values, as interpolation leaves them, are cut to 0. Where over 0.1 %
+    of the voxels lie below -10 % of the maximum the range begins at the minimum. Each
+    is said.
 
     Args:
         voxels: (S, H, W) real, finite, in any unit.
@@ -49,25 +58,25 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
         (S, H, W) float32 in [0, 1], and the way back.
 
     Raises:
-        DataError: If all voxels are equal, or all but damaged ones (E347).
+        DataError: If all voxels are equal (E347).
     """
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:
         raise DataError("E347", f"{name} is blank: all voxels are {low:g}")
     remarks = []
     start = 0.0
-    if low < -MAX_NEGATIVE * high or high <= 0:
+    top, hot = _top(voxels, start, high)
+    far = np.count_nonzero(voxels < -MAX_NEGATIVE * top)
+    if top <= 0 or far > _FEW * voxels.size:
         start = low
+        top, hot = _top(voxels, start, high)
         remarks.append(
-            f"has values from {low:.4g} to {high:.4g}; magnitude images start at 0, so "
+            f"has values from {low:.4g} to {top:.4g}; magnitude images start at 0, so "
             f"{low:.4g} is taken as black"
         )
     elif low < 0:
         cut = int(np.count_nonzero(voxels < 0))
         remarks.append(f"has {cut} voxels below 0 (down to {low:.4g}), taken as 0")
-    top, hot = _top(voxels, start, high)
-    if not top > start:
-        raise DataError("E347", f"{name} is blank but for {hot} voxels of {high:.4g}")
     if hot:
         remarks.append(
             f"has {hot} voxels of up to {high:.4g} where all others stay below "
@@ -84,8 +93,14 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
 def _top(voxels: np.ndarray, start: float, high: float) -> tuple[float, int]:
     """The maximum without damaged voxels, and how many those are."""
     shifted = voxels - np.float64(start) if start else voxels
-    limit = hot_limit(shifted)
-    if high - start <= limit:
+    hot = shifted > hot_limit(shifted)
+    for place in np.argwhere(shifted > usual_high(shifted)):
+        around = tuple(slice(max(p - 1, 0), p + 2) for p in place)
+        value = float(shifted[tuple(place)])
+        # of the voxels around and itself, it alone is over a half of it
+        if np.count_nonzero(shifted[around] * float(_ALONE) >= value) == 1:
+            hot[tuple(place)] = True
+    count = int(np.count_nonzero(hot))
+    if not count:
         return high, 0
-    hot = shifted > limit
-    return float(voxels[~hot].max()), int(np.count_nonzero(hot))
+    return float(np.max(voxels, where=~hot, initial=start)), count

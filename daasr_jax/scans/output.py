@@ -8,27 +8,39 @@ from daasr_jax.errors import DataError
 from daasr_jax.scans import dicom
 
 
-def check_output(path: Path, inputs: Sequence[str | os.PathLike[str]], force: bool):
+def check_output(
+    path: str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
+    force: bool,
+    form: str = "",
+) -> None:
     """Refuses a place for a result before anything is computed.
 
     Args:
         path: The file, or the folder of a DICOM series.
         inputs: Files and folders that are read.
-        force: What is there may be replaced: a file, or a folder of nothing but DICOM
-            files.
+        force: What is there may be replaced: a file, or a folder that holds one DICOM
+            series and nothing else.
+        form: `nifti` wants the ending of such a file.
 
     Raises:
-        DataError: If it is one of the inputs or lies in one (E351), is there (E350), or
-            cannot be written (E352).
+        DataError: If it has another ending (E354), is one of the inputs, lies in one or
+            holds one (E351), is there (E350), or cannot be written (E352).
     """
+    path = Path(path)
+    if form == "nifti" and not path.name.endswith((".nii", ".nii.gz")):
+        raise DataError(
+            "E354", f"{path}: the result is NIfTI: end its name in .nii or .nii.gz"
+        )
     for source in map(Path, inputs):
         same = path.exists() and source.exists() and path.samefile(source)
         folder = source if source.is_dir() else None
-        if same or (folder and folder.resolve() in path.resolve().parents):
+        within = folder and folder.resolve() in path.resolve().parents
+        if same or within or path.resolve() in source.resolve().parents:
             raise DataError(
                 "E351",
-                f"{path} is the input {source}, or lies in it; an input is never "
-                "written to: give --out another place",
+                f"{path} is the input {source}, lies in it or holds it; an input is "
+                "never written to: give --out another place",
             )
     if path.is_symlink() or path.exists():
         if not force:

@@ -69,7 +69,7 @@ def _read_file(path: Path) -> Scan:
     check_start(start)
     if dicom.looks_like(start):
         return dicom.read_series_of(path)
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _read_npz(path)
     if start.startswith(b"\x89HDF\r\n"):
         return _read_fastmri(path)

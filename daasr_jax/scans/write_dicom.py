@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from daasr_jax import __version__
+import daasr_jax
 from daasr_jax.data.sources.base import system_words
 from daasr_jax.errors import DataError
 from daasr_jax.files import sync_folder
@@ -181,7 +181,7 @@ def _place(image: Any, grid: Grid, k: int) -> None:
 def _fill(image: Any, stored: np.ndarray, slope: float, intercept: float) -> None:
     pixels = np.clip(np.rint(stored), 0, _TOP).astype("<u2")
     image.SamplesPerPixel = 1
-    image.PhotometricInterpretation = "MONOCHROME2"
+    image.setdefault("PhotometricInterpretation", "MONOCHROME2")
     image.BitsAllocated = image.BitsStored = 16
     image.HighBit = 15
     image.PixelRepresentation = 0
@@ -212,7 +212,7 @@ def _derived(
     image.ImageType = ["DERIVED", "SECONDARY", *(old[2:] or ["OTHER"])]
     image.SourceImageSequence = [item]
     image.DerivationDescription = (
-        description or f"enlarged by daasr_jax {__version__}"
+        description or f"enlarged by daasr_jax {daasr_jax.__version__}"
     )[:_LONG_TEXT]
     name, ours = str(header.get("SeriesDescription", None) or ""), " daasr_jax"
     image.SeriesDescription = (name[: _TEXT - len(ours)] + ours).strip()
@@ -224,7 +224,7 @@ def _derived(
         setattr(image, attribute, now.strftime("%H%M%S"))
     software = header.get("SoftwareVersions", None) or []
     software = [software] if isinstance(software, str) else list(software)
-    image.SoftwareVersions = [*software, f"daasr_jax {__version__}"]
+    image.SoftwareVersions = [*software, f"daasr_jax {daasr_jax.__version__}"]
     image.ContributingEquipmentSequence = [
         *(header.get("ContributingEquipmentSequence", None) or ()),
         _equipment(dataset, description, now),
@@ -239,7 +239,7 @@ def _equipment(dataset: Any, description: str, now: datetime.datetime) -> Any:
     purpose.CodeMeaning = "Processing Equipment"
     out.PurposeOfReferenceCodeSequence = [purpose]
     out.Manufacturer = out.ManufacturerModelName = "daasr_jax"
-    out.SoftwareVersions = __version__
+    out.SoftwareVersions = daasr_jax.__version__
     out.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
     if description:
         out.ContributionDescription = description[:_LONG_TEXT]

@@ -17,7 +17,6 @@ from daasr_jax.data.sources.nifti_header import (
     MILLIMETRES,
     forms_disagree,
 )
-from daasr_jax.errors import DataError
 from daasr_jax.files import replacing
 from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
@@ -65,12 +64,10 @@ def write_nifti(
         inputs: Other files that must not be written to, such as references.
 
     Raises:
-        DataError: If the name has another ending (E354), or as `output.check_output`
-            (E350, E351, E352).
+        DataError: As `output.check_output` (E350, E351, E352, E354).
     """
     path = Path(path)
-    check_ending(path)
-    check_output(path, [like.source, *inputs], force)
+    check_output(path, [like.source, *inputs], force, form="nifti")
     header = header_for(grid, like, description)
     header.set_data_dtype(np.dtype(dtype))
     image = IMAGES[int(header["sizeof_hdr"])](
@@ -82,14 +79,6 @@ def write_nifti(
     except (OSError, zlib.error) as error:
         why = system_words(error) if isinstance(error, OSError) else str(error)
         raise cannot_write(path, why) from None
-
-
-def check_ending(path: Path) -> None:
-    """Raises a DataError (E354) for a name that says no NIfTI file."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise DataError(
-            "E354", f"{path}: the result is NIfTI: end its name in .nii or .nii.gz"
-        )
 
 
 def header_for(grid: Grid, like: Scan, description: str = "") -> Any:

@@ -451,10 +451,11 @@ class TestWrite:
         scan = read_scan(folder)
         grid, voxels = enlarged(scan, 2, 1), scan.voxels
         before = {p: p.read_bytes() for p in folder.iterdir()}
-        for place in (folder, folder / "out"):
+        one = read_scan(next(folder.iterdir()))  # a file, which stands for them all
+        for place, like in ((folder, scan), (folder / "out", scan), (folder, one)):
             with pytest.raises(DataError) as error:
-                write_dicom(place, voxels, grid, scan, force=True)
-            one_line(error.value, "E351", "is the input")
+                write_dicom(place, voxels, grid, like, force=True)
+            one_line(error.value, "E351", "never written to")
         assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
     def test_a_failed_write_leaves_the_old_series(self, folder, tmp_path, monkeypatch):

@@ -257,7 +257,12 @@ def _check_header(header: nib.Nifti1Header, size: int, *, packed: bool) -> None:
         raise BadFileError(f"has shape {shape}{many}; three axes are wanted")
     check_size(shape)
     affine = np.asarray(header.get_best_affine())
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    good = np.isfinite(affine).all()
+    if good:
+        # of the directions alone: a side in metres is small
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        good = abs(np.linalg.det(affine[:3, :3] / np.where(sides, sides, 1))) > 1e-9
+    if not good:
         raise BadFileError("has an affine that is not finite or has no volume")
     if np.isnan(orientations.io_orientation(affine)).any():
         raise BadFileError("has an affine that drops an axis")
