@@ -35,7 +35,6 @@ from daasr_jax.files import write_atomically
 from daasr_jax.runtime import devices
 from daasr_jax.scans.scan import axis_name
 from daasr_jax.scans.write_dicom import check_source
-from daasr_jax.scans.write_nifti import check_ending
 
 log = logging.getLogger("daasr_jax")
 
@@ -205,11 +204,10 @@ def _check(request: Request) -> None:
         raise ConfigError(
             "E257", "--ref auto and --bank DIR go together: give both or neither."
         )
-    if request.format == "nifti":
-        check_ending(request.out)
     used = [request.input, *(r for r in request.refs if r not in ("none", "auto"))]
-    for path in request.files.values():
-        scans.check_output(path, used, request.force)
+    for name, path in request.files.items():
+        form = request.format if name == "output" else ""
+        scans.check_output(path, used, request.force, form)
 
 
 def _weights(request: Request) -> released.Weights:

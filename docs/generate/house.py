@@ -143,7 +143,8 @@ def _imported(node: ast.AST) -> list[str]:
     if not isinstance(node, ast.ImportFrom) or not node.module:
         return []
     if node.module == "daasr_jax":
-        return [f"daasr_jax.{alias.name}" for alias in node.names]
+        names = [alias.name for alias in node.names if alias.name[0] != "_"]
+        return [f"daasr_jax.{name}" for name in names]
     return [node.module]
 
 

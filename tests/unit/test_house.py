@@ -42,7 +42,7 @@ def test_no_import_goes_up():
 
 
 def test_few_arrows_floors_and_loose_modules():
-    assert sum(len(used) for used in GRAPH.values()) < 60
+    assert sum(len(used) for used in GRAPH.values()) < 65
     assert len(house.FLOORS) <= 7
     loose = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert len(loose - DOORS) <= 5
