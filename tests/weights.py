@@ -39,10 +39,7 @@ def random_variables(seed: int = 0, scale: int = 2, **fields: Any) -> dict[str, 
         noise = rng.standard_normal(x.shape) * 0.05
         return jnp.asarray(np.abs(x + noise) if x.ndim == 0 else x + noise, x.dtype)
 
-    return {
-        "params": jax.tree.map(shaken, variables["params"]),
-        "batch_stats": variables["batch_stats"],
-    }
+    return {**variables, "params": jax.tree.map(shaken, variables["params"])}
 
 
 def write_weights(path: Path, scale: int = 2, **about: Any) -> Path:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from daasr_jax.enhancement import bands
 from daasr_jax.errors import ResourceError
 from daasr_jax.released import Weights
 from daasr_jax.runtime.failures import is_out_of_memory
@@ -55,6 +56,7 @@ class Engine:
         self.weights = weights
         self.memory = free_bytes() // 2 if memory is None else memory
         self._at_once = 1
+        self._bands: bands.Bands | None = None
 
     @property
     def scale(self) -> int:
@@ -79,6 +81,7 @@ class Engine:
         if ref is None:  # zeros, of which a few are as good as many
             ref = np.zeros((len(lr), 1, s * _NOTHING, s * _NOTHING), np.float32)
         shapes = lr.shape[1:], ref.shape[1:]
+        self._bands = None
         self._at_once = self._fitting(*shapes)
         parts: list[tuple[np.ndarray, ...]] = []
         places = range(len(lr))
@@ -89,13 +92,14 @@ class Engine:
                 done += len(parts[-1][0])
         sr, *found = (np.concatenate(x) for x in zip(*parts, strict=True))
         c, p = found or (None, None)
-        size = _size(self._program(self._at_once, *shapes))
-        return Slices(sr, c, p, size)
+        return Slices(sr, c, p, _size(self._program(1, *shapes)))
 
     def _some(self, lr: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, ...]:
         """The first of the slices, as many as go at once; half as many without room."""
         while True:
             n = self._at_once
+            if self._bands is not None:
+                return self._banded(lr[0], ref[0])
             chosen = np.arange(n).clip(max=len(lr) - 1)
             try:
                 program = self._program(n, lr.shape[1:], ref.shape[1:])
@@ -108,16 +112,43 @@ class Engine:
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if n == 1:
-                    raise _too_large(lr, self.memory) from error
                 self._at_once = n // 2
-                log.warning("out of memory: %d slices at once from here", n // 2)
+                if n > 1:
+                    log.warning("out of memory: %d slices at once from here", n // 2)
+                elif not self._in_bands(lr.shape[1:], ref.shape[1:]):
+                    raise _too_large(lr, self.memory) from error
+
+    def _banded(self, lr: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, ...]:
+        """One slice in bands, of half as many rows where there is no room."""
+        assert self._bands is not None
+        while True:
+            try:
+                return tuple(x[None] for x in self._bands(lr, ref))
+            except jax.errors.JaxRuntimeError as error:
+                rows = self._bands.rows
+                if not is_out_of_memory(error) or rows <= bands.LEAST:
+                    raise _too_large(lr[None], self.memory) from error
+                self._bands.rows = max(bands.LEAST, rows // 2)
+                log.warning("out of memory: bands of %d rows", self._bands.rows)
 
     def _fitting(self, lr: tuple[int, ...], ref: tuple[int, ...]) -> int:
-        """How many slices go at once."""
-        if jax.default_backend() == "cpu":
-            return 1
-        return max(1, min(_AT_ONCE, self.memory // _size(self._program(1, lr, ref))))
+        """How many slices go at once; 0 where not even one fits, but bands of it do."""
+        fitting = self.memory // _size(self._program(1, lr, ref))
+        if not fitting and self._in_bands(lr, ref):
+            return 0
+        most = 1 if jax.default_backend() == "cpu" else _AT_ONCE
+        return max(1, min(most, fitting))
+
+    def _in_bands(self, lr: tuple[int, ...], ref: tuple[int, ...]) -> bool:
+        """Prepares bands of one slice; whether the network has them."""
+        model, variables, _ = self.weights
+        if not bands.can_band(model):
+            return False
+        features = variables["params"]["shallow"]["bias"].size
+        rows = bands.rows_within(self.memory, lr, ref[0], features)
+        self._bands = bands.Bands(model, variables, min(rows, lr[0]))
+        log.info("slices of %dx%d go in bands of %d rows", *lr, self._bands.rows)
+        return True
 
     def _program(self, n: int, lr: tuple[int, ...], ref: tuple[int, ...]) -> Any:
         leaves, tree = jax.tree.flatten(self.weights.variables)
