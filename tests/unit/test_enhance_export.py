@@ -109,7 +109,7 @@ def test_the_example_runs(file, tmp_path):
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii")
     script = ROOT / "examples/enhance_arrays.py"
     argv = [sys.executable, str(script), str(tmp_path / "T2.nii")]
-    argv += [str(tmp_path / "T1.nii"), str(file)]
+    argv += [str(tmp_path / "T1.nii"), "--weights", str(file)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
