@@ -33,6 +33,7 @@ from daasr_jax.scans import (
     slice_axis,
 )
 
+_SHARPER = 0.9  # share of the input's pixel side that a reference's must be below
 SUFFIXES = (".nii", ".nii.gz", ".h5", ".npz")
 
 
@@ -176,6 +177,12 @@ def read_references(paths: Sequence[Path], target: Target) -> Guides:
             remarks.append(
                 f"The reference {path.name} covers {100 * coverage.share:.0f} % of the "
                 "result; the rest is enhanced without it."
+            )
+        factor = target.size[0] // target.lr.shape[1]
+        if min(np.delete(coverage.ratio, target.axis)) > _SHARPER * factor:
+            remarks.append(
+                f"The reference {path.name} is no sharper than the input in its plane: "
+                "little is to be gained by it."
             )
         logged += [f"{path.name} {text}." for text in (*scan.remarks, *restore.remarks)]
     names = [path.name for path in paths]

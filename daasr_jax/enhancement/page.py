@@ -86,8 +86,7 @@ def make_page(
         told.append(
             ("on this page", f"{words}, so that it stays below {limit >> 20} MiB")
         )
-    tissue = views.sr[views.sr > 0.02 * bright]
-    white = 255 * float(np.percentile(tissue, 99)) / bright if tissue.size else 255.0
+    white = 255 * _white(views.sr) / bright
     content = {
         "h": height,
         "w": width,
@@ -102,7 +101,7 @@ def make_page(
         "level": round(white / 2),
         "window": max(8, round(white)),
         "references": None if views.references is None else _names(views, 0),
-        "confidence": views.confidence is not None,
+        "confidence": None if views.confidence is None else _least(views.confidence),
         "slices": _slices(views, chosen.tolist(), quality),
     }
     parts = {
@@ -141,10 +140,10 @@ def _chosen(views: Views, limit: int) -> tuple[np.ndarray, int | None]:
 def _slices(
     views: Views, chosen: Sequence[int], quality: int | None
 ) -> list[dict[str, Any]]:
-    """Slices as the page reads them. Each reference has a range of its own."""
+    """Slices as the page reads them; a reference as bright as the output."""
     bright = _bright(views)
-    refs = views.references
-    tops = [] if refs is None else [_brightest(x) for x in refs.swapaxes(0, 1)]
+    refs, times = views.references, bright / _white(views.sr)
+    tops = [] if refs is None else [times * _white(x) for x in refs.swapaxes(0, 1)]
 
     def one(i: int) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -157,7 +156,9 @@ def _slices(
             found["references"] = [_picture(_eight(x, t), quality) for x, t in pairs]
             found["names"] = _names(views, i)
         if views.confidence is not None:
-            found["confidence"] = _packed(_eight(views.confidence[i], 1.0))
+            least = _least(views.confidence)
+            c = _eight(views.confidence[i] - least, 1.0 - least)
+            found["confidence"] = _packed(c)
         if views.index is not None and refs is not None:
             found["index"] = _packed(views.index[i].astype("<i4"))
         return found
@@ -172,6 +173,18 @@ def _bright(views: Views) -> float:
 
 def _eight(x: np.ndarray, top: float) -> np.ndarray:
     return (x / top * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _white(x: np.ndarray) -> float:
+    """Nearly the brightest of the tissue."""
+    tissue = x[x > 0.02 * _brightest(x)]
+    return float(np.percentile(tissue, 99)) if tissue.size else 1.0
+
+
+def _least(confidence: np.ndarray) -> float:
+    """C that is the darkest on the page."""
+    low = np.floor(20 * float(np.percentile(confidence, 1))) / 20
+    return round(float(np.clip(low, 0, 0.95)), 2)
 
 
 def _brightest(x: np.ndarray) -> float:

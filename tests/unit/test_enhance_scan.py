@@ -129,6 +129,15 @@ def test_what_is_said(folder, tmp_path, capsys):
     assert not (tmp_path / "o.html").exists()
 
 
+def test_a_reference_that_is_no_sharper_is_told(folder, tmp_path, capsys):
+    write(folder / "coarse.nii.gz", volume(6))
+    out = tmp_path / "o.nii"
+    assert call(folder, "--no-view", ref="coarse.nii.gz", out=out) == 0
+    assert "coarse.nii.gz is no sharper than the input" in capsys.readouterr().out
+    assert call(folder, "--no-view", "--force", out=out) == 0
+    assert "no sharper" not in capsys.readouterr().out
+
+
 def test_low_confidence_is_told(folder, tmp_path, capsys):
     weights = write_weights(tmp_path / "strict.safetensors", low_confidence=1.1)
     given = ["--checkpoint", str(weights), "--no-view"]
