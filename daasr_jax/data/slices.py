@@ -12,7 +12,7 @@ MAX_NEGATIVE = 0.1
 # How far the largest voxel may lie above all but 0.1 % of the positive ones, as a
 # factor. Of 66 real volumes (T1w, T2w, FLAIR, MEMPRAGE, spin echo) the largest has
 # 3.5, a skull-stripped T1w head.
-_HOT, _HOT_SHARE = 20, 0.001
+HOT, _HOT_SHARE = 20, 0.001
 # Slices with fewer voxels than this above or below zero are alike by chance.
 _LEAST_VOXELS = 16
 
@@ -47,15 +47,6 @@ def voxel_fault(volume: np.ndarray) -> str:
     return _hot_voxel(volume)
 
 
-def hot_limit(volume: np.ndarray) -> float:
-    """The intensity above which a voxel is damaged: 20 times `usual_high`.
-
-    Args:
-        volume: (S, H, W) real, any type.
-    """
-    return _HOT * usual_high(volume)
-
-
 def usual_high(volume: np.ndarray) -> float:
     """What all but 0.1 % of the positive voxels stay below; infinite for fewer than 2.
 
@@ -72,13 +63,13 @@ def _hot_voxel(volume: np.ndarray) -> str:
     """A damaged voxel would set the range of the whole volume."""
     usual = usual_high(volume)
     high = float(volume.max())
-    if high <= _HOT * usual:
+    if high <= HOT * usual:
         return ""
     where = int(np.argmax(volume.max(axis=(1, 2))))
     return (
         f"one voxel of slice {where} is {high:.4g}, {high / usual:.3g} times what all "
         f"but {100 * _HOT_SHARE:g} % of the foreground stay below ({usual:.4g}), and "
-        f"would set the range of the volume; {_HOT} times is the most that is taken"
+        f"would set the range of the volume; {HOT} times is the most that is taken"
     )
 
 

@@ -1,6 +1,6 @@
 """A user's own scans: read, cut into slices, placed on a grid, written."""
 
-from daasr_jax.scans.grids import Grid, enlarged, on_grid
+from daasr_jax.scans.grids import Grid, enlarged, grid_of, on_grid
 from daasr_jax.scans.intensity import Restore, normalise
 from daasr_jax.scans.output import check_output
 from daasr_jax.scans.overlap import Coverage, coverage_report
@@ -18,6 +18,7 @@ __all__ = [
     "check_output",
     "coverage_report",
     "enlarged",
+    "grid_of",
     "in_plane",
     "normalise",
     "on_grid",

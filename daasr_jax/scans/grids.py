@@ -19,7 +19,7 @@ _ROUNDED = 1.0
 _THREADS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """Where voxels lie.
 
@@ -145,7 +145,7 @@ def _inside(
     ends = np.array(shape).reshape(3, 1, 1) - 0.5
     for i in range(grid[0]):
         place = (turn[:, 0] * i + shift).reshape(3, 1, 1) + y + z
-        yield ((place >= -0.5) & (place <= ends)).all(axis=0)
+        yield np.all((place >= -0.5) & (place <= ends), axis=0)
 
 
 def _cropped(

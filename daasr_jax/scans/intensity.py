@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from daasr_jax.data.slices import MAX_NEGATIVE, hot_limit, usual_high
+from daasr_jax.data.slices import HOT, MAX_NEGATIVE, usual_high
 from daasr_jax.data.sources.base import log
 from daasr_jax.errors import DataError
+from daasr_jax.scans.scan import counted
 
 # A voxel that is brighter than all around it by more than this factor is damaged.
 _ALONE = 2
@@ -41,10 +42,10 @@ class Restore:
 def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, Restore]:
     """A volume in the range of training: divided by its maximum.
 
-    A damaged voxel does not set the range. Voxels above `slices.hot_limit` are left out
-    of the maximum and cut to it; so is a single voxel among the brightest 0.1 % that is
-    over twice as bright as all 26 around it. Of 19 real volumes (T1w, T2w, FLAIR,
-    MEMPRAGE, spin echo) the most that any voxel reaches is 1.35 times.
+    A damaged voxel does not set the range. Voxels above 20 times `slices.usual_high`
+    are left out of the maximum and cut to it. So is a single voxel among the brightest
+    0.1 % that is over twice as bright as all 26 around it; of 19 real volumes (T1w,
+    T2w, FLAIR, MEMPRAGE, spin echo) the most that any voxel reaches is 1.35 times.
 
     A few negative values, as interpolation leaves them, are cut to 0. Where over 0.1 %
     of the voxels lie below -10 % of the maximum the range begins at the minimum. Each
@@ -76,11 +77,11 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
         )
     elif low < 0:
         cut = int(np.count_nonzero(voxels < 0))
-        remarks.append(f"has {cut} voxels below 0 (down to {low:.4g}), taken as 0")
+        remarks.append(f"has {counted(cut)} below 0 (down to {low:.4g}), taken as 0")
     if hot:
         remarks.append(
-            f"has {hot} voxels of up to {high:.4g} where all others stay below "
-            f"{top:.4g}; they are taken as damaged and cut to it"
+            f"has {counted(hot)} of up to {high:.4g} where no other is over "
+            f"{top:.4g}: taken as damaged and cut to it"
         )
     images = np.empty(voxels.shape, np.float32)
     for i, image in enumerate(voxels):
@@ -93,8 +94,9 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
 def _top(voxels: np.ndarray, start: float, high: float) -> tuple[float, int]:
     """The maximum without damaged voxels, and how many those are."""
     shifted = voxels - np.float64(start) if start else voxels
-    hot = shifted > hot_limit(shifted)
-    for place in np.argwhere(shifted > usual_high(shifted)):
+    usual = usual_high(shifted)
+    hot = shifted > HOT * usual
+    for place in np.argwhere(shifted > usual):
         around = tuple(slice(max(p - 1, 0), p + 2) for p in place)
         value = float(shifted[tuple(place)])
         # of the voxels around and itself, it alone is over a half of it

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from daasr_jax.data.sources.base import system_words
 from daasr_jax.errors import DataError
 from daasr_jax.scans import dicom
 
@@ -32,30 +33,41 @@ def check_output(
         raise DataError(
             "E354", f"{path}: the result is NIfTI: end its name in .nii or .nii.gz"
         )
-    for source in map(Path, inputs):
+    try:
+        _check_inputs(path, [Path(source) for source in inputs])
+        _check_present(path, force)
+        above = path.absolute().parent
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise cannot_write(path, f"{above} cannot be written to")
+    except OSError as error:
+        raise cannot_write(path, system_words(error)) from None
+
+
+def _check_inputs(path: Path, inputs: Sequence[Path]) -> None:
+    for source in inputs:
         same = path.exists() and source.exists() and path.samefile(source)
-        folder = source if source.is_dir() else None
-        within = folder and folder.resolve() in path.resolve().parents
+        within = source.is_dir() and source.resolve() in path.resolve().parents
         if same or within or path.resolve() in source.resolve().parents:
             raise DataError(
                 "E351",
                 f"{path} is the input {source}, lies in it or holds it; an input is "
                 "never written to: give --out another place",
             )
-    if path.is_symlink() or path.exists():
-        if not force:
-            raise DataError("E350", f"{path} is there already: --force replaces it")
-        if path.is_dir() and not dicom.only_dicom(path):
-            raise DataError(
-                "E350",
-                f"{path} is a folder that holds more than one DICOM series, and is not "
-                "replaced: give --out a folder that is not there",
-            )
-    above = path.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise cannot_write(path, f"{above} cannot be written to")
+
+
+def _check_present(path: Path, force: bool) -> None:
+    if not path.is_symlink() and not path.exists():
+        return
+    if not force:
+        raise DataError("E350", f"{path} is there already: --force replaces it")
+    if path.is_dir() and not dicom.only_dicom(path):
+        raise DataError(
+            "E350",
+            f"{path} is a folder that holds more than one DICOM series, and is not "
+            "replaced: give --out a folder that is not there",
+        )
 
 
 def cannot_write(path: Path, why: str) -> DataError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from daasr_jax.scans.scan import Scan
 
 # Below this share of covered voxels a warning is due.
 _ENOUGH = 0.9
+# NIfTI's codes of a space that is no scanner's.
+_STANDARD = {3: "Talairach space", 4: "MNI space", 5: "the space of a template"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Coverage:
         ratio: Distance of the reference's voxels along each axis of the grid, as a
             multiple of the grid's own. Where it is over 1 the reference is the coarser.
         known_place: Both places are by the headers.
+        apart: Why the two places may not be of one space, in words; empty where nothing
+            says so.
     """
 
     share: float
@@ -34,6 +39,7 @@ class Coverage:
     turned: bool
     ratio: tuple[float, float, float]
     known_place: bool
+    apart: str = ""
 
     @property
     def enough(self) -> bool:
@@ -51,11 +57,17 @@ class Coverage:
             words.append("has its axes in another order")
         ratio = " x ".join(f"{r:.2g}" for r in self.ratio)
         words.append(f"has voxels of {ratio} times those of the result")
+        if self.apart:
+            words.append(self.apart)
         return ", ".join(words)
 
 
 def coverage_report(
-    reference: Scan, grid: Grid, inside: np.ndarray, axis: int
+    reference: Scan,
+    grid: Grid,
+    inside: np.ndarray,
+    axis: int,
+    scan: Scan | None = None,
 ) -> Coverage:
     """What there is to say of a reference before it is used.
 
@@ -64,6 +76,7 @@ def coverage_report(
         grid: Of the result.
         inside: (X, Y, Z) bool, of `on_grid`.
         axis: Axis of the grid across which its slices lie.
+        scan: That the grid is made from, whose header may tell of another space.
 
     Raises:
         DataError: As `grids.link_of`.
@@ -85,7 +98,28 @@ def coverage_report(
         turned=turned,
         ratio=(ratio[0], ratio[1], ratio[2]),
         known_place=known,
+        apart=_apart(reference, scan) if scan and known else "",
     )
+
+
+def _apart(reference: Scan, scan: Scan) -> str:
+    """DICOM names a frame of reference for each session, NIfTI a kind of space."""
+    if reference.kind == scan.kind == "dicom":
+        frames = {s.header[0].get("FrameOfReferenceUID") for s in (reference, scan)}
+        if len(frames) > 1:
+            return "was taken in another frame of reference, so register it first"
+    standard = [
+        _STANDARD.get(_code(s.header), "") if s.kind == "nifti" else ""
+        for s in (reference, scan)
+    ]
+    if standard[0] != standard[1]:
+        names = [name or "the scanner's space" for name in standard]
+        return f"is in {names[0]} where the scan is in {names[1]}"
+    return ""
+
+
+def _code(header: Any) -> int:
+    return int(header["sform_code"]) or int(header["qform_code"])
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> tuple[float, bool]:

@@ -6,14 +6,17 @@ What a file holds decides how it is read, not its name.
 import dataclasses
 import math
 import os
+import tokenize
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.data.sources import fastmri, nifti
+from daasr_jax.data.sources import fastmri, fastmri_header, nifti
 from daasr_jax.data.sources.base import (
     BadFileError,
     check_size,
@@ -21,10 +24,10 @@ from daasr_jax.data.sources.base import (
     complaint,
     log,
 )
-from daasr_jax.data.sources.nifti_header import MILLIMETRES, READ_ERRORS, remarks_of
+from daasr_jax.data.sources.nifti_header import READ_ERRORS, remarks_of, unit_mm
 from daasr_jax.errors import DataError
 from daasr_jax.scans import dicom
-from daasr_jax.scans.scan import Scan
+from daasr_jax.scans.scan import Scan, counted
 
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
@@ -32,6 +35,15 @@ _PICTURES = {
     b"%PDF": "a PDF document",
     b"NRRD": "an NRRD file",
 }
+# What reading a damaged .npz file raises besides.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    tokenize.TokenError,
+    SyntaxError,
+)
 _CONVERT = "is {}: convert it to NIfTI"
 
 
@@ -51,7 +63,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     """
     place = Path(path)
     try:
-        scan = dicom.read_folder(place) if place.is_dir() else _read_file(place)
+        scan = dicom.read_dicom(place) if place.is_dir() else _read_file(place)
         scan = _finite(scan)
     except (BadFileError, OSError) as error:
         said = complaint(error, "file")
@@ -68,7 +80,7 @@ def _read_file(path: Path) -> Scan:
         start = file.read(1024)
     check_start(start)
     if dicom.looks_like(start):
-        return dicom.read_series_of(path)
+        return dicom.read_dicom(path)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _read_npz(path)
     if start.startswith(b"\x89HDF\r\n"):
@@ -90,7 +102,7 @@ def _read_nifti(path: Path) -> Scan:
             said = "is no scan (NIfTI, DICOM, fastMRI .h5 or .npz)"
         raise BadFileError(said) from None
     affine = np.array(image.affine, np.float64)
-    affine[:3] *= MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    affine[:3] *= unit_mm(header)
     remarks = [f"has voxels that {remark}" for remark in remarks_of(header)]
     if len(image.shape) > 3:
         remarks.insert(0, f"has shape {image.shape}, taken as the one volume it holds")
@@ -109,7 +121,7 @@ def _read_nifti(path: Path) -> Scan:
 
 def _scaled(image: nib.Nifti1Image) -> np.ndarray:
     """(X, Y, Z) in memory: integers as stored, all else float32."""
-    proxy = image.dataobj
+    proxy = cast(ArrayProxy, image.dataobj)
     shape = image.shape[:3]
     stored = np.asanyarray(proxy.get_unscaled()).reshape(shape)
     if stored.dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0):
@@ -129,7 +141,8 @@ def _read_fastmri(path: Path) -> Scan:
         voxels = fastmri.read(volume)
     except DataError as error:
         raise BadFileError(error.args[0].removeprefix(f"{path}: ")) from None
-    return _without_place(path, "fastmri", voxels, fastmri.sides(volume))
+    told = fastmri_header.sides(path, *volume.shape[1:])
+    return _without_place(path, "fastmri", voxels, told)
 
 
 def _read_npz(path: Path) -> Scan:
@@ -157,7 +170,7 @@ def _read_npz(path: Path) -> Scan:
         with np.load(path, allow_pickle=False) as file:
             voxels = np.asarray(file[images[0]])
             sides = file["spacing"] if "spacing" in arrays else np.full(3, math.nan)
-    except (BadFileError, *READ_ERRORS, zipfile.BadZipFile, KeyError) as error:
+    except (BadFileError, *READ_ERRORS, *_ZIP_ERRORS) as error:
         raise BadFileError(complaint(error, "npz file")) from None
     if sides.shape != (3,) or (sides <= 0).any():
         raise BadFileError("has a spacing that is not three positive numbers in mm")
@@ -213,5 +226,5 @@ def _finite(scan: Scan) -> Scan:
     remarks = scan.remarks
     if count:
         voxels = np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
-        remarks += (f"has {count} voxels that are NaN or infinite, taken as 0",)
+        remarks += (f"has {counted(count)} that are NaN or infinite, taken as 0",)
     return dataclasses.replace(scan, voxels=voxels, remarks=remarks)

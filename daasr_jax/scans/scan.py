@@ -20,7 +20,7 @@ _EQUAL = 0.05
 _THICK = 1.5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
     """One volume with its place.
 
@@ -47,6 +47,11 @@ class Scan:
     kind: str
     header: Any = None
     remarks: tuple[str, ...] = ()
+
+
+def counted(voxels: int) -> str:
+    """Such as `1 voxel` and `5 voxels`."""
+    return f"{voxels} voxel{'s' * (voxels != 1)}"
 
 
 def axis_name(affine: np.ndarray, axis: int) -> str:

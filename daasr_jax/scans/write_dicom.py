@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 import daasr_jax
-from daasr_jax.data.sources.base import system_words
+from daasr_jax.data.sources.base import first_line, system_words
 from daasr_jax.errors import DataError
 from daasr_jax.files import sync_folder
-from daasr_jax.scans.dicom import library
+from daasr_jax.scans.dicom import errors_of, library
 from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
 from daasr_jax.scans.scan import Scan
@@ -30,8 +30,7 @@ _DROPPED = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "IconImageSequence", "RescaleType", "NumberOfFrames",
     "RedPaletteColorLookupTableDescriptor", "VOILUTSequence", "DataSetTrailingPadding",
-    "LossyImageCompressionRatio", "LossyImageCompressionMethod", "SliceLocation",
-    "RealWorldValueMappingSequence", "ReferencedImageSequence",
+    "SliceLocation", "RealWorldValueMappingSequence", "ReferencedImageSequence",
 )  # fmt: skip
 _TOP = 2**16 - 1
 _TEXT, _LONG_TEXT = 64, 1024  # characters of LO and ST
@@ -75,6 +74,8 @@ def write_dicom(
     check_output(folder, [like.source, *inputs], force)
     _check_axes(grid)
     pydicom = library()
+    # a scan's headers may be in a set of characters without those of a description
+    description = description.encode("ascii", "replace").decode()[:_LONG_TEXT]
     temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
     old = folder.with_name(f".{os.getpid()}.old.{folder.name}")
     try:
@@ -89,10 +90,12 @@ def write_dicom(
             folder.rename(old)
         temporary.rename(folder)
         sync_folder(folder.parent)
-    except OSError as error:
+    except errors_of(pydicom) as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise cannot_write(folder, system_words(error)) from None
+        # else a value of the scan's header that is none of its kind
+        why = system_words(error) if isinstance(error, OSError) else first_line(error)
+        raise cannot_write(folder, why) from None
     finally:
         for place in (temporary, old):
             with contextlib.suppress(OSError):
@@ -198,12 +201,12 @@ def _derived(
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
     image = dataset(copy.deepcopy(header))
-    image.remove_private_tags()
+    for tag in list(image.keys()):
+        if tag.is_private or 0x6000 <= tag.group <= 0x60FF:  # these are overlays
+            del image[tag]
     for name in _DROPPED:
         if name in image:
             delattr(image, name)
-    for tag in [t for t in image if 0x6000 <= t.tag.group <= 0x60FF]:  # overlays
-        del image[tag.tag]
     if header.SOPClassUID in _ENHANCED:
         image.SOPClassUID = _MR
         image.setdefault("ScanningSequence", "RM")  # research mode
@@ -213,7 +216,7 @@ def _derived(
     image.SourceImageSequence = [item]
     image.DerivationDescription = (
         description or f"enlarged by daasr_jax {daasr_jax.__version__}"
-    )[:_LONG_TEXT]
+    )
     name, ours = str(header.get("SeriesDescription", None) or ""), " daasr_jax"
     image.SeriesDescription = (name[: _TEXT - len(ours)] + ours).strip()
     number = header.get("SeriesNumber", None)
@@ -242,5 +245,5 @@ def _equipment(dataset: Any, description: str, now: datetime.datetime) -> Any:
     out.SoftwareVersions = daasr_jax.__version__
     out.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
     if description:
-        out.ContributionDescription = description[:_LONG_TEXT]
+        out.ContributionDescription = description
     return out

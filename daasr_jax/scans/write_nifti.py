@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 from daasr_jax.data.sources.base import log, system_words
 from daasr_jax.data.sources.nifti_header import (
     IMAGES,
-    MILLIMETRES,
     forms_disagree,
+    unit_mm,
 )
 from daasr_jax.files import replacing
 from daasr_jax.scans.grids import Grid
@@ -39,6 +39,7 @@ def write_nifti(
     dtype: DTypeLike = np.float32,
     force: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
+    same_unit: bool = True,
 ) -> None:
     """Writes a volume in the world space of the scan that it was made from.
 
@@ -62,13 +63,15 @@ def write_nifti(
             are integers, else scaled ones (`scl_slope`).
         force: Replace a file that is there.
         inputs: Other files that must not be written to, such as references.
+        same_unit: The values are those of the scan's unit. Of a map of other values its
+            description, intent and display range are not kept.
 
     Raises:
         DataError: As `output.check_output` (E350, E351, E352, E354).
     """
     path = Path(path)
     check_output(path, [like.source, *inputs], force, form="nifti")
-    header = header_for(grid, like, description)
+    header = header_for(grid, like, description, same_unit=same_unit)
     header.set_data_dtype(np.dtype(dtype))
     image = IMAGES[int(header["sizeof_hdr"])](
         _as_type(voxels, np.dtype(dtype), like), None, header
@@ -81,19 +84,24 @@ def write_nifti(
         raise cannot_write(path, why) from None
 
 
-def header_for(grid: Grid, like: Scan, description: str = "") -> Any:
+def header_for(
+    grid: Grid, like: Scan, description: str = "", *, same_unit: bool = True
+) -> Any:
     """The NIfTI header of a result, see `write_nifti`."""
     if like.kind == "nifti":
         header = like.header.copy()
         header.extensions[:] = [
             e for e in header.extensions if e.get_code() == _COMMENT
         ]
+        if not same_unit:
+            header["descrip"], header["cal_min"], header["cal_max"] = b"", 0, 0
+            header.set_intent("none")
         codes = int(header["sform_code"]), int(header["qform_code"])
     else:
         header = nib.Nifti1Header()
         header.set_xyzt_units("mm", "sec")
         codes = (_SCANNER, _SCANNER) if like.known_place else (0, 0)
-    mm = MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    mm = unit_mm(header)
     sform = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ grid.affine
     own = None
     if like.kind == "nifti" and forms_disagree(header):

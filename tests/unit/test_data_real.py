@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daasr_jax import scans
 from daasr_jax.data import prepare
 from daasr_jax.data.slices import normalised, voxel_fault
 from daasr_jax.data.sources import fastmri
@@ -76,3 +77,27 @@ def fastmri_volume(name):
     root = Path(DATA) / "fastmri_layout"
     volumes = fastmri.scan(settings(root, root))
     return fastmri.read(next(v for v in volumes if v.path.endswith(name)))
+
+
+def test_a_reference_lies_where_the_headers_say():
+    """T1w on the grid of FLAIR: shifted by three pixels it tells less of it."""
+    folder = Path(DATA) / "nifti/patient20"
+    scan = scans.read_scan(folder / "study2_FLAIR.nii.gz")
+    axis = scans.slice_axis(scan)
+    reference = scans.read_scan(folder / "study2_T1W.nii.gz")
+    on_it, inside = scans.on_grid(reference, scans.grid_of(scan))
+    images, _ = scans.normalise(scans.in_plane(scan, axis))
+    ref, _ = scans.normalise(scans.in_plane(scan, axis, on_it))
+    assert inside.mean() > 0.99
+    head = images > 0.1
+
+    def shared(other):
+        """Mutual information of the two within the head, in nats."""
+        both, _, _ = np.histogram2d(images[head], other[head], 48)
+        p = both / both.sum()
+        alone = p.sum(axis=1, keepdims=True) * p.sum(axis=0, keepdims=True)
+        return (p[p > 0] * np.log(p[p > 0] / alone[p > 0])).sum()
+
+    there = shared(ref)
+    for shift in ((0, 3, 0), (0, 0, 3), (0, -3, 0), (0, 0, -3), (1, 0, 0), (-1, 0, 0)):
+        assert shared(np.roll(ref, shift, axis=(0, 1, 2))) < 0.9 * there, shift

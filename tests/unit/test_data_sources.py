@@ -19,7 +19,14 @@ from daasr_jax.data.kspace import (
     rss_from_kspace,
     slice_thickness,
 )
-from daasr_jax.data.sources import base, choose_source, fastmri, nifti, template
+from daasr_jax.data.sources import (
+    base,
+    choose_source,
+    fastmri,
+    fastmri_header,
+    nifti,
+    template,
+)
 from daasr_jax.data.splits import assign_splits
 from daasr_jax.errors import ConfigError, DataError
 from tests.data_fixtures import (
@@ -580,7 +587,7 @@ class TestKspace:
                 )
             else:
                 file[name] = "x" * 2**21
-                monkeypatch.setattr(fastmri, "_MAX_BESIDE_BYTES", 2**20)
+                monkeypatch.setattr(fastmri_header, "_MAX_BESIDE_BYTES", 2**20)
         tracemalloc.start()
         with pytest.raises(DataError) as error:
             scan(tmp_path)

@@ -11,7 +11,9 @@ from scipy.spatial.transform import Rotation
 
 from daasr_jax.errors import DataError
 from daasr_jax.scans import (
+    coverage_report,
     enlarged,
+    grid_of,
     in_plane,
     read_scan,
     slice_axis,
@@ -168,6 +170,15 @@ class TestRead:
         wanted = place_of(6, 0, 0) + 6 * 0.5 * AXES[:, 0] * [-1, -1, 1]
         np.testing.assert_allclose((scan.affine @ [0, 0, 6, 1])[:3], wanted, atol=1e-6)
 
+    def test_another_session_is_said(self, folder, tmp_path):
+        scan = read_scan(folder)
+        images = series_of(pixels(1), FrameOfReferenceUID="1.2.3.99")
+        other = read_scan(write(tmp_path / "other", images))
+        inside = np.ones(scan.voxels.shape, bool)
+        report = coverage_report(other, grid_of(scan), inside, 2, scan)
+        assert "another frame of reference" in str(report)
+        assert not coverage_report(scan, grid_of(scan), inside, 2, scan).apart
+
     def test_enhanced(self, tmp_path):
         save(enhanced(), tmp_path / "one.dcm")
         for path in (tmp_path, tmp_path / "one.dcm"):
@@ -287,7 +298,7 @@ class TestRefused:
     def test_sizes(self, tmp_path):
         images = series_of(pixels())
         images[2].Rows, images[2].Columns = 16, 20
-        self.refused(write(tmp_path, images), "E344", "several sizes (Rows 16, 20)")
+        self.refused(write(tmp_path, images), "E344", "differ in Rows (16, 20)")
 
     @pytest.mark.parametrize(
         ("changes", "says"),
@@ -299,6 +310,10 @@ class TestRefused:
             ({"PixelSpacing": None}, "has no PixelSpacing"),
             ({"ImagePositionPatient": None}, "has no ImagePositionPatient"),
             ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "that no slice can have"),
+            ({"ImagePositionPatient": [0, 0, 1e300]}, "that no slice can have"),
+            ({"PixelSpacing": [0, 1]}, "that no slice can have"),
+            ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "is a mosaic"),
+            ({"ModalityLUTSequence": []}, "values by a table"),
             ({"NumberOfFrames": 3}, "3 frames without their places"),
             ({"PixelData": b"\0" * 100}, "damaged DICOM file"),
         ],
@@ -402,6 +417,23 @@ class TestWrite:
             assert equipment.Manufacturer == "daasr_jax"
         assert "PixelData" not in scan.header[0]  # and the scan's own are as they were
         assert scan.header[0].ImageType[0] == "ORIGINAL"
+
+    def test_odd_headers(self, tmp_path):
+        """Values that are none of their kind, other letters, and an overlay."""
+        images = series_of(pixels())
+        for image in images:
+            image.SpecificCharacterSet = "ISO_IR 100"
+            image.PatientName = "Müller^Zoë"
+            image.add_new(0x60000010, "US", 20)
+            image.add_new(0x00180091, "LO", "many")  # an integer by the dictionary
+        scan = read_scan(write(tmp_path / "in", images))
+        grid = enlarged(scan, 2, 2)
+        voxels = np.ones(grid.shape, np.float32)
+        write_dicom(tmp_path / "out", voxels, grid, scan, "×2 by weights 1a2b")
+        image = pydicom.dcmread(tmp_path / "out/IM0001.dcm")
+        assert image.PatientName == "Müller^Zoë"
+        assert image.DerivationDescription == "?2 by weights 1a2b"
+        assert (0x6000, 0x0010) not in image
 
     def test_negative_and_constant(self, folder, tmp_path):
         scan = read_scan(folder)

@@ -18,6 +18,7 @@ from daasr_jax.scans import (
     back,
     coverage_report,
     enlarged,
+    grid_of,
     in_plane,
     on_grid,
     read_scan,
@@ -343,6 +344,17 @@ class TestOnGrid:
         same = coverage_report(scan, Grid(SHAPE, scan.affine), np.ones(SHAPE, bool), 2)
         assert (same.degrees, same.turned) == (pytest.approx(0, abs=1e-5), False)
         assert same.ratio == pytest.approx((1, 1, 1))
+
+    def test_another_space_is_said(self, tmp_path):
+        affine = affine_of((0, 1, 2), (1, 1, 1))
+        scan = written(tmp_path / "a.nii", affine, codes=(1, 1))
+        everywhere = np.ones(SHAPE, bool)
+        for codes, says in (((1, 1), ""), ((2, 1), ""), ((4, 1), "MNI space where")):
+            other = written(tmp_path / "b.nii", affine, codes=codes)
+            report = coverage_report(other, grid_of(scan), everywhere, 2, scan)
+            assert says in str(report)
+            assert bool(report.apart) == bool(says)
+            assert not coverage_report(other, grid_of(scan), everywhere, 2).apart
 
     def test_unknown_places_are_the_same_region(self):
         def unplaced(shape):

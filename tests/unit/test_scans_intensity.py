@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from daasr_jax.data.slices import hot_limit, normalised, voxel_fault
+from daasr_jax.data.slices import HOT, normalised, usual_high, voxel_fault
 from daasr_jax.errors import DataError
 from daasr_jax.scans import normalise
 from tests.data_fixtures import one_line, scan_voxels
@@ -60,14 +60,15 @@ def test_a_hot_voxel_changes_no_other(hot, said):
         images[place] = wanted[place]
     np.testing.assert_array_equal(images, wanted)
     assert (restore.top, restore.hot) == (before.top, len(hot))
-    assert f"T2.nii has {len(hot)} voxels of up to 6e+04" in said.text
+    assert f"T2.nii has {len(hot)} voxel" in said.text
+    assert "of up to 6e+04 where no other is over" in said.text
 
 
 def test_limit_of_training():
     """For several bright voxels side by side, which are no single damaged one."""
     voxels = np.full((8, 40, 40), 10.0)
     voxels[0, 0, 0] = 0
-    assert hot_limit(voxels) == 200
+    assert HOT * usual_high(voxels) == 200
     voxels[1, 1, 1:4] = 200
     assert (normalise(voxels)[1].hot, normalise(voxels)[1].top) == (0, 200)
     voxels[1, 1, 1:4] = 201
@@ -130,7 +131,7 @@ def test_one_voxel_far_below_zero(said):
     assert images[1, 12, 10] == 0
     images[1, 12, 10] = wanted[1, 12, 10]
     np.testing.assert_array_equal(images, wanted)
-    assert "1 voxels below 0" in said.text
+    assert "1 voxel below 0" in said.text
 
 
 @pytest.mark.parametrize("value", [0, 7, -3])

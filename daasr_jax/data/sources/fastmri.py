@@ -11,7 +11,6 @@ file whose heap of texts is damaged.
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,10 @@ import h5py
 import numpy as np
 
 from daasr_jax.data.kspace import (
-    MAX_HEADER_BYTES,
     check_axes,
     plane_remark,
     recon_size,
     rss_from_kspace,
-    slice_thickness,
-    voxel_sides,
 )
 from daasr_jax.data.progress import track
 from daasr_jax.data.settings import FASTMRI_TARGETS, DataSettings
@@ -48,17 +44,19 @@ from daasr_jax.data.sources.base import (
     report_doubles,
     some,
 )
+from daasr_jax.data.sources.fastmri_header import (
+    READ_ERRORS,
+    attribute,
+    read_header,
+    spacing,
+)
 from daasr_jax.data.sources.tree import Tree, walk
 from daasr_jax.errors import ConfigError, DataError
 
 # Filters inside the HDF5 library (deflate, shuffle, fletcher32, szip, n-bit,
 # scale-offset) and h5py's own lzf; any other would load a plugin.
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
-# What h5py raises for damaged files.
-_READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 _CHUNK_SLACK = 2**16
-# A text of variable length lies in the file outside of the arrays, as it is.
-_MAX_BESIDE_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +119,7 @@ def read(volume: Volume) -> np.ndarray:
     try:
         with h5py.File(volume.path, "r") as file:
             array = _dataset(file, name)[()]
-    except (BadFileError, *_READ_ERRORS) as error:
+    except (BadFileError, *READ_ERRORS) as error:
         raise DataError(
             "E302", f"{volume.path}: {complaint(error, 'HDF5 file')}"
         ) from None
@@ -129,20 +127,6 @@ def read(volume: Volume) -> np.ndarray:
         return array
     height, width = (int(side) for side in crop.split("x"))
     return rss_from_kspace(array, (height, width))
-
-
-def sides(volume: Volume) -> tuple[float, float, float]:
-    """Sides of a voxel in mm along slices, rows and columns; NaN where not told.
-
-    Raises:
-        OSError: If the file cannot be read any more.
-    """
-    with h5py.File(volume.path, "r") as file:
-        try:
-            header = _header(file)
-        except (BadFileError, *_READ_ERRORS):  # the images do not need it
-            header = None
-    return voxel_sides(header or "", *volume.shape[1:])
 
 
 def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
@@ -249,12 +233,12 @@ def describe(path: Path, root: Path, role: str, settings: DataSettings) -> Found
     remark = None
     try:
         with h5py.File(path, "r") as file:
-            contrast = _attribute(file, "acquisition")
+            contrast = attribute(file, "acquisition")
             if settings.contrasts and contrast not in settings.contrasts:
                 return Found(contrast)
             name = _choose(file, settings.target)
             dataset = _dataset(file, name)
-            subject = _attribute(file, "patient_id")
+            subject = attribute(file, "patient_id")
             by_file = settings.subject_from == "auto" and not subject
             if by_file or settings.subject_from == "file":
                 subject = path.stem
@@ -264,12 +248,12 @@ def describe(path: Path, root: Path, role: str, settings: DataSettings) -> Found
                     "(data.subject_from=file takes the file's name)"
                 )
             options, shape = name, tuple(int(side) for side in dataset.shape)
-            spacing = _spacing(file)
+            distance = spacing(file)
             if name == "kspace":
                 size, remark = _plane(file, shape)
                 options = f"{name}:{size[0]}x{size[1]}"
                 shape = (shape[0], *size)
-    except (BadFileError, *_READ_ERRORS) as error:
+    except (BadFileError, *READ_ERRORS) as error:
         raise BadFileError(complaint(error, "HDF5 file")) from None
     check_plane(*shape[1:])
     volume = Volume(
@@ -282,7 +266,7 @@ def describe(path: Path, root: Path, role: str, settings: DataSettings) -> Found
         folder=path.relative_to(root).parent.as_posix(),
         role=role,
         options=options,
-        spacing=spacing,
+        spacing=distance,
     )
     return Found(contrast, volume, by_file, remark)
 
@@ -356,71 +340,12 @@ def _plane(
     """Height and width of the image of a k-space, and what is odd about it."""
     height, width = shape[-2:]
     try:
-        header = _header(file)
+        header = read_header(file)
         check_axes(shape, header)
         size = recon_size(header, height, width) if header else (height, width)
         return size, plane_remark(height, width, header)
     except ValueError as error:
         raise BadFileError(str(error)) from None
-
-
-def _spacing(file: h5py.File) -> float:
-    """Thickness of the slices in mm, which is their distance but for gaps, or NaN."""
-    try:
-        header = _header(file)
-        return slice_thickness(header) if header else math.nan
-    except (BadFileError, *_READ_ERRORS):  # the images do not need it
-        return math.nan
-
-
-def _header(file: h5py.File) -> str | None:
-    """The text of `ismrmrd_header`; its length is judged before it is read."""
-    if "ismrmrd_header" not in file:
-        return None
-    if not isinstance(file.get("ismrmrd_header", getlink=True), h5py.HardLink):
-        raise BadFileError("ismrmrd_header is a link out of its place")
-    header = file["ismrmrd_header"]
-    if not isinstance(header, h5py.Dataset) or header.size != 1:
-        raise BadFileError("ismrmrd_header is not a text")
-    kind = h5py.check_string_dtype(header.dtype)
-    if kind is None:
-        raise BadFileError("ismrmrd_header is not a text")
-    if kind.length is None:
-        length, limit = _bytes_beside(file), _MAX_BESIDE_BYTES
-    else:
-        length, limit = kind.length, MAX_HEADER_BYTES
-    if length > limit:
-        raise BadFileError(f"ismrmrd_header may hold {length} bytes, over {limit}")
-    return _text(np.asarray(header[()]).reshape(-1)[0])
-
-
-def _bytes_beside(file: h5py.File) -> int:
-    """Bytes of a file that are not stored values of an array."""
-    stored = 0
-
-    def add(_: str, item: object) -> None:
-        nonlocal stored
-        if isinstance(item, h5py.Dataset):
-            stored += item.id.get_storage_size()
-
-    file.visititems(add)
-    return file.id.get_filesize() - stored
-
-
-def _attribute(file: h5py.File, name: str) -> str:
-    """A text among the file's attributes; empty where it is missing."""
-    if name not in file.attrs:
-        return ""
-    size = file.attrs.get_id(name).get_storage_size()
-    if size > MAX_HEADER_BYTES:
-        raise BadFileError(f"attribute {name} has {size} bytes")
-    return _text(file.attrs[name])
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace").strip()
-    return str(value).strip()
 
 
 SOURCE = Source("fastmri", scan, read)

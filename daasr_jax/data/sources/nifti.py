@@ -161,7 +161,7 @@ def slices_of(image: nib.Nifti1Image, axis: str) -> np.ndarray:
         (slices, height, width) in the stored type, scaled where the header says so.
     """
     array = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    order = slice_order(image.affine, array.shape, axis)
+    order = slice_order(np.asarray(image.affine), array.shape, axis)
     return np.ascontiguousarray(in_order(array, order))
 
 

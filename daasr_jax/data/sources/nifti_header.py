@@ -47,7 +47,8 @@ _LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # A voxel side this much longer than both others is the slice direction.
 _THICK = 1.5
 _AXES = ("axial", "coronal", "sagittal")
-MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+# By the lowest three bits of the field `xyzt_units`; other codes are taken as mm.
+_MILLIMETRES = {1: 1e3, 3: 1e-3}
 # The two orientations of a header agree within this share of a voxel's shortest side.
 _AGREEMENT = 0.05
 # Beyond this angle to the body's axes the nearest one is a matter of chance.
@@ -144,7 +145,7 @@ def describe(path: Path, wanted: str) -> Header:
         wanted = _AXES[thick] if spacing[thick] > _THICK * others else "axial"
     slices = shape.pop(_AXES.index(wanted))
     check_plane(*shape)
-    millimetres = MILLIMETRES.get(str(header.get_xyzt_units()[0]), 1.0)
+    millimetres = unit_mm(header)
     told = int(header["qform_code"]) or int(header["sform_code"])
     oriented = slice_affine(affine, header.get_data_shape()[:3], wanted)
     oriented[:3] *= millimetres
@@ -188,6 +189,11 @@ def slice_order(affine: np.ndarray, shape: Sequence[int], axis: str) -> np.ndarr
         upward = shape[int(np.flatnonzero(turn[:, 0] == 2)[0])]
         order[2, 1], order[2, 3] = -1, upward - 1
     return orientations.inv_ornt_aff(turn, shape) @ order
+
+
+def unit_mm(header: nib.Nifti1Header) -> float:
+    """The unit of a header's sides and places, in mm."""
+    return _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def remarks_of(header: nib.Nifti1Header) -> tuple[str, ...]:
