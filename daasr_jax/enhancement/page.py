@@ -22,6 +22,7 @@ from PIL import Image
 LIMIT = 20 * 2**20  # bytes of the page
 # Forms of the pictures, from the best: WebP without loss, then of less quality.
 _QUALITIES = (None, 92, 80, 60, 40)
+_ENOUGH = 2**22
 _BRIGHTEST = 99.9  # per cent of the voxels that are not cut off in the pictures
 
 
@@ -77,8 +78,8 @@ def make_page(
         limit: Bytes.
     """
     slices, height, width = views.lr.shape
-    bright = _bright(views)
-    chosen, quality = _chosen(views, limit)
+    shades = _shades(views)
+    chosen, quality = _chosen(views, shades, limit)
     told = list(facts)
     if quality is not None or len(chosen) < slices:
         words = f"{len(chosen)} of {slices} slices"
@@ -86,7 +87,7 @@ def make_page(
         told.append(
             ("on this page", f"{words}, so that it stays below {limit >> 20} MiB")
         )
-    white = 255 * _white(views.sr) / bright
+    white = 255 * shades.white / shades.bright
     content = {
         "h": height,
         "w": width,
@@ -97,12 +98,12 @@ def make_page(
         "unit": views.unit,
         "placed": views.placed,
         "low": views.low,
-        "high": views.low + bright * (views.top - views.low),
+        "high": views.low + shades.bright * (views.top - views.low),
         "level": round(white / 2),
         "window": max(8, round(white)),
         "references": None if views.references is None else _names(views, 0),
-        "confidence": None if views.confidence is None else _least(views.confidence),
-        "slices": _slices(views, chosen.tolist(), quality),
+        "confidence": None if views.confidence is None else shades.least,
+        "slices": [_slice(views, shades, i, quality) for i in chosen.tolist()],
     }
     parts = {
         "title": html.escape(title),
@@ -120,7 +121,51 @@ def make_page(
     return re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], text)
 
 
-def _chosen(views: Views, limit: int) -> tuple[np.ndarray, int | None]:
+@dataclasses.dataclass(frozen=True)
+class _Shades:
+    """How values become shades.
+
+    Attributes:
+        bright: The lightest of input and output, in the range of training.
+        white: Nearly the brightest of the output's tissue, likewise.
+        tops: The lightest of each reference, which is shown as bright as the output.
+        least: C that is the darkest.
+    """
+
+    bright: float
+    white: float
+    tops: list[float]
+    least: float
+
+
+def _shades(views: Views) -> _Shades:
+    bright = min(_brightest(views.sr), 1.5 * _brightest(views.lr))
+    white, refs = _white(views.sr), views.references
+    tops = [] if refs is None else [_white(x) for x in refs.swapaxes(0, 1)]
+    low = 0.0
+    if views.confidence is not None:
+        low = np.floor(20 * float(np.percentile(views.confidence, 1))) / 20
+    least = round(float(np.clip(low, 0, 0.95)), 2)
+    return _Shades(bright, white, [top * bright / white for top in tops], least)
+
+
+def _white(x: np.ndarray) -> float:
+    """Nearly the brightest of the tissue."""
+    x = _some(x)
+    tissue = x[x > 0.02 * _brightest(x)]
+    return float(np.percentile(tissue, 99)) if tissue.size else 1.0
+
+
+def _brightest(x: np.ndarray) -> float:
+    return max(float(np.percentile(_some(x), _BRIGHTEST)), 1e-6)
+
+
+def _some(x: np.ndarray) -> np.ndarray:
+    """At most some millions of the values, which tell a percentile as well as all."""
+    return x.reshape(-1)[:: max(1, x.size // _ENOUGH)]
+
+
+def _chosen(views: Views, shades: _Shades, limit: int) -> tuple[np.ndarray, int | None]:
     """The slices that are shown, and the quality of their pictures.
 
     By the size of three of them.
@@ -129,66 +174,37 @@ def _chosen(views: Views, limit: int) -> tuple[np.ndarray, int | None]:
     some = sorted({slices // 4, slices // 2, 3 * slices // 4})
     largest, quality = 0, None
     for quality in _QUALITIES:
-        made = _slices(views, some, quality)
-        largest = 1.1 * max(len(json.dumps(one)) for one in made)
+        made = [json.dumps(_slice(views, shades, i, quality)) for i in some]
+        largest = 1.1 * max(map(len, made))
         if largest * slices <= limit:
             return np.arange(slices), quality
     kept = max(1, min(slices, int(limit / largest)))
     return np.unique(np.linspace(0, slices - 1, kept).round().astype(int)), quality
 
 
-def _slices(
-    views: Views, chosen: Sequence[int], quality: int | None
-) -> list[dict[str, Any]]:
-    """Slices as the page reads them; a reference as bright as the output."""
-    bright = _bright(views)
-    refs, times = views.references, bright / _white(views.sr)
-    tops = [] if refs is None else [times * _white(x) for x in refs.swapaxes(0, 1)]
-
-    def one(i: int) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "number": i + 1,
-            "lr": _packed(_eight(views.lr[i], bright)),
-            "sr": _picture(_eight(views.sr[i], bright), quality),
-        }
-        if refs is not None:
-            pairs = zip(refs[i], tops, strict=True)
-            found["references"] = [_picture(_eight(x, t), quality) for x, t in pairs]
-            found["names"] = _names(views, i)
-        if views.confidence is not None:
-            least = _least(views.confidence)
-            c = _eight(views.confidence[i] - least, 1.0 - least)
-            found["confidence"] = _packed(c)
-        if views.index is not None and refs is not None:
-            found["index"] = _packed(views.index[i].astype("<i4"))
-        return found
-
-    return [one(i) for i in chosen]
-
-
-def _bright(views: Views) -> float:
-    """What is white in input and output, in the range of training."""
-    return min(_brightest(views.sr), 1.5 * _brightest(views.lr))
+def _slice(
+    views: Views, shades: _Shades, i: int, quality: int | None
+) -> dict[str, Any]:
+    """One slice as the page reads it."""
+    found: dict[str, Any] = {
+        "number": i + 1,
+        "lr": _packed(_eight(views.lr[i], shades.bright)),
+        "sr": _picture(_eight(views.sr[i], shades.bright), quality),
+    }
+    if views.references is not None:
+        pairs = zip(views.references[i], shades.tops, strict=True)
+        found["references"] = [_picture(_eight(x, t), quality) for x, t in pairs]
+        found["names"] = _names(views, i)
+    if views.confidence is not None:
+        c = _eight(views.confidence[i] - shades.least, 1.0 - shades.least)
+        found["confidence"] = _packed(c)
+    if views.index is not None and views.references is not None:
+        found["index"] = _packed(views.index[i].astype("<i4"))
+    return found
 
 
 def _eight(x: np.ndarray, top: float) -> np.ndarray:
     return (x / top * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _white(x: np.ndarray) -> float:
-    """Nearly the brightest of the tissue."""
-    tissue = x[x > 0.02 * _brightest(x)]
-    return float(np.percentile(tissue, 99)) if tissue.size else 1.0
-
-
-def _least(confidence: np.ndarray) -> float:
-    """C that is the darkest on the page."""
-    low = np.floor(20 * float(np.percentile(confidence, 1))) / 20
-    return round(float(np.clip(low, 0, 0.95)), 2)
-
-
-def _brightest(x: np.ndarray) -> float:
-    return max(float(np.percentile(x, _BRIGHTEST)), 1e-6)
 
 
 def _names(views: Views, i: int) -> list[str]:

@@ -360,7 +360,8 @@ def _write(
             assert made.confidence is not None
             c = overlays.spread(made.confidence, target.size)
             nifti(files["confidence"], c, "confidence C", np.float32)
-            nifti(files["match"], _match(target, guides, made), "match P", np.int32)
+            p = _match(target, guides, made)
+            nifti(files["match"], p, "match P", p.dtype)
         if "page" in files:
             write_atomically(
                 files["page"], _page(request, target, guides, made, report)
@@ -398,13 +399,21 @@ def _match(target: Target, guides: Guides, made: Slices) -> np.ndarray:
     size = target.size
     keys = tuple(n * made.index.shape[i + 1] // size[i] for i, n in
                  enumerate(guides.images.shape[2:]))  # fmt: skip
-    which, y, x = overlays.places(made.index, keys, size)
     shape = target.grid.shape
-    voxels = np.arange(math.prod(shape), dtype=np.int64).reshape(shape, order="F")
-    flat = scans.in_plane(target.scan, target.axis, voxels)
-    slices = np.arange(len(flat))[:, None, None]
-    found = flat[slices, y, x] + which.astype(np.int64) * math.prod(shape)
-    return found if found.max() >= 2**31 else found.astype(np.int32)
+    steps = np.indices(shape, sparse=True)  # of which only views are made
+    along = [
+        scans.in_plane(target.scan, target.axis, np.broadcast_to(step, shape))
+        for step in steps
+    ]
+    strides = (1, shape[0], shape[0] * shape[1])
+    most = math.prod(shape) * guides.images.shape[1]
+    out = np.empty((len(made.index), *size), np.int64 if most >= 2**31 else np.int32)
+    for i, index in enumerate(made.index):
+        which, y, x = (v[0] for v in overlays.places(index[None], keys, size))
+        out[i] = which.astype(np.int64) * math.prod(shape) + sum(
+            n * view[i][y, x] for n, view in zip(strides, along, strict=True)
+        )
+    return out
 
 
 def _page(
