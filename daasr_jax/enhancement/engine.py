@@ -78,8 +78,10 @@ class Engine:
             ResourceError: If one slice is too large for the memory (E615).
         """
         s = self.scale
-        if ref is None:  # zeros, of which a few are as good as many
-            ref = np.zeros((len(lr), 1, s * _NOTHING, s * _NOTHING), np.float32)
+        if ref is None:  # zeros; of them, a search finds a few as good as many
+            few = bands.can_band(self.weights.model)
+            side = (_NOTHING, _NOTHING) if few else lr.shape[1:]
+            ref = np.zeros((len(lr), 1, s * side[0], s * side[1]), np.float32)
         shapes = lr.shape[1:], ref.shape[1:]
         self._bands = None
         self._at_once = self._fitting(*shapes)

@@ -12,6 +12,7 @@ from daasr_jax import released
 from daasr_jax.enhancement import Engine
 from daasr_jax.enhancement.arrays import fitted
 from daasr_jax.errors import CheckpointError, DataError, ResourceError
+from daasr_jax.registry import MODELS
 from tests.weights import write_weights
 
 
@@ -81,6 +82,20 @@ def test_without_reference_is_with_zeros(weights, pair):
     black = engine((lr / lr.max()).astype(np.float32), zeros)
     np.testing.assert_allclose(none.sr / lr.max(), black.sr, atol=1e-6)
     assert not none.confidence.any()
+
+
+def test_a_network_that_takes_a_reference_at_its_own_place_does_without(tmp_path):
+    """Another run than of DAASR `fast`; and one that searches nothing has no maps."""
+    for name, fields in (("minet", {"features": 8}), ("srcnn", {})):
+        model = MODELS.get(name)(scale=2, **fields)
+        zeros = jnp.zeros((1, 20, 20, 1)), jnp.zeros((1, 40, 40, 1))
+        variables = model.init(jax.random.key(0), *zeros, train=False)
+        about = {"scale": 2, "model": name, "kwargs": fields, "degradation": "bicubic"}
+        released.save(tmp_path / f"{name}.safetensors", variables, about)
+        made = daasr_jax.enhance(scan(20, 24), None, tmp_path / f"{name}.safetensors")
+        assert made.sr.shape == (40, 48)
+        assert made.confidence is None
+        assert made.index is None
 
 
 def test_several_references_are_searched_together(weights, pair, made):
