@@ -36,6 +36,7 @@ class Views:
         references: (S, r, sh, sw) float32, or None.
         confidence: (S, h, w) float32, or None.
         index: (S, h, w) int32, P, row-major in the cells of the references, or None.
+        hr: (S, sh, sw) float32 that `lr` was made from, in a simulation; else None.
         names: Of the references; one list of r for all slices, or one for each slice.
         spacing: Sides of an output pixel, of rows and columns.
         unit: Of `spacing`; `pixels` where they are not known.
@@ -54,6 +55,7 @@ class Views:
     placed: bool = True
     low: float = 0.0
     top: float = 1.0
+    hr: np.ndarray | None = None
 
 
 def make_page(
@@ -97,6 +99,7 @@ def make_page(
         "mm": list(views.spacing),
         "unit": views.unit,
         "placed": views.placed,
+        "simulated": views.hr is not None,
         "low": views.low,
         "high": views.low + shades.bright * (views.top - views.low),
         "level": round(white / 2),
@@ -191,6 +194,8 @@ def _slice(
         "lr": _packed(_eight(views.lr[i], shades.bright)),
         "sr": _picture(_eight(views.sr[i], shades.bright), quality),
     }
+    if views.hr is not None:
+        found["hr"] = _picture(_eight(views.hr[i], shades.bright), quality)
     if views.references is not None:
         pairs = zip(views.references[i], shades.tops, strict=True)
         found["references"] = [_picture(_eight(x, t), quality) for x, t in pairs]

@@ -450,6 +450,7 @@ def _page(
         placed=guides.placed,
         low=target.restore.low,
         top=target.restore.top,
+        hr=target.hr,
     )
     slices, height, width = target.lr.shape
     plane = report["input"]["plane"]

@@ -93,6 +93,15 @@ def test_a_high_confidence_is_told_apart(views):
     assert unpacked(found["slices"][0]["confidence"], np.uint8).std() > 30
 
 
+def test_a_simulation_shows_the_original(views):
+    assert not data(page(views))["simulated"]
+    found = data(page(dataclasses.replace(views, hr=views.sr * 0.5)))
+    assert found["simulated"]
+    step = found["high"] / 255 / 800
+    shown = picture(found["slices"][1]["hr"]) * step
+    np.testing.assert_allclose(shown, views.sr[1] * 0.5, atol=1.1 * step)
+
+
 def test_it_needs_nothing_else(views):
     text = page(views)
     assert not re.findall(r"https?://|//cdn|@import|<link|src=\"(?!data:)", text)
@@ -188,6 +197,7 @@ def test_a_hand_on_it_sees_the_match(views, tmp_path):
     if browser is None:
         pytest.skip("no chromium or google-chrome to open the page in")
     file = tmp_path / "page.html"
+    views = dataclasses.replace(views, hr=views.sr)
     file.write_text(page(views).replace("</body>", HAND + "</body>"), encoding="utf-8")
     done = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
@@ -197,11 +207,12 @@ def test_a_hand_on_it_sees_the_match(views, tmp_path):
     )  # fmt: skip
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]
     seen = json.loads(html.unescape(title))
-    assert seen["panes"] == ["input", "bicubic", "output", "reference", "confidence"]
+    panes = ["input", "bicubic", "output", "original", "reference", "confidence"]
+    assert seen["panes"] == panes
     p = int(views.index[2, 3, 4])
     y, x = divmod(p % 80, 10)
     assert seen["boxes"][2] == [2 * 3, 2 * 2]  # the patch of 3 x 3 cells about (3, 4)
-    assert seen["boxes"][3] == [2 * (x - 1), 2 * (y - 1)]
+    assert seen["boxes"][4] == [2 * (x - 1), 2 * (y - 1)]
     assert f"from row {y}, column {x} of the reference" in seen["read"]
     assert "row 3, column 4 of the input" in seen["read"]
     away = np.hypot((y - 3) * 2 * 0.5, (x - 4) * 2 * 0.4)
