@@ -5,5 +5,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["daasr_jax*"]), "daasr_jax.configs"],
     package_dir={"daasr_jax.configs": "configs"},
-    package_data={"daasr_jax.configs": ["splits/*.json"]},
+    package_data={
+        "daasr_jax.configs": ["splits/*.json"],
+        "daasr_jax.enhancement": ["page.html"],
+        "daasr_jax.released": ["*.safetensors", "*.md", "index.json"],
+    },
 )

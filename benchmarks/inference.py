@@ -32,8 +32,7 @@ def fields_of(name: str, size: str) -> dict[str, Any]:
     """Fields of the model: none for the published size."""
     if size == "published":
         return {}
-    from daasr_jax.experiment.keywords import resolved
-    from daasr_jax.registry import MODELS
+    from daasr_jax.registry import MODELS, resolved
 
     system = MODELS.get(name).__module__.rpartition(".")[2]
     file, preset = f"{system}_x4", "small"

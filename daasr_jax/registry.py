@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, checked
 
 
 class Registry:
@@ -75,3 +76,26 @@ MODELS = Registry("daasr_jax.models")
 # Of DAASR: structures, alignments and fusions.
 PARTS = Registry("daasr_jax.models")
 LOSSES = Registry("daasr_jax.losses")
+
+
+def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model: parts made, what is None left to the model's default.
+
+    Args:
+        given: Keyword -> value. A part is a mapping: its `name`, and its options, None
+            for their defaults. A part named `"none"` is left out: None is the argument.
+
+    Raises:
+        ConfigError: If a part has an unknown name (E227) or option (E210).
+    """
+    parts = {k: _made(v) for k, v in given.items() if hasattr(v, "items")}
+    return {k: v for k, v in given.items() if v is not None} | parts
+
+
+def _made(given: Mapping[str, Any]) -> Callable[..., Any] | None:
+    if given["name"] == "none":
+        return None
+    options = {k: v for k, v in given.items() if k != "name" and v is not None}
+    make = functools.partial(PARTS.get(given["name"]), **options)
+    checked(make)
+    return make

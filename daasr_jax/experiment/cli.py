@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
-from rich.logging import RichHandler
 
 from daasr_jax.errors import ConfigError, Preempted, UserError
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.manual import manual
 from daasr_jax.experiment.places import place
-from daasr_jax.runtime.console import console, make_printable
+from daasr_jax.runtime.console import make_printable, start_logging
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -80,7 +78,7 @@ def run(main: Callable[[Any, str | None], None], *, of_run: bool = False) -> Non
         _open_run()
 
     def guarded(argv: Sequence[str]) -> None:
-        _start_logging()
+        start_logging()
         try:
             if argv[1:]:
                 raise ConfigError(
@@ -199,15 +197,3 @@ def _together() -> bool:
     """Whether this process has joined others."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
-
-
-def _start_logging() -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file it writes
-    logger = logging.getLogger("daasr_jax")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    out = console(stderr=True, width=None if sys.stderr.isatty() else 160)
-    handler = RichHandler(
-        console=out, show_path=False, show_level=False, log_time_format="%H:%M:%S"
-    )
-    logger.handlers = [handler]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from flax import linen as nn
 from ml_collections import ConfigDict, config_dict
 
-from daasr_jax.errors import checked
 from daasr_jax.registry import MODELS, PARTS
 
 # Fields that the configuration has elsewhere, or that a model gives its parts.
@@ -64,24 +62,3 @@ def part(name: str) -> ConfigDict:
         kind = str if field.default is None else type(field.default)
         given[field.name] = config_dict.placeholder(kind)
     return given
-
-
-def resolved(given: ConfigDict) -> dict[str, Any]:
-    """Arguments of the model: parts made, what is None left to the model's default.
-
-    A part named `"none"` is left out: None is the argument.
-
-    Raises:
-        ConfigError: If a part has an unknown name (E227) or option (E210).
-    """
-    parts = {k: _made(v) for k, v in given.items() if isinstance(v, ConfigDict)}
-    return {k: v for k, v in given.items() if v is not None} | parts
-
-
-def _made(given: Any) -> functools.partial[nn.Module] | None:
-    if given.name == "none":
-        return None
-    options = {k: v for k, v in given.items() if k != "name" and v is not None}
-    make = functools.partial(PARTS.get(given.name), **options)
-    checked(make)
-    return make

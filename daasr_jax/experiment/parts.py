@@ -12,7 +12,6 @@ import optax
 from daasr_jax import data
 from daasr_jax.errors import ConfigError, checked
 from daasr_jax.evaluation.report import perceptual_words
-from daasr_jax.experiment.keywords import resolved
 from daasr_jax.experiment.places import place
 from daasr_jax.losses.adversarial import OBJECTIVES
 from daasr_jax.losses.perceptual import (
@@ -23,7 +22,7 @@ from daasr_jax.losses.perceptual import (
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.discriminator import PatchDiscriminator
 from daasr_jax.models.vgg import FrozenVGG
-from daasr_jax.registry import LOSSES, MODELS
+from daasr_jax.registry import LOSSES, MODELS, resolved
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.scaling import LinearRule
 from daasr_jax.training.schedules import make_optimiser, make_schedule

@@ -1,9 +1,10 @@
-"""Parameters of every registered model at every scale:
+"""Parameters of every registered model at every scale, or the weights at hand:
 
     python -m daasr_jax.models [--json]
+    python -m daasr_jax.models --released [--json]
 
 Counted on shapes alone: nothing is computed. Single-channel in and out, the fields at
-their defaults.
+their defaults. `--released` lists the weights that come with the package.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from importlib.resources import files
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +54,39 @@ def rows() -> list[dict[str, str | int]]:
     ]
 
 
+def print_released(*, as_json: bool) -> None:
+    """The weights that come with the package, a row each."""
+    folder = files("daasr_jax.released")  # a floor above: its index alone is read
+    found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table("name", "scale", "MiB", "sha256", "card")
+    for name, entry in found.items():
+        table.add_row(
+            name,
+            f"x{entry['scale']}",
+            f"{entry['bytes'] / 2**20:.1f}",
+            entry["sha256"][:12],
+            str(folder / f"{name}.md"),
+        )
+    console().print(table if found else "no weights come with this package")
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m daasr_jax.models", description="Parameters of every model."
     )
     parser.add_argument("--json", action="store_true", help="rows as JSON")
-    if parser.parse_args().json:
+    parser.add_argument(
+        "--released", action="store_true", help="the weights that come with the package"
+    )
+    given = parser.parse_args()
+    if given.released:
+        print_released(as_json=given.json)
+        return
+    if given.json:
         print(json.dumps(rows(), indent=1))
         return
     table = Table("system", "variant", "scale", "parameters")

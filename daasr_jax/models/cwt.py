@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -20,6 +24,10 @@ class ChannelAttention(nn.Module):
     :math:`Q, K, V = (X W_{q,k,v})^T \in R^{C \times hw}`;
     :math:`softmax(Q K^T / t)\, V`, transposed back. The C x C product and its softmax
     are float32 whatever `dtype` is, and never TF32.
+
+    All else is of one token. So tokens can come in parts: with the collection `"sums"`
+    mutable a part leaves its share of the product there, `whole_gram` joins the shares,
+    and the collection `"whole"` gives the result back to each part.
 
     Attributes:
         heads: Groups of channels that attend among themselves.
@@ -52,24 +60,22 @@ class ChannelAttention(nn.Module):
             return y.reshape(b, n, self.heads, c // self.heads)
 
         q, k, v = project("query"), project("key"), project("value")
+        if self.is_mutable_collection("sums") and not self.is_initializing():
+            self.put_variable("sums", "of_part", _sums(q, k))
         if self.attention_scale == "temperature":
             q, k = _normalise(q), _normalise(k)
             start = nn.initializers.constant(self.temperature)
             t = self.param("temperature", start, (self.heads, 1, 1))
         elif self.attention_scale == "sqrt_hw":
-            t = jnp.sqrt(jnp.float32(n))
+            t = jnp.sqrt(jnp.float32(self.get_variable("whole", "n", n)))
         else:
             raise ValueError(
                 "attention_scale must be 'temperature' or 'sqrt_hw', "
                 f"got {self.attention_scale!r}."
             )
-        gram = jnp.einsum(
-            "bnhc,bnhd->bhcd",
-            q,
-            k,
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+        gram = _products(q, k)
+        if self.has_variable("whole", "gram"):
+            gram = self.get_variable("whole", "gram")
         attention = jax.nn.softmax(gram / t.reshape(1, -1, 1, 1), axis=-1).astype(
             self.dtype
         )
@@ -80,6 +86,39 @@ class ChannelAttention(nn.Module):
         if self.projection:
             y = linear(c, y, use_bias=False, dtype=self.dtype, name="projection")
         return y
+
+
+def whole_gram(sums: Mapping[str, Any], n: int, *, normalised: bool) -> Any:
+    """Q K^T of all tokens from the sums over them.
+
+    Args:
+        sums: `qk (b, heads, c, c)`, `qq` and `kk (b, heads, c)`: the `"sums"` of all
+            parts, added up.
+        n: Number of tokens.
+        normalised: Q and K are normalised, as for `attention_scale="temperature"`.
+    """
+    if not normalised:
+        return sums["qk"]
+    q, k = (1 / np.sqrt((sums[name] / n + _EPSILON) * n) for name in ("qq", "kk"))
+    return sums["qk"] * q[..., :, None] * k[..., None, :]
+
+
+def _sums(q: Array, k: Array) -> dict[str, Array]:
+    """What `whole_gram` needs of some tokens."""
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    qq, kk = (jnp.sum(x * x, axis=1) for x in (q, k))
+    return {"qk": _products(q, k), "qq": qq, "kk": kk}
+
+
+def _products(q: Array, k: Array) -> Array:
+    """Q K^T of each head, float32."""
+    return jnp.einsum(
+        "bnhc,bnhd->bhcd",
+        q,
+        k,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _normalise(x: Array) -> Array:

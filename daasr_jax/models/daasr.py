@@ -118,6 +118,46 @@ class Group(nn.Module):
         return start + back, f_cwt, (f_sat, p, c)
 
 
+class Tail(nn.Module):
+    """From the features of the last group to the picture.
+
+    Attributes:
+        features, scale, detail: See `DAASR`.
+    """
+
+    features: int
+    scale: int
+    detail: Callable[..., nn.Module] | None
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        f: Float[Array, "b h w c"],
+        f0: Float[Array, "b h w c"],
+        bicubic: Float[Array, "b sh sw 1"],
+        pixels: Float[Array, "b h w d"] | None,
+        c: Float[Array, "b h w 1"] | None,
+    ) -> Float[Array, "b sh sw 1"]:
+        """SR from F of the last group, F_0, and what `detail` takes."""
+        conv = partial(Conv3, dtype=self.dtype)
+        f = conv(features=self.features, name="body_out")(f) + f0
+        start = bicubic
+        if self.detail is not None:
+            weigh = self.detail(
+                features=self.features,
+                scale=self.scale,
+                dtype=self.dtype,
+                name="detail",
+            )
+            f, detail = weigh(f, bicubic, pixels, c)
+            start = bicubic + detail
+        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
+            f = conv(features=self.features * factor**2, name=f"up{i}")(f)
+            f = depth_to_space(f, factor)
+        return _picture(f, start, self.scale, self.dtype, "out")
+
+
 @MODELS.register("daasr")
 class DAASR(nn.Module):
     """The network: `(lr, ref) -> Outputs`, at x2, x3 or x4.
@@ -216,29 +256,22 @@ class DAASR(nn.Module):
                 together, or `ref` has an unfit size.
         """
         self._check(ref)
-        bicubic = start = upsample(lr, self.scale)
+        bicubic = upsample(lr, self.scale)
         f = f0 = Conv3(features=self.features, dtype=self.dtype, name="shallow")(lr)
         maps = pixels = None
         if self.align is not None:
             ref = self._at_phases(ref if ref.ndim == 5 else ref[:, None])
             maps, pixels = self._reference_maps(bicubic, ref, train, indices)
         f, structure, aligned = self._groups(f, maps, indices)
-        f = Conv3(features=self.features, dtype=self.dtype, name="body_out")(f) + f0
-        if self.detail is not None:
-            weigh = self.detail(
-                features=self.features,
-                scale=self.scale,
-                dtype=self.dtype,
-                name="detail",
-            )
-            c = maps.c if isinstance(maps, Retrieved) else None
-            f, detail = weigh(f, bicubic, pixels, c)
-            start = bicubic + detail
-        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
-            channels = self.features * factor**2
-            f = Conv3(features=channels, dtype=self.dtype, name=f"up{i}")(f)
-            f = depth_to_space(f, factor)
-        sr = self._picture(f, start, "out")
+        tail = Tail(
+            features=self.features,
+            scale=self.scale,
+            detail=self.detail,
+            dtype=self.dtype,
+        )
+        nn.share_scope(self, tail)
+        c = maps.c if isinstance(maps, Retrieved) else None
+        sr = tail(f, f0, bicubic, pixels, c)
 
         first = 0 if self.supervise_cwt == "all" else self.groups - 1
         pictures = [
@@ -265,20 +298,9 @@ class DAASR(nn.Module):
         if self.remat:
             keep = jax.checkpoint_policies.save_only_these_names(INDEX)
             make = nn.remat(Group, policy=keep)
-        align = self.align and partial(SAT, fuse=self.fuse, **self._alignment())
         structure, aligned = [], []
         for i in range(self.groups):
-            group = make(
-                features=self.features,
-                structure=partial(self.structure, dtype=self.dtype),
-                blocks=self.blocks_per_group,
-                align=align,
-                block=self.group_block,
-                residual=self.residual,
-                number=i,
-                dtype=self.dtype,
-                name=f"group{i}",
-            )
+            group = make_group(self, i, make)
             f, f_cwt, of_reference = group(
                 f, maps, index=None if indices is None else indices[i]
             )
@@ -286,18 +308,6 @@ class DAASR(nn.Module):
             if of_reference is not None:
                 aligned.append(of_reference)
         return f, structure, aligned
-
-    def _alignment(self) -> dict[str, Any]:
-        """Fields of `SAT` and `Retrieval`."""
-        return {
-            "features": self.features,
-            "scale": self.scale,
-            "grid": self.sat_grid,
-            "map_grid": self.sfe_grid,
-            "match_stride": self.match_stride or self.scale,
-            "align": self.align,
-            "dtype": self.dtype,
-        }
 
     def _at_phases(self, ref: Array) -> Array:
         """`ref (b, r, H, W, 1)` and its moved copies as further references."""
@@ -336,7 +346,7 @@ class DAASR(nn.Module):
         if self.detail is not None:
             pixels = pixel_maps(ref.reshape(blurred.shape), blurred, self.scale)
             value = jnp.concatenate([value, pixels], axis=-1)
-        retrieve = Retrieval(**self._alignment(), name="retrieval")
+        retrieve = Retrieval(**_alignment(self), name="retrieval")
         found = retrieve(
             None,
             query,
@@ -379,17 +389,7 @@ class DAASR(nn.Module):
 
     def _picture(self, f: Array, bicubic: Array, name: str) -> Array:
         """Conv3 from features on either grid to an image, added to the bicubic."""
-        coarse = f.shape[1] != bicubic.shape[1]
-        zero = nn.initializers.zeros
-        y = Conv3(
-            features=self.scale**2 if coarse else 1,
-            kernel_init=zero,
-            bias_init=zero,
-            dtype=self.dtype,
-            name=name,
-        )(f)
-        y = depth_to_space(y, self.scale) if coarse else y
-        return y.astype(jnp.float32) + bicubic
+        return _picture(f, bicubic, self.scale, self.dtype, name)
 
     def _check(self, ref: Array) -> None:
         check_scale(self.scale)
@@ -432,6 +432,58 @@ class DAASR(nn.Module):
                 f"ref of {ref.shape[-3]}x{ref.shape[-2]} is not divisible by scale "
                 f"{self.scale}."
             )
+
+
+def make_group(model: DAASR, number: int, make: Callable[..., Any] = Group) -> Group:
+    """A group of a network: its submodule where one is applied, else one of its own.
+
+    Args:
+        model: The network.
+        number: Counts the groups from 0.
+        make: `Group`, or that with remat.
+    """
+    align = model.align and partial(SAT, fuse=model.fuse, **_alignment(model))
+    return make(
+        features=model.features,
+        structure=partial(model.structure, dtype=model.dtype),
+        blocks=model.blocks_per_group,
+        align=align,
+        block=model.group_block,
+        residual=model.residual,
+        number=number,
+        dtype=model.dtype,
+        name=f"group{number}",
+    )
+
+
+def _alignment(model: DAASR) -> dict[str, Any]:
+    """Fields of `SAT` and `Retrieval`."""
+    return {
+        "features": model.features,
+        "scale": model.scale,
+        "grid": model.sat_grid,
+        "map_grid": model.sfe_grid,
+        "match_stride": model.match_stride or model.scale,
+        "align": model.align,
+        "dtype": model.dtype,
+    }
+
+
+def _picture(
+    f: Array, bicubic: Array, scale: int, dtype: DTypeLike, name: str
+) -> Array:
+    """Conv3 from features on either grid to an image, added to the bicubic."""
+    coarse = f.shape[1] != bicubic.shape[1]
+    zero = nn.initializers.zeros
+    y = Conv3(
+        features=scale**2 if coarse else 1,
+        kernel_init=zero,
+        bias_init=zero,
+        dtype=dtype,
+        name=name,
+    )(f)
+    y = depth_to_space(y, scale) if coarse else y
+    return y.astype(jnp.float32) + bicubic
 
 
 def _class_of(make: Any) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import sys
 import unicodedata
 
+from absl import logging as absl_logging
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.text import Text
 
 _PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "━": "-", "╸": "-"}
@@ -33,6 +36,19 @@ def make_printable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if _is_plain(stream) and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_replace.__name__)  # pyright: ignore
+
+
+def start_logging() -> None:
+    """Shows what the package logs, with the time, on standard error."""
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file it writes
+    logger = logging.getLogger("daasr_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    out = console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    handler = RichHandler(
+        console=out, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+    )
+    logger.handlers = [handler]
 
 
 class _PlainConsole(Console):

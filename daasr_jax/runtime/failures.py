@@ -14,10 +14,16 @@ T = TypeVar("T")
 _LOST = ("gloo", "nccl", "connection", "heartbeat", "unavailable", "aborted", "peer")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a `JaxRuntimeError` says that a device has too little memory."""
+    text = str(error)
+    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+
+
 def explain(error: RuntimeError) -> UserError | None:
     """The report of a `JaxRuntimeError`; None where a user can mend nothing."""
     text = " ".join(str(error).split())
-    if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
+    if is_out_of_memory(error):
         return ResourceError(
             "E605",
             f"a device has too little memory for the step ({text[:200]}); give a "

@@ -42,6 +42,11 @@ def require(parts: Mapping[str, float], *, remedy: str) -> None:
             )
 
 
+def free_bytes() -> int:
+    """Bytes that one device of this process may still take, of the tightest limit."""
+    return int(min(_free().values(), default=4 * GIB))
+
+
 def require_shared(need: int, *, workers: int) -> None:
     """Checks that worker processes can hand batches over, which they do in `/dev/shm`.
 

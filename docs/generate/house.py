@@ -22,14 +22,15 @@ COMMAND = "python docs/generate/house.py"
 # From the top to the ground.
 FLOORS = (
     ("experiment",),
-    ("training", "evaluation"),
-    ("losses", "metrics"),
+    ("training", "evaluation", "enhancement"),
+    ("losses", "metrics", "released"),
     ("weights",),
     ("models", "scans"),
     ("data", "matching", "runtime"),
     ("errors", "files", "forms", "registry", "resampling"),
 )
-_DOORS = ("train", "eval")  # `python -m daasr_jax.train`: they stand on the roof
+# `python -m daasr_jax.train`: they stand on the roof.
+_DOORS = ("train", "eval", "enhance", "export")
 _WIDTH, _ROOF, _FLOOR, _GAP, _EDGE = 960, 84, 96, 10, 16
 
 
@@ -80,7 +81,14 @@ def picture() -> str:
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<polygon points="{_EDGE},{_ROOF - 6} {_WIDTH // 2},6 {_WIDTH - _EDGE},'
         f'{_ROOF - 6}" fill="#5c6bc0"/>',
-        _text(_WIDTH // 2, _ROOF - 18, "train.py   eval.py", 17, "#ffffff", "middle"),
+        _text(
+            _WIDTH // 2,
+            _ROOF - 18,
+            "train.py   eval.py   enhance.py",
+            17,
+            "#ffffff",
+            "middle",
+        ),
     ]
     for i, floor in enumerate(FLOORS):
         top = _ROOF + i * (_FLOOR + _GAP)
@@ -135,7 +143,8 @@ def _imported(node: ast.AST) -> list[str]:
     if not isinstance(node, ast.ImportFrom) or not node.module:
         return []
     if node.module == "daasr_jax":
-        return [f"daasr_jax.{alias.name}" for alias in node.names]
+        names = [alias.name for alias in node.names if alias.name[0] != "_"]
+        return [f"daasr_jax.{name}" for name in names]
     return [node.module]
 
 

@@ -18,10 +18,13 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import daasr_jax
 from tests.e2e.commands import ROOT, complaint, environment
+from tests.weights import write_weights
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -114,7 +117,15 @@ def test_contents(installed):
     assert "configs/splits/ds002748.json" in configs
     assert len(configs) > 20
     metadata = {n for n in names if n.startswith("daasr_jax-")}
-    assert names - metadata == package | {f"daasr_jax/{name}" for name in configs}
+    released = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "daasr_jax/released").iterdir()
+        if p.suffix in (".json", ".md", ".safetensors")
+    }
+    assert "daasr_jax/released/index.json" in released
+    released.add("daasr_jax/enhancement/page.html")
+    copies = {f"daasr_jax/{name}" for name in configs}
+    assert names - metadata == package | released | copies
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert package | configs | {"README.md", "LICENSE"} <= sources
     assert not {n for n in names | sources if re.match(r"(tests|benchmarks)\b", n)}
@@ -157,6 +168,29 @@ def test_train_evaluate_and_list(installed):
     listed = finish(listing)
     assert listed["code"] == 0, listed["err"]
     assert {"daasr", "hat", "srcnn"} <= {r["system"] for r in json.loads(listed["out"])}
+
+
+def test_a_scan_is_enhanced(installed):
+    """By weights that lie in the package, without anything else."""
+    where = installed.run("-c", "from daasr_jax import released as r; print(r.FOLDER)")
+    write_weights(Path(where["out"].strip()) / "x2.safetensors")
+    listed = installed.run("-m", "daasr_jax.models", "--released", "--json")
+    assert json.loads(listed["out"])["x2"]["scale"] == 2
+    folder = installed.folder / "work"
+    rng = np.random.default_rng(0)
+    for name, side in (("T2", 24), ("T1", 48)):
+        voxels = (rng.random((side, side, 2)) * 900).astype(np.int16)
+        affine = np.diag([24 / side, 24 / side, 3, 1])
+        nib.save(nib.Nifti1Image(voxels, affine), folder / f"{name}.nii.gz")
+    done = installed.run(
+        *("-m", "daasr_jax.enhance", "--input", "T2.nii.gz", "--ref", "T1.nii.gz"),
+        *("--scale", "2", "--out", "T2_x2.nii.gz"),
+    )
+    assert done["code"] == 0, done["err"]
+    assert nib.load(folder / "T2_x2.nii.gz").shape == (48, 48, 2)
+    report = json.loads((folder / "T2_x2.json").read_text(encoding="utf-8"))
+    assert report["weights"]["source"]["weights"] == "x2"
+    assert "</html>" in (folder / "T2_x2.html").read_text(encoding="utf-8")
 
 
 def test_refusals(installed):

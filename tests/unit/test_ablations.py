@@ -13,7 +13,6 @@ from flax import linen as nn
 
 from configs import ablation_x4, ablation_x4_small
 from daasr_jax.experiment import checks, parts
-from daasr_jax.experiment.keywords import resolved
 from daasr_jax.models.ablations import (
     ConvBlock,
     CrossAttention,
@@ -31,6 +30,7 @@ from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.sat import SAT
 from daasr_jax.models.swin import WindowAttention
+from daasr_jax.registry import resolved
 from daasr_jax.resampling import space_to_depth, upsample
 from tests.parity.weights import flatten, random_variables
 

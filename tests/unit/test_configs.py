@@ -21,10 +21,10 @@ from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.evaluation.report import perceptual_words
 from daasr_jax.experiment import checks, manual, parts, plan, record, saved_run
 from daasr_jax.experiment.configuration import shipped
-from daasr_jax.experiment.keywords import resolved
 from daasr_jax.experiment.saved_run import open_record
 from daasr_jax.models.daasr import PRESETS
 from daasr_jax.models.data_consistency import DataConsistent
+from daasr_jax.registry import resolved
 from tests.data_fixtures import SIZE, nifti_root, scan_voxels, write_nifti
 
 ROOT = Path(__file__).parents[2]

@@ -58,7 +58,7 @@ def imports(path):
 def test_every_import_is_a_declared_dependency():
     needed = distributions(project()["dependencies"])
     extras = project()["optional-dependencies"]
-    optional = distributions([*extras["parity"], *extras["dicom"]])
+    optional = distributions([*extras["parity"], *extras["dicom"], *extras["export"]])
     known = packages_distributions()
     missing = {}
     files = [*(ROOT / "daasr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]

@@ -13,11 +13,11 @@ import pytest
 from configs import brain_x4_small, fastmri_x4
 from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.experiment import parts
-from daasr_jax.experiment.keywords import keywords, part, resolved
+from daasr_jax.experiment.keywords import keywords, part
 from daasr_jax.experiment.saved_run import load_run
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.sat import Matching
-from daasr_jax.registry import PARTS
+from daasr_jax.registry import PARTS, resolved
 from daasr_jax.training.step import make_train_step
 from tests.docs.blocks import blocks
 

@@ -1,0 +1,172 @@
+"""Enhances a scan, with a sharper scan of the same person as its reference.
+
+    python enhance.py --input T2.nii.gz --ref T1.nii.gz --scale 4 --out T2_x4.nii.gz
+
+Slices are enhanced in their plane, each on its own: their number and distance stay. The
+plane is that across the longest side of a voxel, or --axis. A reference is another
+contrast or time of the same person on any grid; it is brought to the grid of the result
+by the headers, so the two should be registered. Several may be given. --ref none uses
+none; --ref auto --bank DIR takes, for each slice, the most similar one in a folder.
+
+Beside OUT lie OUT_confidence.nii.gz (C: how well what was found agrees),
+OUT_match.nii.gz (P: the voxel of the reference that each voxel was matched with),
+OUT.json (all settings, hashes and numbers) and OUT.html (a viewer). In an installed
+package the command is `python -m daasr_jax.enhance`. Not for clinical use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import traceback
+import types
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from daasr_jax.errors import ConfigError, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its complaints are one line, as all others of the package."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the complaint."""
+        raise ConfigError("E225", f"{message}; --help tells more")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    from daasr_jax.experiment.manual import exit_codes
+    from daasr_jax.experiment.places import place
+
+    made = _Parser(
+        prog="enhance.py",
+        description=__doc__,
+        epilog="exit codes:\n" + exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add(
+        "--input",
+        required=True,
+        type=place,
+        metavar="SCAN",
+        help="NIfTI, a DICOM folder, fastMRI .h5 or .npz",
+    )
+    add(
+        "--out",
+        required=True,
+        type=place,
+        metavar="OUT",
+        help="the result: .nii.gz or .nii; with --format dicom a folder",
+    )
+    add(
+        "--ref",
+        action="append",
+        metavar="SCAN",
+        help="a reference, as --input; again for several; or none, or auto",
+    )
+    add("--bank", type=place, metavar="DIR", help="folder of scans for --ref auto")
+    add(
+        "--scale",
+        type=int,
+        choices=(2, 3, 4),
+        default=0,
+        help="enlargement of each side in the plane; by default that of the weights",
+    )
+    add(
+        "--checkpoint",
+        default="",
+        metavar="NAME",
+        help="released weights, a .safetensors file or the folder of a run; by default "
+        "x2, x3 or x4 by the scale",
+    )
+    add(
+        "--axis",
+        default="auto",
+        metavar="AXIS",
+        help="across which slices lie: auto, axial, coronal, sagittal, 0, 1, 2",
+    )
+    add("--format", choices=("nifti", "dicom"), default="nifti", help="of the result")
+    add(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="that may be taken; by default a half of what is free",
+    )
+    add(
+        "--low-res-simulated",
+        action="store_true",
+        help="the input is sharp: make it small first, and report PSNR and SSIM",
+    )
+    add("--no-view", action="store_true", help="write no HTML page")
+    add("--force", action="store_true", help="replace results that are there")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return made  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    from daasr_jax.runtime.console import make_printable, start_logging
+
+    make_printable()
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        given = parser().parse_args(arguments)
+        start_logging()
+        _enhance(given)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _enhance(given: argparse.Namespace) -> None:
+    from daasr_jax.data import DataSettings
+    from daasr_jax.experiment.enhance import Request, enhance_scan
+    from daasr_jax.experiment.places import place
+    from daasr_jax.runtime import compiled, devices
+
+    if given.memory is not None and not given.memory > 0:
+        raise ConfigError("E225", f"--memory is {given.memory:g}; it must be over 0")
+    refs = given.ref or ["none"]
+    devices.find()
+    with contextlib.suppress(UserError):  # without a home nothing is kept
+        compiled.keep_compiled(DataSettings().cache_path)
+    request = Request(
+        input=given.input,
+        out=given.out,
+        refs=tuple(r if r in ("none", "auto") else str(place(r)) for r in refs),
+        scale=given.scale,
+        checkpoint=given.checkpoint,
+        axis=given.axis,
+        bank=given.bank,
+        format=given.format,
+        memory=None if given.memory is None else int(given.memory * 2**30),
+        simulated=given.low_res_simulated,
+        page=not given.no_view,
+        force=given.force,
+    )
+    enhance_scan(request, lambda name, words: print(f"{name:<12}{words}", flush=True))
+
+
+class _Callable(types.ModuleType):
+    """`daasr_jax.enhance(...)` stays the function where this module took its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `daasr_jax.enhancement.enhance`."""
+        from daasr_jax.enhancement import enhance
+
+        return enhance(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    sys.exit(main())

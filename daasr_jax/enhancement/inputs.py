@@ -1,0 +1,293 @@
+"""A scan as the slices that a network takes, and references for each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from daasr_jax.enhancement.arrays import LEAST, MOST, fitted
+from daasr_jax.enhancement.references import (
+    nearest,
+    resampled,
+    same_image,
+    signature,
+)
+from daasr_jax.errors import ConfigError, DataError, UserError
+from daasr_jax.resampling import degrade
+from daasr_jax.scans import (
+    Grid,
+    Restore,
+    Scan,
+    coverage_report,
+    enlarged,
+    in_plane,
+    normalise,
+    on_grid,
+    read_scan,
+    slice_axis,
+)
+
+_SHARPER = 0.9  # share of the input's pixel side that a reference's must be below
+SUFFIXES = (".nii", ".nii.gz", ".h5", ".npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A scan that is to be enhanced.
+
+    Attributes:
+        scan: As it was read; in a simulation without the rows and columns that the
+            scale does not divide.
+        axis: Axis of storage across which its slices lie.
+        lr: (S, h, w) float32 in [0, 1], what the network takes.
+        hr: (S, sh, sw), what it was made from in a simulation; else None.
+        restore: Back to the unit of the scan.
+        grid: Of the result.
+        spacing: Sides of a pixel of the result, of rows and columns, in mm; NaN where
+            unknown.
+    """
+
+    scan: Scan
+    axis: int
+    lr: np.ndarray
+    hr: np.ndarray | None
+    restore: Restore
+    grid: Grid
+    spacing: tuple[float, float]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a slice of the result."""
+        height, width = in_plane(self.scan, self.axis, np.empty(self.grid.shape, "?"))[
+            0
+        ].shape
+        return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Guides:
+    """References of every slice.
+
+    Attributes:
+        images: (S, r, sh, sw) float32 in [0, 1]; None for none.
+        names: Of the r references, or a list of them for each slice.
+        placed: They lie on the grid of the result.
+        about: Of each file that was used, JSON-ready.
+        remarks: What the user should know, a sentence each.
+        logged: Likewise, what was logged when they were read.
+    """
+
+    images: np.ndarray | None = None
+    names: Sequence[Any] = ()
+    placed: bool = True
+    about: Sequence[dict[str, Any]] = ()
+    remarks: Sequence[str] = ()
+    logged: Sequence[str] = ()
+
+
+def read_target(path: Path, axis: str, scale: int, *, simulated: str = "") -> Target:
+    """Reads a scan and cuts it into slices.
+
+    Args:
+        path: Of the scan.
+        axis: See `scans.slice_axis`.
+        scale: s.
+        simulated: A degradation by which its slices are made small first; empty for
+            none.
+
+    Raises:
+        DataError: If it cannot be read, or its slices are too small or large (E362).
+    """
+    scan = read_scan(path)
+    across = slice_axis(scan, axis)
+    rows, columns = plane_axes(scan, across)
+    if simulated:
+        shape = [
+            n if i == across else n // scale * scale
+            for i, n in enumerate(scan.voxels.shape)
+        ]
+        scan = dataclasses.replace(scan, voxels=scan.voxels[tuple(map(slice, shape))])
+    images, restore = normalise(in_plane(scan, across), path.name)
+    hr = None
+    grid = enlarged(scan, across, scale)
+    factor = scale
+    if simulated:
+        hr, factor = images, 1
+        images = np.concatenate(
+            [
+                np.asarray(degrade(jnp.asarray(x)[None, ..., None], scale,
+                                   degradation=simulated))[..., 0]
+                for x in hr
+            ]
+        )  # fmt: skip
+        x, y, z = scan.voxels.shape
+        grid = Grid((x, y, z), scan.affine, scan.known_place)
+    height, width = images.shape[1:]
+    if not min(height, width) >= LEAST or max(height, width) > MOST:
+        raise DataError(
+            "E362",
+            f"{path.name} has slices of {height}x{width} pixels"
+            f"{' once they are made small' if simulated else ''}; {LEAST} to {MOST} a "
+            "side are enhanced: choose another --axis, or crop it.",
+        )
+    spacing = (scan.spacing[rows] / factor, scan.spacing[columns] / factor)
+    return Target(scan, across, images, hr, restore, grid, spacing)
+
+
+def read_references(paths: Sequence[Path], target: Target) -> Guides:
+    """Scans of the same person, brought to the grid of the result by their headers.
+
+    Raises:
+        DataError: If one cannot be read, lies elsewhere, is blank, or is the input
+            itself (E363).
+    """
+    images, about, remarks, logged = [], [], [], []
+    for path in paths:
+        scan = read_scan(path)
+        if scan.voxels.shape == target.scan.voxels.shape and same_image(
+            scan.voxels, target.scan.voxels
+        ):
+            raise DataError(
+                "E363",
+                f"the reference {path.name} holds the same image as the input: give "
+                "another contrast or a sharper scan, or --ref none.",
+            )
+        voxels, inside = on_grid(scan, target.grid)
+        coverage = coverage_report(scan, target.grid, inside, target.axis)
+        slices, restore = normalise(
+            in_plane(target.scan, target.axis, voxels), f"the reference {path.name}"
+        )
+        images.append(slices * in_plane(target.scan, target.axis, inside))
+        about.append(
+            {
+                "file": str(path),
+                "shape": list(scan.voxels.shape),
+                "spacing_mm": _finite(scan.spacing),
+                "covers": coverage.share,
+                "said": str(coverage),
+            }
+        )
+        if not coverage.enough:
+            remarks.append(
+                f"The reference {path.name} covers {100 * coverage.share:.0f} % of the "
+                "result; the rest is enhanced without it."
+            )
+        factor = target.size[0] // target.lr.shape[1]
+        if min(np.delete(coverage.ratio, target.axis)) > _SHARPER * factor:
+            remarks.append(
+                f"The reference {path.name} is no sharper than the input in its plane: "
+                "little is to be gained by it."
+            )
+        logged += [f"{path.name} {text}." for text in (*scan.remarks, *restore.remarks)]
+    names = [path.name for path in paths]
+    return Guides(np.stack(images, axis=1), names, True, about, remarks, logged)
+
+
+def choose_references(
+    bank: Path, target: Target, track: Callable[[list[Path]], Any]
+) -> Guides:
+    """For every slice the slice of a bank that resembles it most, both blurred.
+
+    They need not be of the same person: the network searches the whole slice. Slices
+    of the same plane are compared, on a field of the same size in mm.
+
+    Args:
+        bank: A folder of scans, or one scan.
+        target: The scan.
+        track: Shows how far the reading is.
+
+    Raises:
+        ConfigError: If no other scan lies there (E256).
+    """
+    files = [f for f in sorted(_files(bank)) if not _same_file(f, target.scan.source)]
+    plane = _plane(target.scan, target.axis)
+    found: list[tuple[Path, int]] = []
+    signatures, left_out = [], []
+    sides, field = _field(target.spacing, target.size)
+    factor = target.size[0] // target.lr.shape[1]
+    lr_sides = (sides[0] * factor, sides[1] * factor)
+    for file in track(files):
+        try:
+            slices, spacing = _bank_slices(file, plane)
+        except UserError as error:
+            left_out.append(f"{file.name} is left out: {error.args[0]}.")
+            continue
+        spacing, own = _field(spacing, slices.shape[1:])
+        own = field if math.isfinite(min(target.spacing)) else own
+        signatures += [signature(x, spacing, own) for x in slices]
+        found += [(file, i) for i in range(len(slices))]
+    if not found:
+        raise ConfigError(
+            "E256",
+            f"--bank={bank} holds no scan beside the input; give a folder of "
+            f"{', '.join(SUFFIXES)} files that can be read, or --ref none.",
+        )
+    wanted = np.stack([signature(x, lr_sides, field) for x in target.lr])
+    order, scores = nearest(wanted, np.stack(signatures))
+    chosen = [found[k] for k in order[:, 0]]
+    images = np.zeros((len(target.lr), 1, *target.size), np.float32)
+    for file in dict.fromkeys(f for f, _ in chosen):
+        slices, spacing = _bank_slices(file, plane)
+        known = math.isfinite(sum(spacing) + sum(target.spacing))
+        for n, (other, i) in enumerate(chosen):
+            if other == file:
+                mine = slices[i]
+                if known:
+                    mine = resampled(mine, spacing, target.spacing)
+                images[n, 0] = fitted(mine, target.size)
+    names = [[f"{file.name}, slice {i + 1}"] for file, i in chosen]
+    about = [
+        {"file": str(file), "slice": i, "similarity": round(float(score), 4)}
+        for (file, i), score in zip(chosen, scores[:, 0], strict=True)
+    ]
+    return Guides(images, names, False, about, left_out)
+
+
+def plane_axes(scan: Scan, axis: int) -> tuple[int, int]:
+    """The axes of storage that are rows and columns of the slices across an axis."""
+    _, rows, columns = in_plane(scan, axis, np.empty((2, 3, 4), bool)).shape
+    return rows - 2, columns - 2
+
+
+def _plane(scan: Scan, axis: int) -> str:
+    """`axial`, `coronal` or `sagittal`."""
+    names = ("axial", "coronal", "sagittal")
+    return next(name for name in names if slice_axis(scan, name) == axis)
+
+
+def _bank_slices(file: Path, plane: str) -> tuple[np.ndarray, tuple[float, float]]:
+    scan = read_scan(file)
+    axis = slice_axis(scan, plane)
+    rows, columns = plane_axes(scan, axis)
+    slices, _ = normalise(in_plane(scan, axis), file.name)
+    return slices, (scan.spacing[rows], scan.spacing[columns])
+
+
+def _field(
+    spacing: Sequence[float], size: Sequence[int]
+) -> tuple[tuple[float, float], float]:
+    """Sides of a pixel and of the field of a slice; in slices where mm are unknown."""
+    rows, columns = spacing
+    if not math.isfinite(rows + columns):
+        rows = columns = 1 / max(size)
+    return (rows, columns), max(rows * size[0], columns * size[1])
+
+
+def _files(bank: Path) -> list[Path]:
+    if not bank.is_dir():
+        return [bank]
+    return [f for f in bank.rglob("*") if f.name.endswith(SUFFIXES) and f.is_file()]
+
+
+def _same_file(a: Path, b: str) -> bool:
+    return a.exists() and Path(b).exists() and a.samefile(b)
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [float(v) if math.isfinite(v) else None for v in values]

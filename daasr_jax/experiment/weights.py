@@ -1,0 +1,52 @@
+"""The weights that a command line names: released, a file, or a run of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from daasr_jax import released
+from daasr_jax.experiment import parts
+from daasr_jax.experiment.places import place
+from daasr_jax.experiment.record import RECORD
+from daasr_jax.experiment.saved_run import TrainedRun, load_run
+
+
+def open_weights(text: str | Path) -> released.Weights:
+    """A released name (`x4`), a `.safetensors` file, or the folder of a run.
+
+    A folder of that name that holds a run comes first.
+
+    Raises:
+        CheckpointError: If there are no such weights, or they cannot be used.
+    """
+    folder = place(text)
+    if not (folder / RECORD).is_file():
+        return released.load(folder if folder.suffix == ".safetensors" else str(text))
+    run = load_run(folder)
+    about = released.USUAL | about_run(run)
+    source = {"weights": str(folder), **run.source}
+    return released.Weights(
+        parts.make_model(run.config), run.variables, about | {"source": source}
+    )
+
+
+def about_run(run: TrainedRun) -> dict[str, Any]:
+    """What `released.save` needs to know of a run."""
+    config: Any = run.config
+    return {
+        "scale": config.scale,
+        "model": config.model.name,
+        "kwargs": _plain(config.model.kwargs.to_dict()),
+        "degradation": config.degradation,
+        "data_consistency": config.model.data_consistency,
+    }
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    """Without what is left to the default."""
+    return {
+        key: _plain(value) if isinstance(value, dict) else value
+        for key, value in given.items()
+        if value is not None
+    }

@@ -1,0 +1,239 @@
+"""Weights that come with the package: files of safetensors, a card each, their hashes.
+
+`index.json` names them. `NAME.safetensors` holds the arrays and, under the key `about`,
+what is needed to use them, as JSON; `NAME.md` is the card. A file is compared with the
+SHA-256 in the index beside it before it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import daasr_jax
+from daasr_jax.errors import CheckpointError, UserError
+from daasr_jax.files import write_atomically
+from daasr_jax.models.data_consistency import DataConsistent
+from daasr_jax.registry import MODELS, resolved
+from daasr_jax.released.tensors import pack, unpack
+
+FOLDER = Path(str(files(__name__)))
+INDEX = "index.json"
+FORM = 1  # of the files
+_TRAINING_ALONE = "params/head_"  # the pictures of Eq. 12 and 13: not kept
+# What a user must know of weights, where whoever trained them has not said otherwise.
+USUAL = {
+    "data_consistency": False,  # SR's centre of k-space is LR's
+    "normalisation": "each volume over its maximum",
+    "spacing_mm": None,  # least and most pixel side of the training slices at HR
+    "low_confidence": 0.5,  # C below it says that a place was found nowhere
+    "training": {},  # data, split, commit, hours and figures, or where they stand
+}
+
+
+class Weights(NamedTuple):
+    """A network that is ready to be applied.
+
+    Attributes:
+        model: Of `daasr_jax.models`.
+        variables: `params` and `batch_stats`, float32.
+        about: JSON-ready: `scale`, `model`, `kwargs`, `degradation`, those of `USUAL`,
+            and `source`: what names the weights in a report, its SHA-256 included.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    about: dict[str, Any]
+
+
+def names() -> dict[str, dict[str, Any]]:
+    """Name -> file, SHA-256, bytes and scale of the weights of the package."""
+    return _index(FOLDER)
+
+
+def save(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Writes weights, and their hash into `index.json` beside them.
+
+    Parameters are kept in float16, statistics and what float16 cannot hold in float32.
+    The heads of the auxiliary pictures are not kept: they are zero once loaded.
+
+    Args:
+        path: `NAME.safetensors`, replaced where it is there.
+        variables: `params`, and `batch_stats` where there are any.
+        about: `scale`, `model` (its registered name), `kwargs` (see
+            `registry.resolved`) and `degradation`; those of `USUAL` where they differ.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        ValueError: If `about` lacks something, or a value is not finite.
+    """
+    lacking = {"scale", "model", "kwargs", "degradation"} - set(about)
+    if lacking:
+        raise ValueError(f"about lacks {', '.join(sorted(lacking))}.")
+    written = {"form": FORM, "package": daasr_jax.__version__, **USUAL, **about}
+    arrays = {
+        name: _stored(name, x)
+        for name, x in _flat(variables).items()
+        if not name.startswith(_TRAINING_ALONE)
+    }
+    data = pack(arrays, {"about": json.dumps(written, sort_keys=True)})
+    write_atomically(path, data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    entry = {"file": path.name, "sha256": sha256, "bytes": len(data)}
+    index = _index(path.parent) | {path.stem: entry | {"scale": about["scale"]}}
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    write_atomically(path.parent / INDEX, text)
+    return sha256
+
+
+def load(name: str | Path) -> Weights:
+    """Released weights by name, or a file of that form by its path.
+
+    Args:
+        name: Such as `"x4"`, or the path of a `.safetensors` file.
+
+    Raises:
+        CheckpointError: If there are none (E420), or they are damaged, or of another
+            version or network (E421).
+    """
+    path = Path(name)
+    stamp = path.stat().st_mtime_ns if path.is_file() else 0
+    return _load(str(name), stamp)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, stamp: int) -> Weights:
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        known = names()
+        if name not in known:
+            there = ", ".join(known) or "none in this installation"
+            raise CheckpointError(
+                "E420",
+                f"no weights are called {name!r}; released are: {there}. Give one "
+                "of these, the folder of a run, or a .safetensors file.",
+            )
+        path = FOLDER / known[name]["file"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unusable(path, f"it cannot be read ({error.strerror})") from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    wanted = _index(path.parent).get(path.stem, {}).get("sha256", sha256)
+    if sha256 != wanted:
+        raise _unusable(
+            path, f"its SHA-256 is {sha256[:12]}..., {INDEX} says {wanted[:12]}..."
+        )
+    try:
+        arrays, metadata = unpack(data)
+        about = {**USUAL, **json.loads(metadata["about"])}
+        if about.get("form") != FORM:
+            raise ValueError(f"its form is {about.get('form')}, this version reads 1")
+        model = make_model(about)
+        variables = _nested(arrays, _shapes(model, about["scale"]))
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise _unusable(path, " ".join(str(error).split())) from None
+    source = {"weights": path.stem, "sha256": sha256}
+    return Weights(model, variables, about | {"source": source})
+
+
+def make_model(about: Mapping[str, Any]) -> Any:
+    """The network that `about` describes, float32.
+
+    Raises:
+        ConfigError: If it names a model, part or option that there is not.
+    """
+    network = MODELS.get(about["model"])(
+        scale=about["scale"], **resolved(about["kwargs"])
+    )
+    if about["data_consistency"]:
+        return DataConsistent(model=network, scale=about["scale"])
+    return network
+
+
+def _shapes(model: Any, scale: int) -> Any:
+    side = 16  # of an LR window that shapes the parameters; they do not depend on it
+    lr = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
+    ref = jax.ShapeDtypeStruct((1, side * scale, side * scale, 1), jnp.float32)
+    return jax.eval_shape(
+        lambda a, b: model.init(jax.random.key(0), a, b, train=False), lr, ref
+    )
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves by the names on their way, joined by `/`."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
+    return {"/".join(str(k.key) for k in way): np.asarray(x) for way, x in leaves}
+
+
+def _stored(name: str, value: np.ndarray) -> np.ndarray:
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} is not finite.")
+    fits = np.abs(value).max(initial=0.0) <= np.finfo(np.float16).max
+    half = name.startswith("params/") and fits
+    return value.astype(np.float16 if half else np.float32)
+
+
+def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
+    """The arrays as the model's variables.
+
+    Raises:
+        ValueError: If one is missing, left over, or of another shape.
+    """
+    wanted = {
+        "/".join(str(k.key) for k in way): x.shape
+        for way, x in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    heads = {
+        name: np.zeros(shape, np.float32)
+        for name, shape in wanted.items()
+        if name.startswith(_TRAINING_ALONE)
+    }
+    wrong = sorted(
+        name
+        for name in {*wanted, *arrays} - {*heads}
+        if name not in wanted
+        or name not in arrays
+        or arrays[name].shape != wanted[name]
+    )
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of its arrays are not those of the network, such as "
+            f"{wrong[0]}"
+        )
+    tree: dict[str, Any] = {}
+    for name, value in (heads | {**arrays}).items():
+        *above, last = name.split("/")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = jnp.asarray(value, jnp.float32)
+    return tree
+
+
+def _index(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _unusable(folder / INDEX, f"it cannot be read ({error})") from None
+
+
+def _unusable(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        "E421",
+        f"{path} cannot be used: {reason}; install the package again, or give another "
+        "--checkpoint.",
+    )

@@ -1,0 +1,143 @@
+"""A slice in bands is the slice whole."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from daasr_jax import released
+from daasr_jax.enhancement import Engine, bands
+from daasr_jax.errors import ResourceError
+from daasr_jax.models.cwt import CWT
+from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.data_consistency import DataConsistent
+from daasr_jax.models.edsr import EDSR
+from tests.weights import random_variables, write_weights
+
+
+def images(h: int, w: int, scale: int, refs: int = 1, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    ref = rng.random((refs, scale * h, scale * w), np.float32)
+    return rng.random((h, w), np.float32), ref
+
+
+@functools.cache
+def network(scale: int = 2, **fields):
+    given = {"features": 8, "groups": 2, **PRESETS["fast"], **fields}
+    model = DAASR(scale=scale, **given)
+    assert bands.can_band(model)
+    return model, random_variables(scale=scale, **{**fields, "groups": 2})
+
+
+CASES = {
+    "x2": {},
+    "x3": {"scale": 3},
+    "x4": {"scale": 4},
+    "two blocks": {"blocks_per_group": 2},
+    "by the size": {
+        "structure": functools.partial(CWT, attention_scale="sqrt_hw", heads=2)
+    },
+    "without detail": {"detail": None},
+    "no norm, both": {"sfe_norm": "none", "residual": "both"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bands_are_the_whole(case):
+    model, variables = network(**CASES[case])
+    lr, ref = images(45, 20, model.scale)
+    wanted = jax.jit(lambda a, b: model.apply(variables, a, b, train=False))(
+        jnp.asarray(lr)[None, ..., None], jnp.asarray(ref)[..., None]
+    )
+    sr, c, p = bands.Bands(model, variables, 16)(lr, ref)
+    size = float(jnp.abs(wanted.sr).max())
+    np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], atol=1e-5 * max(1, size))
+    np.testing.assert_allclose(c, wanted.aux["confidence"][-1, 0, ..., 0], atol=1e-5)
+    np.testing.assert_array_equal(p, wanted.aux["index"][-1, 0])
+
+
+def test_several_references_of_another_size_and_one_of_zeros():
+    model, variables = network()
+    lr, ref = images(40, 20, 2, refs=3)
+    ref = ref[:, :60]
+    ref[1] = 0
+    wanted = model.apply(
+        variables, lr[None, ..., None], ref[None, ..., None], train=False
+    )
+    sr, _, p = bands.Bands(model, variables, 16)(lr, ref)
+    size = float(jnp.abs(wanted.sr).max())
+    np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], atol=1e-5 * max(1, size))
+    np.testing.assert_array_equal(p, wanted.aux["index"][-1, 0])
+    assert set(np.unique(p // (30 * 20))) == {0, 2}
+
+
+def test_data_consistency_is_of_the_whole():
+    model, variables = network()
+    outer = DataConsistent(model=model, scale=2)
+    lr, ref = images(40, 20, 2)
+    wanted = outer.apply(variables, lr[None, ..., None], ref[..., None], train=False)
+    sr = bands.Bands(outer, variables, 16)(lr, ref)[0]
+    size = float(jnp.abs(wanted.sr).max())
+    np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], atol=1e-5 * max(1, size))
+
+
+def test_a_wrong_halo_is_seen(monkeypatch):
+    """The comparison notices rows that are too few."""
+    model, variables = network()
+    lr, ref = images(45, 20, 2)
+    right = bands.Bands(model, variables, 16)(lr, ref)[0]
+    for name, less in (("_SFE", 2), ("_GROUP", 1), ("_TAIL", 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(bands, name, less)
+            wrong = bands.Bands(model, variables, 16)(lr, ref)[0]
+        assert np.abs(wrong - right).max() > 1e-4, name
+
+
+def test_which_networks_have_bands():
+    assert not bands.can_band(EDSR(scale=2))
+    assert not bands.can_band(DAASR(scale=2))  # the preset `paper`
+    assert not bands.can_band(DAASR(**{**PRESETS["fast"], "phases": 2}))
+    assert bands.can_band(DataConsistent(model=network()[0]))
+
+
+def test_rows_follow_the_memory():
+    few, many = (bands.rows_within(m, (512, 512), 1, 64) for m in (2**30, 2**32))
+    assert 16 <= few < many
+    assert bands.rows_within(0, (512, 512), 1, 64) == 16
+
+
+def test_the_engine_takes_bands_where_a_slice_does_not_fit(tmp_path, monkeypatch):
+    weights = released.load(write_weights(tmp_path / "x2.safetensors"))
+    rng = np.random.default_rng(0)
+    lr = rng.random((2, 60, 20), np.float32)
+    ref = rng.random((2, 1, 120, 40), np.float32)
+    whole = Engine(weights)(lr, ref)
+    made = []
+    real = bands.Bands.__call__
+
+    def seen(self, *given):
+        made.append(self.rows)
+        if self.rows > 16:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(self, *given)
+
+    monkeypatch.setattr(bands.Bands, "__call__", seen)
+    banded = Engine(weights, memory=100_000)(lr, ref)
+    assert made == [16, 16]
+    size = np.abs(whole.sr).max()
+    np.testing.assert_allclose(banded.sr, whole.sr, atol=1e-5 * max(1, size))
+    np.testing.assert_array_equal(banded.index, whole.index)
+
+    made.clear()
+    monkeypatch.setattr(bands, "rows_within", lambda *_: 40)
+    again = Engine(weights, memory=100_000)(lr, ref)
+    assert made == [40, 20, 16, 16]  # halved, and kept so
+    np.testing.assert_array_equal(again.sr, banded.sr)
+
+    monkeypatch.setattr(bands, "LEAST", 40)
+    with pytest.raises(ResourceError, match="does not fit"):
+        Engine(weights, memory=100_000)(lr, ref)

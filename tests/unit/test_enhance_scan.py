@@ -1,0 +1,333 @@
+"""The command `enhance.py` on small NIfTI files: results, words, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from daasr_jax import enhancement
+from daasr_jax.enhance import main
+from tests.weights import write_weights
+
+AFFINE = np.array([[0, -0.9, 0, 40], [0.8, 0, 0, -30], [0, 0, 3, 5.0], [0, 0, 0, 1]])
+SHAPE = (26, 24, 3)
+
+
+def volume(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    noise = np.random.default_rng(seed).random(shape)
+    image = ndimage.gaussian_filter(noise, (1, 1, 0))
+    image = (image - image.min()) / (image.max() - image.min())
+    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    return (900 * image * (np.hypot(y, x) < 0.9)[..., None]).astype(np.int16)
+
+
+def write(path, voxels, affine=AFFINE):
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    write_weights(folder / "x2.safetensors", spacing_mm=[0.5, 0.9])
+    write(folder / "T2.nii.gz", volume(0))
+    fine = AFFINE.copy()
+    fine[:3, :2] /= 1.5
+    write(folder / "T1.nii.gz", volume(1, (39, 36, 3)), fine)
+    return folder
+
+
+def call(folder, *more: str, out="out.nii.gz", ref="T1.nii.gz", **kwargs) -> int:
+    given = ["--input", str(folder / kwargs.get("input", "T2.nii.gz"))]
+    given += ["--checkpoint", str(folder / "x2.safetensors"), "--out", str(out)]
+    if ref:
+        given += ["--ref", str(folder / ref) if "." in ref else ref]
+    return main([*given, *more])
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    before = (folder / "T2.nii.gz").read_bytes()
+    assert call(folder, out=folder / "out.nii.gz") == 0
+    assert (folder / "T2.nii.gz").read_bytes() == before
+    return folder
+
+
+def image(folder, name):
+    found = nib.load(folder / name)
+    return np.asarray(found.dataobj), found
+
+
+def test_the_output_lies_where_the_input_lay(done):
+    voxels, found = image(done, "out.nii.gz")
+    assert voxels.shape == (52, 48, 3)
+    assert voxels.dtype == np.float32
+    wanted = AFFINE.copy()
+    wanted[:3, :2] /= 2
+    wanted[:3, 3] += AFFINE[:3, :3] @ [-0.25, -0.25, 0]
+    for affine in (found.get_sform(), found.get_qform()):
+        np.testing.assert_allclose(affine, wanted, atol=1e-4)
+    assert found.header.get_zooms() == pytest.approx((0.4, 0.45, 3))
+
+
+def test_the_output_is_what_the_function_makes(done):
+    """And it is the right way round: the function gets the slices as they lie."""
+    voxels, _ = image(done, "out.nii.gz")
+    low = voxels.reshape(26, 2, 24, 2, 3).mean((1, 3))
+    small = np.asarray(nib.load(done / "T2.nii.gz").dataobj, np.float32)
+    report = json.loads((done / "out.json").read_text())
+    rms = np.sqrt(np.mean((low - small) ** 2)) / small.max()
+    assert -20 * np.log10(rms) == pytest.approx(report["data_consistency_db"], abs=6)
+
+
+def test_the_maps_say_where_each_voxel_came_from(done):
+    c, found = image(done, "out_confidence.nii.gz")
+    p, _ = image(done, "out_match.nii.gz")
+    assert c.shape == p.shape == (52, 48, 3)
+    assert p.dtype == np.int32
+    assert c.max() <= 1 + 1e-5
+    np.testing.assert_allclose(found.affine, nib.load(done / "out.nii.gz").affine)
+    x, y, z = np.unravel_index(p, p.shape, order="F")
+    k = np.broadcast_to(np.arange(3), p.shape)
+    np.testing.assert_array_equal(z, k)  # of the same slice
+    for place, axis in ((x, 0), (y, 1)):  # the same place in its cell
+        own = np.arange(p.shape[axis]).reshape(
+            [-1 if i == axis else 1 for i in range(3)]
+        )
+        np.testing.assert_array_equal(place % 2, np.broadcast_to(own % 2, p.shape))
+
+
+def test_the_report_names_all_that_was_used(done):
+    report = json.loads((done / "out.json").read_text())
+    index = json.loads((done / "index.json").read_text())
+    assert report["weights"]["source"]["sha256"] == index["x2"]["sha256"]
+    assert report["input"]["shape"] == [26, 24, 3]
+    assert report["output"]["shape"] == [52, 48, 3]
+    assert report["references"][0]["covers"] == 1.0
+    assert report["settings"]["scale"] == 2
+    assert report["data_consistency_db"] > 0
+    assert {"reading", "enhancing"} <= set(report["seconds"])
+    assert report["memory"]["peak_bytes"] > 1e7
+    assert set(report["files"]) == {"output", "confidence", "match", "report", "page"}
+    text = (done / "out.html").read_text()
+    assert "T2.nii.gz x2" in text
+
+
+def test_what_is_said(folder, tmp_path, capsys):
+    assert call(folder, "--no-view", out=tmp_path / "o.nii") == 0
+    said = capsys.readouterr().out
+    assert "26x24x3 int16, voxels of 0.8x0.9x3 mm" in said
+    assert "3 axial" in said
+    assert "52x48 pixels of 0.4x0.45 mm" in said or "48x52" in said
+    assert "T1.nii.gz: covers 100.0 %" in said
+    assert "finer than any that the network has seen (0.5 to 0.9 mm)" in said
+    assert not (tmp_path / "o.html").exists()
+
+
+def test_a_reference_that_is_no_sharper_is_told(folder, tmp_path, capsys):
+    write(folder / "coarse.nii.gz", volume(6))
+    out = tmp_path / "o.nii"
+    assert call(folder, "--no-view", ref="coarse.nii.gz", out=out) == 0
+    assert "coarse.nii.gz is no sharper than the input" in capsys.readouterr().out
+    assert call(folder, "--no-view", "--force", out=out) == 0
+    assert "no sharper" not in capsys.readouterr().out
+
+
+def test_low_confidence_is_told(folder, tmp_path, capsys):
+    weights = write_weights(tmp_path / "strict.safetensors", low_confidence=1.1)
+    given = ["--checkpoint", str(weights), "--no-view"]
+    assert call(folder, *given, out=tmp_path / "o.nii") == 0
+    assert "below 1.1 over 100 % of the tissue" in capsys.readouterr().out
+    assert (
+        "hardly used" in json.loads((tmp_path / "o.json").read_text())["warnings"][-1]
+    )
+
+
+def test_a_simulation_measures(folder, tmp_path, capsys):
+    write(tmp_path / "big.nii", volume(2, (41, 43, 3)))
+    write(tmp_path / "ref.nii", volume(3, (41, 43, 3)))
+    given = ["--input", str(tmp_path / "big.nii"), "--ref", str(tmp_path / "ref.nii")]
+    given += ["--checkpoint", str(folder / "x2.safetensors"), "--low-res-simulated"]
+    assert main([*given, "--out", str(tmp_path / "o.nii")]) == 0
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert set(report["quality"]) == {
+        *("bicubic", "without reference", "with reference")
+    }
+    assert report["quality"]["bicubic"]["psnr"] > 15
+    assert "dB  SSIM" in capsys.readouterr().out
+    voxels, found = image(tmp_path, "o.nii")
+    assert voxels.shape == (40, 42, 3)  # what the scale divides
+    np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
+
+
+def test_a_bank_gives_the_most_similar_slice(folder, tmp_path):
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    turned = volume(0)[:, :, [2, 0, 1]]
+    write(bank / "like.nii.gz", turned // 2 + 3)
+    write(bank / "unlike.nii.gz", volume(7))
+    (bank / "broken.nii.gz").write_bytes(b"nothing")
+    given = ["--ref", "auto", "--bank", str(bank)]
+    assert call(folder, *given, ref="", out=tmp_path / "o.nii") == 0
+    report = json.loads((tmp_path / "o.json").read_text())
+    chosen = [(r["file"].rpartition("/")[2], r["slice"]) for r in report["references"]]
+    assert chosen == [("like.nii.gz", i) for i in (1, 2, 0)]
+    assert any("broken.nii.gz is left out" in w for w in report["warnings"])
+
+
+def test_without_a_reference_there_are_no_maps(folder, tmp_path):
+    assert call(folder, ref="none", out=tmp_path / "o.nii") == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"o.nii", "o.json", "o.html"}
+    assert call(folder, ref="", out=tmp_path / "p.nii") == 0  # none is the default
+    np.testing.assert_array_equal(
+        image(tmp_path, "o.nii")[0], image(tmp_path, "p.nii")[0]
+    )
+
+
+def test_several_references(folder, tmp_path):
+    more = ["--ref", str(folder / "T1.nii.gz"), "--no-view"]
+    write(folder / "PD.nii.gz", volume(4))
+    assert call(folder, *more, ref="PD.nii.gz", out=tmp_path / "o.nii") == 0
+    p, _ = image(tmp_path, "o_match.nii.gz")
+    assert p.max() >= p.size  # some of the second
+
+
+def test_another_axis(folder, tmp_path):
+    write(tmp_path / "cube.nii", volume(0, (24, 24, 24)), np.diag([1, 1, 1, 1.0]))
+    given = ["--input", str(tmp_path / "cube.nii"), "--no-view", "--axis", "sagittal"]
+    given += ["--checkpoint", str(folder / "x2.safetensors")]
+    assert main([*given, "--out", str(tmp_path / "o.nii")]) == 0
+    assert image(tmp_path, "o.nii")[0].shape == (24, 48, 48)
+
+
+@pytest.fixture
+def refused(folder, capsys, tmp_path):
+    def check(code: str, *parts: str, exit_code: int, argv=(), **kwargs):
+        kwargs.setdefault("out", tmp_path / "o.nii.gz")
+        before = sorted(tmp_path.rglob("*"))
+        assert call(folder, *argv, **kwargs) == exit_code
+        err = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+        assert len(err) == 1
+        assert err[0].startswith(f"error {code}: ")
+        for part in parts:
+            assert part in err[0]
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+def test_wrong_input_is_one_line(folder, refused, tmp_path):
+    far = AFFINE.copy()
+    far[0, 3] += 500
+    write(folder / "far.nii.gz", volume(1), far)
+    write(folder / "blank.nii.gz", np.full(SHAPE, 7, np.int16))
+    write(folder / "copy.nii.gz", (volume(0) * 2.0).astype(np.float32))
+    write(folder / "series.nii.gz", np.stack([volume(0)] * 4, axis=-1))
+    write(folder / "small.nii.gz", volume(0, (15, 24, 3)))
+    whole = (folder / "T2.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "words.nii.gz").write_text("no scan")
+    rgb = np.zeros(SHAPE, [(c, "u1") for c in "RGB"])
+    nib.save(nib.Nifti1Image(rgb, AFFINE), folder / "rgb.nii.gz")
+
+    refused("E348", "far.nii.gz", exit_code=3, ref="far.nii.gz")
+    refused("E347", "blank.nii.gz", exit_code=3, ref="blank.nii.gz")
+    refused("E347", "blank.nii.gz", exit_code=3, input="blank.nii.gz")
+    refused("E363", "copy.nii.gz", exit_code=3, ref="copy.nii.gz")
+    refused("E363", "T2.nii.gz", exit_code=3, ref="T2.nii.gz")
+    refused("E362", "15x24", exit_code=3, input="small.nii.gz")
+    small = ["--low-res-simulated"]
+    refused("E362", "once they are made small", exit_code=3, argv=small)
+    for name in ("series", "cut", "words", "rgb", "absent"):
+        refused("E342", f"{name}.nii.gz", exit_code=3, input=f"{name}.nii.gz")
+
+
+def test_wrong_places_are_one_line(folder, refused, tmp_path):
+    there = tmp_path / "there.nii.gz"
+    there.write_bytes(b"x")
+    refused("E350", "--force", exit_code=3, out=there)
+    assert there.read_bytes() == b"x"
+    refused("E351", exit_code=3, out=folder / "T2.nii.gz")
+    refused("E351", exit_code=3, out=folder / "T1.nii.gz", argv=["--force"])
+    refused("E354", exit_code=3, out=tmp_path / "o.png")
+    refused("E352", exit_code=3, out=folder / "index.json/o.nii")
+    (tmp_path / "p.json").write_text("{}")
+    refused("E350", "p.json", exit_code=3, out=tmp_path / "p.nii")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(refused, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    refused("E352", exit_code=3, out=closed / "o.nii")
+
+
+def test_wrong_options_are_one_line(folder, refused, tmp_path):
+    refused("E258", "x2", "--scale=4", exit_code=2, argv=["--scale", "4"])
+    refused("E225", "--scale", exit_code=2, argv=["--scale", "5"])
+    refused("E225", "--memory", exit_code=2, argv=["--memory", "0"])
+    refused("E225", "--sacle", exit_code=2, argv=["--sacle", "4"])
+    refused("E257", exit_code=2, argv=["--ref", "none"])
+    refused("E257", "--bank", exit_code=2, ref="auto")
+    refused("E257", "--bank", exit_code=2, argv=["--bank", str(tmp_path)])
+    empty = ["--bank", str(tmp_path)]
+    refused("E256", str(tmp_path), exit_code=2, ref="auto", argv=empty)
+    refused("E420", "'x9'", exit_code=4, argv=["--checkpoint", "x9"])
+    refused("E353", exit_code=3, argv=["--format", "dicom"], out=tmp_path / "series")
+
+
+def test_damaged_weights_are_one_line(folder, refused, tmp_path):
+    path = write_weights(tmp_path / "bad.safetensors")
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    refused("E421", "SHA-256", exit_code=4, argv=["--checkpoint", str(path)])
+
+
+def test_force_replaces(folder, tmp_path):
+    out = tmp_path / "o.nii"
+    out.write_bytes(b"x")
+    assert call(folder, "--force", "--no-view", out=out) == 0
+    assert image(tmp_path, "o.nii")[0].shape == (52, 48, 3)
+
+
+@pytest.mark.parametrize("at", ["engine", "page", "output"])
+def test_an_interrupt_leaves_no_file(folder, tmp_path, monkeypatch, capsys, at):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    from daasr_jax import scans
+    from daasr_jax.experiment import enhance
+
+    written = []
+    if at == "engine":
+        monkeypatch.setattr(enhancement.Engine, "_some", interrupt)
+    elif at == "page":
+        monkeypatch.setattr(enhance, "make_page", interrupt)
+    else:
+        real = scans.write_nifti
+
+        def last(path, *args, **kwargs):
+            if path.name == "o.nii":
+                written.extend(tmp_path.iterdir())
+                raise KeyboardInterrupt
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(scans, "write_nifti", last)
+    assert call(folder, out=tmp_path / "o.nii") == 130
+    assert list(tmp_path.iterdir()) == []
+    assert "nothing was written" in capsys.readouterr().err
+    assert len(written) == (4 if at == "output" else 0)
+
+
+def test_help_says_what_stays(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "enhanced in their plane" in text
+    assert "their number and distance stay" in text
+    assert "exit codes:" in text
