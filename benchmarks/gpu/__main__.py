@@ -45,6 +45,7 @@ SHARES = {"match": 0.8, "step": 1.2}
 TINY_TRAIN = (
     *("--features", "8", "--groups", "1", "--blocks", "2", "--batch", "2"),
     *("--crop", "8", "--workers", "0", "--slices", "2", "--at_once", "2"),
+    *("--steps", "60"),
 )
 
 

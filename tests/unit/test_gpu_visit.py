@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as plan
 from benchmarks.gpu import check, loader, pack, report, stage, train
-from daasr_jax import data
+from daasr_jax import data, released
 from daasr_jax.experiment import configuration, parts
 from tests.data_fixtures import scan_voxels, write_nifti
 
@@ -227,10 +227,10 @@ tests/gpu/a.py::test_not_yet
 @pytest.mark.full
 def test_a_whole_visit_in_miniature(tmp_path, packed):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "3"]
-    command += ["--prepared", str(packed), "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "9"]
+    command += ["--compile", "400", "--prepared", str(packed), "--out", str(out)]
     command += ["--train", "fast:4,edsr:2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith("left out or not done: ")
     found = json.loads((out / "gpu.json").read_text())
@@ -240,7 +240,7 @@ def test_a_whole_visit_in_miniature(tmp_path, packed):
     assert found["step_jax"]["rows"][0]["ms"] > 0
     assert found["step_jax"]["trace"]["busy_ms"] > 0
     trained = found["train_fast_x4"]
-    assert trained["steps"] > 20
+    assert trained["steps"] == 60
     assert trained["skipped"] == 0
     for one in trained["controls"].values():
         assert {"black", "stranger", "self"} <= one["methods"].keys()
@@ -252,3 +252,19 @@ def test_a_whole_visit_in_miniature(tmp_path, packed):
     page = (out / "gpu.md").read_text()
     assert "| x4 | DAASR `fast` | 0 |" in page
     assert "| x2 | EDSR: no reference | 0 |" in page
+
+    made = tmp_path / "released"
+    command = [sys.executable, "-m", "benchmarks.gpu.release", "--name", "x4"]
+    command += ["--run", str(out / "train_fast_x4"), "--prepared", str(packed)]
+    command += ["--out", str(made), "--commit", "abc", "--slices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    weights = released.load(made / "x4.safetensors")
+    assert weights.about["scale"] == 4
+    kernel = weights.variables["params"]["shallow"]["kernel"]
+    stored = np.load(out / "train_fast_x4.npz")["params/shallow/kernel"]
+    np.testing.assert_allclose(kernel, stored, rtol=1e-3, atol=1e-6)
+    text = (made / "x4.md").read_text()
+    assert "## What it must not be used for" in text
+    assert "patient04" in text.split("## Figures")[1]
+    assert "--config.data.root=DIR" in text
