@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _enhance(given: argparse.Namespace) -> None:
     from daasr_jax.data import DataSettings
-    from daasr_jax.experiment.enhance import Request, enhance_scan
+    from daasr_jax.experiment.enhance import enhance_scan
+    from daasr_jax.experiment.enhance_files import Request
     from daasr_jax.experiment.places import place
     from daasr_jax.runtime import compiled, devices
 

@@ -17,11 +17,13 @@ import numpy as np
 from daasr_jax.matching import pair_score, search, transfer
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.cwt import CWT, whole_gram
-from daasr_jax.models.daasr import DAASR, Tail, make_group
+from daasr_jax.models.daasr import DAASR, make_group
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.detail import pixel_maps
+from daasr_jax.models.group import class_of
 from daasr_jax.models.sat import Matching, Retrieved
 from daasr_jax.models.sfe import SFE
+from daasr_jax.models.tail import Tail
 from daasr_jax.resampling import blur, replace_centre, upsample
 
 # Rows of the LR slice that a step sees on either side of its own.
@@ -38,8 +40,8 @@ def can_band(model: Any) -> bool:
         isinstance(network, DAASR)
         and (network.query, network.sfe_grid, network.sat_grid)
         == ("extractor", "lr", "lr")
-        and _class_of(network.align) is Matching
-        and _class_of(network.structure) is CWT
+        and class_of(network.align) is Matching
+        and class_of(network.structure) is CWT
         and network.phases == 1
         and network.sfe_norm != "group"
     )
@@ -220,7 +222,3 @@ def _steps(group: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def _times(rows: slice, factor: int) -> slice:
     return slice(rows.start * factor, rows.stop * factor)
-
-
-def _class_of(make: Any) -> Any:
-    return getattr(make, "func", make)

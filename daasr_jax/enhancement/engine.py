@@ -35,7 +35,7 @@ class Slices:
         confidence: (S, h', w') float32, C on the grid of the queries, which is that of
             the LR slices but for `match_stride=1`; None of a network without search.
         index: (S, h', w') int32, P, see `models.Outputs`; None likewise.
-        bytes: What the compiled program takes, beside the slices.
+        bytes: What the compiled program of one whole slice takes for itself.
     """
 
     sr: np.ndarray
@@ -56,6 +56,7 @@ class Engine:
         self.weights = weights
         self.memory = free_bytes() // 2 if memory is None else memory
         self._at_once = 1
+        self._bytes = 0
         self._bands: bands.Bands | None = None
 
     @property
@@ -94,7 +95,7 @@ class Engine:
                 done += len(parts[-1][0])
         sr, *found = (np.concatenate(x) for x in zip(*parts, strict=True))
         c, p = found or (None, None)
-        return Slices(sr, c, p, _size(self._program(1, *shapes)))
+        return Slices(sr, c, p, self._bytes)
 
     def _some(self, lr: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, ...]:
         """The first of the slices, as many as go at once; half as many without room."""
@@ -127,15 +128,23 @@ class Engine:
             try:
                 return tuple(x[None] for x in self._bands(lr, ref))
             except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 rows = self._bands.rows
-                if not is_out_of_memory(error) or rows <= bands.LEAST:
+                if rows <= bands.LEAST:
                     raise _too_large(lr[None], self.memory) from error
                 self._bands.rows = max(bands.LEAST, rows // 2)
                 log.warning("out of memory: bands of %d rows", self._bands.rows)
 
     def _fitting(self, lr: tuple[int, ...], ref: tuple[int, ...]) -> int:
         """How many slices go at once; 0 where not even one fits, but bands of it do."""
-        fitting = self.memory // _size(self._program(1, lr, ref))
+        try:
+            self._bytes = _size(self._program(1, lr, ref))
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._bytes = self.memory + 1
+        fitting = self.memory // self._bytes
         if not fitting and self._in_bands(lr, ref):
             return 0
         most = 1 if jax.default_backend() == "cpu" else _AT_ONCE

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import resource
@@ -27,11 +25,17 @@ from daasr_jax.enhancement.inputs import (
     read_references,
     read_target,
 )
-from daasr_jax.enhancement.page import Views, make_page
 from daasr_jax.errors import ConfigError
+from daasr_jax.experiment.enhance_files import (
+    Request,
+    by,
+    in_mm,
+    weights_words,
+    write_files,
+    written_files,
+)
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.weights import open_weights
-from daasr_jax.files import write_atomically
 from daasr_jax.runtime import devices
 from daasr_jax.scans.scan import axis_name
 from daasr_jax.scans.write_dicom import check_source
@@ -40,54 +44,6 @@ log = logging.getLogger("daasr_jax")
 
 MOSTLY = 0.5  # share of the tissue without a match from which a warning is due
 _FINER = 0.95  # share of the training data's pixel side, likewise
-_NIFTI = (".nii.gz", ".nii")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of an enhancement.
-
-    Attributes:
-        input: The scan.
-        out: The result: a NIfTI file, or the folder of a DICOM series.
-        refs: References: files; `("none",)`; or `("auto",)`, from the bank.
-        scale: s; 0 for that of the weights.
-        checkpoint: A released name, a file or a run; empty for `x` and the scale.
-        axis: Across which the slices lie, see `scans.slice_axis`.
-        bank: Folder of scans from which `auto` chooses.
-        format: `nifti` or `dicom`.
-        memory: Bytes that may be taken; None for a half of what is free.
-        simulated: Make the input small first, and measure what the result is worth.
-        page: Write the HTML page too.
-        force: Replace results.
-    """
-
-    input: Path
-    out: Path
-    refs: tuple[str, ...] = ("none",)
-    scale: int = 0
-    checkpoint: str = ""
-    axis: str = "auto"
-    bank: Path | None = None
-    format: str = "nifti"
-    memory: int | None = None
-    simulated: bool = False
-    page: bool = True
-    force: bool = False
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """What is written, by what it is."""
-        name = self.out.name
-        for ending in _NIFTI:
-            name = name.removesuffix(ending)
-
-        def beside(ending: str) -> Path:
-            return self.out.with_name(name + ending)
-
-        found = {"output": self.out, "confidence": beside("_confidence.nii.gz")}
-        found |= {"match": beside("_match.nii.gz"), "report": beside(".json")}
-        return found | ({"page": beside(".html")} if self.page else {})
 
 
 def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str, Any]:
@@ -124,7 +80,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             say("reference", f"{Path(one['file']).name}: {one['said']}")
     if request.refs == ("auto",):
         say("reference", f"of {len(guides.about)} slices from {request.bank}")
-    say("weights", _weights_words(about))
+    say("weights", weights_words(about))
     known = (*target.scan.remarks, *target.restore.remarks)  # said when it was read
     logged = [f"{request.input.name} {text}." for text in known] + [*guides.logged]
     remarks = [*guides.remarks, *_too_fine(target, about)]
@@ -186,8 +142,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             say("", f"{name:<18}{values['psnr']:.2f} dB  SSIM {values['ssim']:.4f}")
     say("LR fit", f"{fit:.1f} dB: the output made small again, against the input")
     with _timed(times, "writing"):
-        _write(request, target, guides, made, report, times)
-    for name, path in _written(request, made, guides).items():
+        write_files(request, target, guides, made, report, times)
+    for name, path in written_files(request, made, guides).items():
         say(name, str(path))
     say("time", ", ".join(f"{k} {v:.1f} s" for k, v in times.items()))
     return report
@@ -246,15 +202,15 @@ def _say_target(
     scan = target.scan
     say(
         "input",
-        f"{request.input.name}: {_by(scan.voxels.shape)} {scan.voxels.dtype}, voxels "
-        f"of {_mm(scan.spacing)}",
+        f"{request.input.name}: {by(scan.voxels.shape)} {scan.voxels.dtype}, voxels "
+        f"of {in_mm(scan.spacing)}",
     )
     slices, height, width = target.lr.shape
     plane = axis_name(scan.affine, target.axis)
     say(
         "slices",
         f"{slices} {plane}, enhanced in their plane: {height}x{width} to "
-        f"{_by(target.size)} pixels of {_mm(target.spacing)}; their distance of "
+        f"{by(target.size)} pixels of {in_mm(target.spacing)}; their distance of "
         f"{scan.spacing[target.axis]:.3g} mm stays",
     )
     if target.hr is not None:
@@ -318,157 +274,6 @@ def _input(request: Request, target: Target) -> dict[str, Any]:
     }
 
 
-def _written(request: Request, made: Slices, guides: Guides) -> dict[str, Path]:
-    """The files that a result has: no maps where nothing was matched."""
-    matched = made.confidence is not None and guides.images is not None
-    maps = () if matched else ("confidence", "match")
-    return {k: v for k, v in request.files.items() if k not in maps}
-
-
-def _write(
-    request: Request,
-    target: Target,
-    guides: Guides,
-    made: Slices,
-    report: dict[str, Any],
-    times: dict[str, float],
-) -> None:
-    """Writes all files, or none: what stops the writing takes back what was written."""
-    scan, grid = target.scan, target.grid
-    files = _written(request, made, guides)
-    used = [r for r in request.refs if r not in ("none", "auto")]
-    note = f"daasr_jax {daasr_jax.__version__} x{report['settings']['scale']}"
-
-    def volume(slices: np.ndarray) -> np.ndarray:
-        return scans.back(slices, scan, target.axis)
-
-    def nifti(path: Path, slices: np.ndarray, words: str, dtype: Any) -> None:
-        scans.write_nifti(
-            path,
-            volume(slices),
-            grid,
-            like=scan,
-            description=f"{note} {words}",
-            dtype=dtype,
-            force=request.force,
-            inputs=used,
-        )
-
-    fresh = [f for k, f in files.items() if k != "output" and not f.exists()]
-    try:  # the output itself comes last
-        if "match" in files:
-            assert made.confidence is not None
-            c = overlays.spread(made.confidence, target.size)
-            nifti(files["confidence"], c, "confidence C", np.float32)
-            p = _match(target, guides, made)
-            nifti(files["match"], p, "match P", p.dtype)
-        if "page" in files:
-            write_atomically(
-                files["page"], _page(request, target, guides, made, report)
-            )
-        report["seconds"] = {k: round(v, 2) for k, v in times.items()}
-        report["files"] = {k: str(v) for k, v in files.items()}
-        write_atomically(files["report"], json.dumps(report, indent=1))
-        output = target.restore(made.sr)
-        if request.format == "dicom":
-            scans.write_dicom(
-                request.out,
-                volume(output),
-                grid,
-                like=scan,
-                description=note,
-                force=request.force,
-                inputs=used,
-            )
-        else:
-            nifti(request.out, output, "", np.float32)
-    except BaseException:
-        for path in fresh:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _match(target: Target, guides: Guides, made: Slices) -> np.ndarray:
-    """P as an overlay: of every voxel of the result the one that it was matched with.
-
-    A reference lies on the grid of the result. The value is the position of its voxel
-    there, x fastest, plus the number of voxels for each reference before it.
-    """
-    assert made.index is not None
-    assert guides.images is not None
-    size = target.size
-    keys = tuple(n * made.index.shape[i + 1] // size[i] for i, n in
-                 enumerate(guides.images.shape[2:]))  # fmt: skip
-    shape = target.grid.shape
-    steps = np.indices(shape, sparse=True)  # of which only views are made
-    along = [
-        scans.in_plane(target.scan, target.axis, np.broadcast_to(step, shape))
-        for step in steps
-    ]
-    strides = (1, shape[0], shape[0] * shape[1])
-    most = math.prod(shape) * guides.images.shape[1]
-    out = np.empty((len(made.index), *size), np.int64 if most >= 2**31 else np.int32)
-    for i, index in enumerate(made.index):
-        which, y, x = (v[0] for v in overlays.places(index[None], keys, size))
-        out[i] = which.astype(np.int64) * math.prod(shape) + sum(
-            n * view[i][y, x] for n, view in zip(strides, along, strict=True)
-        )
-    return out
-
-
-def _page(
-    request: Request,
-    target: Target,
-    guides: Guides,
-    made: Slices,
-    report: dict[str, Any],
-) -> str:
-    cells = made.confidence is not None and made.confidence.shape == target.lr.shape
-    matched = guides.images is not None and cells
-    known = math.isfinite(sum(target.spacing))
-    facts = [
-        ("input", f"{request.input.name}, {_by(target.scan.voxels.shape)} voxels"),
-        ("output", f"{request.out.name}, {_by(target.grid.shape)} voxels"),
-        ("weights", _weights_words(report["weights"])),
-        *(("reference", f"{Path(a['file']).name}: {a['said']}")
-          for a in guides.about if "said" in a),
-        *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
-          for name, v in report["quality"].items() if v["psnr"] is not None),
-        ("LR fit", f"{report['data_consistency_db']} dB"),
-        ("made by", f"daasr_jax {daasr_jax.__version__}, {commit_id()}"),
-        ("not for", "diagnosis: detail beyond the input is estimated"),
-    ]  # fmt: skip
-    views = Views(
-        lr=target.lr,
-        sr=made.sr,
-        references=guides.images,
-        confidence=made.confidence if matched else None,
-        index=made.index if matched else None,
-        names=guides.names,
-        spacing=target.spacing if known else (1.0, 1.0),
-        unit="mm" if known else "pixels",
-        placed=guides.placed,
-        low=target.restore.low,
-        top=target.restore.top,
-        hr=target.hr,
-    )
-    slices, height, width = target.lr.shape
-    plane = report["input"]["plane"]
-    return make_page(
-        views,
-        title=f"{request.input.name} x{report['settings']['scale']}",
-        subtitle=f"{slices} {plane} slices, {height}x{width} to {_by(target.size)}",
-        facts=facts,
-        warnings=report["warnings"],
-    )
-
-
-def _weights_words(about: dict[str, Any]) -> str:
-    source = about["source"]
-    sha256 = source.get("sha256") or source.get("manifest_sha256", "")
-    return f"{source['weights']} (x{about['scale']}), SHA-256 {sha256[:12]}"
-
-
 @contextlib.contextmanager
 def _timed(times: dict[str, float], name: str) -> Iterator[None]:
     start = time.monotonic()
@@ -486,13 +291,3 @@ def _sides(affine: np.ndarray) -> list[float]:
 
 def _number(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _mm(sides: tuple[float, ...]) -> str:
-    if not math.isfinite(sum(sides)):
-        return "unknown size"
-    return "x".join(f"{side:.3g}" for side in sides) + " mm"

@@ -56,7 +56,7 @@ class ConvBlock(nn.Module):
 
     Attributes:
         mlp_ratio: Of the CWT block whose number of parameters is matched.
-        number: See `daasr.Group`; not used.
+        number: See `group.Group`; not used.
     """
 
     mlp_ratio: int = 2
@@ -106,7 +106,7 @@ class WindowBlock(nn.Module):
         mlp_ratio: Of the CWT block whose number of parameters is matched.
         heads: Of the attention.
         window: Side of a window.
-        number: Of the block, see `daasr.Group`.
+        number: Of the block, see `group.Group`.
     """
 
     mlp_ratio: int = 2

@@ -141,7 +141,7 @@ class CWT(nn.Module):
     Attributes:
         mlp_ratio: Width of the hidden layer over the number of channels.
         heads, attention_scale, temperature, projection: See `ChannelAttention`.
-        number: See `daasr.Group`; not used.
+        number: See `group.Group`; not used.
     """
 
     mlp_ratio: int = 2

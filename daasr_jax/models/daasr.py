@@ -8,7 +8,6 @@ here and a row of `docs/design/0001-reading-of-the-paper.md`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.detail import Gain, pixel_maps
-from daasr_jax.models.init import linear
+from daasr_jax.models.group import Group, class_of
 from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.models.sat import (
     INDEX,
@@ -34,9 +33,9 @@ from daasr_jax.models.sat import (
     Retrieved,
 )
 from daasr_jax.models.sfe import SFE
+from daasr_jax.models.tail import Tail, picture
 from daasr_jax.registry import MODELS
 from daasr_jax.resampling import (
-    PIXEL_SHUFFLES,
     blur,
     depth_to_space,
     upsample,
@@ -75,89 +74,6 @@ _CHOICES = {
 }
 
 
-class Group(nn.Module):
-    """Hierarchical Feature Alignment Group (HFAG), Eq. 1-3.
-
-    Attributes:
-        features: Channels C.
-        structure: Makes a block F -> F_CWT from its `number`, which counts the blocks
-            through the groups. A block is named after its class.
-        blocks: Number of such blocks.
-        align: Makes the SAT, `(F_CWT, maps, index=) -> (F_SAT, P, C)`; None leaves it
-            out.
-        block, residual: `group_block` and `residual` of `DAASR`.
-        number: Counts the groups from 0.
-    """
-
-    features: int
-    structure: Callable[..., nn.Module]
-    blocks: int
-    align: Callable[..., nn.Module] | None
-    block: str
-    residual: str
-    number: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, f, maps, *, index=None):
-        """Returns `(F_i, F_CWT, (F_SAT, P, C) or None)`."""
-        f_cwt = f
-        for i in range(self.blocks):
-            number = self.number * self.blocks + i
-            name = f"{_label(self.structure)}{i}"
-            f_cwt = self.structure(number=number, name=name)(f_cwt)
-        if self.block == "conv":
-            conv = partial(Conv3, features=self.features, dtype=self.dtype)
-            y = nn.relu(conv(name="conv1")(f_cwt))
-            f_cwt = f_cwt + conv(name="conv2")(y)
-        if self.align is None:
-            return f_cwt, f_cwt, None
-        f_sat, p, c = self.align(name="sat")(f_cwt, maps, index=index)
-        back = linear(self.features, f_sat, dtype=self.dtype, name="back")
-        start = {"cwt": f_cwt, "input": f, "both": f + f_cwt}[self.residual]
-        return start + back, f_cwt, (f_sat, p, c)
-
-
-class Tail(nn.Module):
-    """From the features of the last group to the picture.
-
-    Attributes:
-        features, scale, detail: See `DAASR`.
-    """
-
-    features: int
-    scale: int
-    detail: Callable[..., nn.Module] | None
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(
-        self,
-        f: Float[Array, "b h w c"],
-        f0: Float[Array, "b h w c"],
-        bicubic: Float[Array, "b sh sw 1"],
-        pixels: Float[Array, "b h w d"] | None,
-        c: Float[Array, "b h w 1"] | None,
-    ) -> Float[Array, "b sh sw 1"]:
-        """SR from F of the last group, F_0, and what `detail` takes."""
-        conv = partial(Conv3, dtype=self.dtype)
-        f = conv(features=self.features, name="body_out")(f) + f0
-        start = bicubic
-        if self.detail is not None:
-            weigh = self.detail(
-                features=self.features,
-                scale=self.scale,
-                dtype=self.dtype,
-                name="detail",
-            )
-            f, detail = weigh(f, bicubic, pixels, c)
-            start = bicubic + detail
-        for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
-            f = conv(features=self.features * factor**2, name=f"up{i}")(f)
-            f = depth_to_space(f, factor)
-        return _picture(f, start, self.scale, self.dtype, "out")
-
-
 @MODELS.register("daasr")
 class DAASR(nn.Module):
     """The network: `(lr, ref) -> Outputs`, at x2, x3 or x4.
@@ -171,7 +87,8 @@ class DAASR(nn.Module):
         scale: s in {2, 3, 4}.
         features: Channels C.
         groups: Number of HFAGs.
-        structure: Makes the structure blocks of the groups, see `cwt.CWT` and `Group`.
+        structure: Makes the structure blocks of the groups, see `cwt.CWT` and
+            `group.Group`.
         blocks_per_group: Such blocks in each group.
         group_block: `"conv"` adds a residual (Conv3, ReLU, Conv3) after them.
         sfe_norm, sfe_grid: See `sfe.SFE`.
@@ -377,7 +294,7 @@ class DAASR(nn.Module):
             name="sfe",
         )
         ref = ref.reshape(blurred.shape)
-        if not getattr(_class_of(self.align), "compares", True):
+        if not getattr(class_of(self.align), "compares", True):
             return None, None, sfe(ref, train=train)
         if self.query != "projected" and bicubic.shape[1:] == ref.shape[1:]:
             maps = sfe(jnp.concatenate([ref, blurred, bicubic]), train=train)
@@ -389,7 +306,7 @@ class DAASR(nn.Module):
 
     def _picture(self, f: Array, bicubic: Array, name: str) -> Array:
         """Conv3 from features on either grid to an image, added to the bicubic."""
-        return _picture(f, bicubic, self.scale, self.dtype, name)
+        return picture(f, bicubic, self.scale, self.dtype, name)
 
     def _check(self, ref: Array) -> None:
         check_scale(self.scale)
@@ -399,9 +316,9 @@ class DAASR(nn.Module):
                     f"{field} must be one of {choices}, got {getattr(self, field)!r}."
                 )
         several = self.phases > 1 or (ref.ndim == 5 and ref.shape[1] > 1)
-        if several and not getattr(_class_of(self.align), "takes_several", True):
+        if several and not getattr(class_of(self.align), "takes_several", True):
             raise ValueError(
-                f"{_class_of(self.align).__name__} takes one reference at the query's "
+                f"{class_of(self.align).__name__} takes one reference at the query's "
                 "own position: leave phases at 1 and give one reference."
             )
         if self.detail is not None and self.align is None:
@@ -467,30 +384,3 @@ def _alignment(model: DAASR) -> dict[str, Any]:
         "align": model.align,
         "dtype": model.dtype,
     }
-
-
-def _picture(
-    f: Array, bicubic: Array, scale: int, dtype: DTypeLike, name: str
-) -> Array:
-    """Conv3 from features on either grid to an image, added to the bicubic."""
-    coarse = f.shape[1] != bicubic.shape[1]
-    zero = nn.initializers.zeros
-    y = Conv3(
-        features=scale**2 if coarse else 1,
-        kernel_init=zero,
-        bias_init=zero,
-        dtype=dtype,
-        name=name,
-    )(f)
-    y = depth_to_space(y, scale) if coarse else y
-    return y.astype(jnp.float32) + bicubic
-
-
-def _class_of(make: Any) -> Any:
-    """The class of a part, which may be given with options by `functools.partial`."""
-    return _class_of(make.func) if isinstance(make, partial) else make
-
-
-def _label(make: Any) -> str:
-    """Name of a part's class in small letters: `WindowBlock` -> `window_block`."""
-    return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", _class_of(make).__name__).lower()

@@ -9,7 +9,7 @@ import pytest
 
 import daasr_jax
 from daasr_jax import released
-from daasr_jax.enhancement import Engine
+from daasr_jax.enhancement import Engine, bands
 from daasr_jax.enhancement.arrays import fitted
 from daasr_jax.errors import CheckpointError, DataError, ResourceError
 from daasr_jax.registry import MODELS
@@ -188,7 +188,18 @@ def test_out_of_memory_halves_and_goes_on(weights):
     assert seen == [(i, 5) for i in range(5)]
 
 
-def test_no_room_at_all_is_one_line(weights):
+def test_no_room_for_a_whole_slice_takes_bands(weights):
+    lr, ref = scan(1, 20, 21, top=1.0), scan(1, 1, 40, 42, seed=1, top=1.0)
+    engine = Starved(weights)
+    engine.room = 0
+    wanted = Engine(weights)(lr, ref).sr
+    np.testing.assert_allclose(
+        engine(lr, ref).sr, wanted, atol=1e-5 * max(1, np.abs(wanted).max())
+    )
+
+
+def test_no_room_at_all_is_one_line(weights, monkeypatch):
+    monkeypatch.setattr(bands, "can_band", lambda _: False)
     engine = Starved(weights)
     engine.room = 0
     with pytest.raises(ResourceError, match="one slice of 20x21 pixels"):

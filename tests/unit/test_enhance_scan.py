@@ -300,13 +300,13 @@ def test_an_interrupt_leaves_no_file(folder, tmp_path, monkeypatch, capsys, at):
         raise KeyboardInterrupt
 
     from daasr_jax import scans
-    from daasr_jax.experiment import enhance
+    from daasr_jax.experiment import enhance_files
 
     written = []
     if at == "engine":
         monkeypatch.setattr(enhancement.Engine, "_some", interrupt)
     elif at == "page":
-        monkeypatch.setattr(enhance, "make_page", interrupt)
+        monkeypatch.setattr(enhance_files, "make_page", interrupt)
     else:
         real = scans.write_nifti
 

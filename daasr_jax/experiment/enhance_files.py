@@ -1,0 +1,244 @@
+"""The files of an enhancement: what is asked for, and how they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import daasr_jax
+from daasr_jax import scans
+from daasr_jax.enhancement import Slices, overlays
+from daasr_jax.enhancement.inputs import Guides, Target
+from daasr_jax.enhancement.page import Views, make_page
+from daasr_jax.experiment.installation import commit_id
+from daasr_jax.files import write_atomically
+
+_NIFTI = (".nii.gz", ".nii")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of an enhancement.
+
+    Attributes:
+        input: The scan.
+        out: The result: a NIfTI file, or the folder of a DICOM series.
+        refs: References: files; `("none",)`; or `("auto",)`, from the bank.
+        scale: s; 0 for that of the weights.
+        checkpoint: A released name, a file or a run; empty for `x` and the scale.
+        axis: Across which the slices lie, see `scans.slice_axis`.
+        bank: Folder of scans from which `auto` chooses.
+        format: `nifti` or `dicom`.
+        memory: Bytes that may be taken; None for a half of what is free.
+        simulated: Make the input small first, and measure what the result is worth.
+        page: Write the HTML page too.
+        force: Replace results.
+    """
+
+    input: Path
+    out: Path
+    refs: tuple[str, ...] = ("none",)
+    scale: int = 0
+    checkpoint: str = ""
+    axis: str = "auto"
+    bank: Path | None = None
+    format: str = "nifti"
+    memory: int | None = None
+    simulated: bool = False
+    page: bool = True
+    force: bool = False
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What is written, by what it is."""
+        name = self.out.name
+        for ending in _NIFTI:
+            name = name.removesuffix(ending)
+
+        def beside(ending: str) -> Path:
+            return self.out.with_name(name + ending)
+
+        found = {"output": self.out, "confidence": beside("_confidence.nii.gz")}
+        found |= {"match": beside("_match.nii.gz"), "report": beside(".json")}
+        return found | ({"page": beside(".html")} if self.page else {})
+
+
+def written_files(request: Request, made: Slices, guides: Guides) -> dict[str, Path]:
+    """The files that a result has: no maps where nothing was matched."""
+    matched = made.confidence is not None and guides.images is not None
+    maps = () if matched else ("confidence", "match")
+    return {k: v for k, v in request.files.items() if k not in maps}
+
+
+def write_files(
+    request: Request,
+    target: Target,
+    guides: Guides,
+    made: Slices,
+    report: dict[str, Any],
+    times: dict[str, float],
+) -> None:
+    """Writes all files, or none: what stops the writing takes back what was written.
+
+    Args:
+        request: What was asked.
+        target: The scan.
+        guides: Its references.
+        made: What the network made.
+        report: For the JSON file, which gets the times and the files too.
+        times: Seconds of each stage.
+
+    Raises:
+        DataError: If a file is there already or cannot be written.
+    """
+    scan, grid = target.scan, target.grid
+    files = written_files(request, made, guides)
+    used = [r for r in request.refs if r not in ("none", "auto")]
+    note = f"daasr_jax {daasr_jax.__version__} x{report['settings']['scale']}"
+
+    def volume(slices: np.ndarray) -> np.ndarray:
+        return scans.back(slices, scan, target.axis)
+
+    def nifti(path: Path, slices: np.ndarray, words: str, dtype: Any) -> None:
+        scans.write_nifti(
+            path,
+            volume(slices),
+            grid,
+            like=scan,
+            description=f"{note} {words}",
+            dtype=dtype,
+            force=request.force,
+            inputs=used,
+        )
+
+    fresh = [f for k, f in files.items() if k != "output" and not f.exists()]
+    try:  # the output itself comes last
+        if "match" in files:
+            assert made.confidence is not None
+            c = overlays.spread(made.confidence, target.size)
+            nifti(files["confidence"], c, "confidence C", np.float32)
+            p = _match(target, guides, made)
+            nifti(files["match"], p, "match P", p.dtype)
+        if "page" in files:
+            write_atomically(
+                files["page"], _page(request, target, guides, made, report)
+            )
+        report["seconds"] = {k: round(v, 2) for k, v in times.items()}
+        report["files"] = {k: str(v) for k, v in files.items()}
+        write_atomically(files["report"], json.dumps(report, indent=1))
+        output = target.restore(made.sr)
+        if request.format == "dicom":
+            scans.write_dicom(
+                request.out,
+                volume(output),
+                grid,
+                like=scan,
+                description=note,
+                force=request.force,
+                inputs=used,
+            )
+        else:
+            nifti(request.out, output, "", np.float32)
+    except BaseException:
+        for path in fresh:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _match(target: Target, guides: Guides, made: Slices) -> np.ndarray:
+    """P as an overlay: of every voxel of the result the one that it was matched with.
+
+    A reference lies on the grid of the result. The value is the position of its voxel
+    there, x fastest, plus the number of voxels for each reference before it.
+    """
+    assert made.index is not None
+    assert guides.images is not None
+    size = target.size
+    keys = tuple(n * made.index.shape[i + 1] // size[i] for i, n in
+                 enumerate(guides.images.shape[2:]))  # fmt: skip
+    shape = target.grid.shape
+    steps = np.indices(shape, sparse=True)  # of which only views are made
+    along = [
+        scans.in_plane(target.scan, target.axis, np.broadcast_to(step, shape))
+        for step in steps
+    ]
+    strides = (1, shape[0], shape[0] * shape[1])
+    most = math.prod(shape) * guides.images.shape[1]
+    out = np.empty((len(made.index), *size), np.int64 if most >= 2**31 else np.int32)
+    for i, index in enumerate(made.index):
+        which, y, x = (v[0] for v in overlays.places(index[None], keys, size))
+        out[i] = which.astype(np.int64) * math.prod(shape) + sum(
+            n * view[i][y, x] for n, view in zip(strides, along, strict=True)
+        )
+    return out
+
+
+def _page(
+    request: Request,
+    target: Target,
+    guides: Guides,
+    made: Slices,
+    report: dict[str, Any],
+) -> str:
+    cells = made.confidence is not None and made.confidence.shape == target.lr.shape
+    matched = guides.images is not None and cells
+    known = math.isfinite(sum(target.spacing))
+    facts = [
+        ("input", f"{request.input.name}, {by(target.scan.voxels.shape)} voxels"),
+        ("output", f"{request.out.name}, {by(target.grid.shape)} voxels"),
+        ("weights", weights_words(report["weights"])),
+        *(("reference", f"{Path(a['file']).name}: {a['said']}")
+          for a in guides.about if "said" in a),
+        *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
+          for name, v in report["quality"].items() if v["psnr"] is not None),
+        ("LR fit", f"{report['data_consistency_db']} dB"),
+        ("made by", f"daasr_jax {daasr_jax.__version__}, {commit_id()}"),
+        ("not for", "diagnosis: detail beyond the input is estimated"),
+    ]  # fmt: skip
+    views = Views(
+        lr=target.lr,
+        sr=made.sr,
+        references=guides.images,
+        confidence=made.confidence if matched else None,
+        index=made.index if matched else None,
+        names=guides.names,
+        spacing=target.spacing if known else (1.0, 1.0),
+        unit="mm" if known else "pixels",
+        placed=guides.placed,
+        low=target.restore.low,
+        top=target.restore.top,
+        hr=target.hr,
+    )
+    slices, height, width = target.lr.shape
+    plane = report["input"]["plane"]
+    return make_page(
+        views,
+        title=f"{request.input.name} x{report['settings']['scale']}",
+        subtitle=f"{slices} {plane} slices, {height}x{width} to {by(target.size)}",
+        facts=facts,
+        warnings=report["warnings"],
+    )
+
+
+def weights_words(about: dict[str, Any]) -> str:
+    """The weights for a reader: name, scale and hash."""
+    source = about["source"]
+    sha256 = source.get("sha256") or source.get("manifest_sha256", "")
+    return f"{source['weights']} (x{about['scale']}), SHA-256 {sha256[:12]}"
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """A shape as `256x256x40`."""
+    return "x".join(map(str, shape))
+
+
+def in_mm(sides: tuple[float, ...]) -> str:
+    """Sides of a voxel as `0.5x0.5x3 mm`."""
+    if not math.isfinite(sum(sides)):
+        return "unknown size"
+    return "x".join(f"{side:.3g}" for side in sides) + " mm"
