@@ -193,6 +193,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     result = json.loads(args.run.with_suffix(".json").read_text())
+    tables, packed = pack.load(args.prepared)
+    for about in (result, packed):
+        named = (args.sets or "").split(",")
+        for one, name in zip(about["sets"], named, strict=False):
+            one["dataset"] = name or one["dataset"]
     with np.load(args.run.with_suffix(".npz")) as file:
         flat = {k: file[k] for k in file.files}
     variables = traverse_util.unflatten_dict(flat, sep="/")
@@ -225,7 +230,6 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{args.name}.safetensors"
     released.save(path, variables, about)
-    tables, packed = pack.load(args.prepared)
     reports = evaluated(
         released.load(path), tested(tables["test"], packed), args.slices
     )

@@ -268,7 +268,8 @@ def sets_of(table: data.SliceTable, about: dict[str, Any]) -> dict[str, Any]:
             if (volume.startswith(head) if head else ":" not in volume)
         ]
         if own:
-            out[f"{one['dataset']}"] = table.only(own)
+            name = one["dataset"]
+            out[f"{name} ({number})" if name in out else name] = table.only(own)
     return out
 
 
