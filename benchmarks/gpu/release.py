@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="without its ending")
     parser.add_argument("--prepared", type=Path, required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--sets", help="names of the sets for people, by commas")
     parser.add_argument("--out", type=Path, default=Path("daasr_jax/released"))
     parser.add_argument(
         "--slices", type=int, default=0, help="of a set, to test; 0: all"
