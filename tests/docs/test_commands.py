@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import nibabel as nib
 import pytest
 
 from tests.data_fixtures import fastmri_root
@@ -22,6 +23,7 @@ from tests.docs.blocks import (
 )
 from tests.docs.dry_run import READ
 from tests.e2e.commands import SMALL, environment, run_all
+from tests.e2e.test_enhance import scan
 
 BLOCKS = [block for path in PAGES for block in blocks(path)]
 # Counts that stand for themselves in an example.
@@ -149,8 +151,8 @@ def test_python_runs(block):
     exec(compile(block.text, str(block), "exec"), {})
 
 
-def test_readme_trains_and_evaluates(tmp_path):
-    """Its two commands as they stand, on small data and a small network."""
+def test_readme_enhances_trains_and_evaluates(tmp_path):
+    """Its commands as they stand, on small data; what is trained is a small network."""
     found = [
         argv[1:]
         for block in blocks(ROOT / "README.md")
@@ -158,7 +160,11 @@ def test_readme_trains_and_evaluates(tmp_path):
         for argv in commands(block, tmp_path)
         if argv[0] == "python"
     ]
-    assert [argv[0] for argv in found] == ["train.py", "eval.py"]
+    assert [argv[0] for argv in found] == ["enhance.py", "train.py", "eval.py"]
+    for name, side in (("T2.nii.gz", 24), ("T1.nii.gz", 96), ("T2_x4.nii.gz", 0)):
+        found[0] = [str(tmp_path / w) if w == name else w for w in found[0]]
+        if side:
+            scan(tmp_path / name, side)
     root = fastmri_root(tmp_path / "data", train=4, val=2)
     run = tmp_path / "run"
     smaller = (
@@ -171,9 +177,10 @@ def test_readme_trains_and_evaluates(tmp_path):
         [re.sub("DIR$", str(root), re.sub("RUN$", str(run), w)) for w in argv]
         for argv in found
     ]
-    cases[0] += smaller
+    cases[1] += smaller
     results = run_all(cases, tmp_path / "cache")
     for result in results:
         assert result["code"] == 0, result["err"]
-    assert "bicubic" in results[1]["out"]
+    assert nib.load(tmp_path / "T2_x4.nii.gz").shape == (96, 96, 2)
+    assert "bicubic" in results[2]["out"]
     assert (run / "eval_test_random.json").is_file()
