@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors import numpy as tensors
 
 import daasr_jax
 from daasr_jax.errors import CheckpointError, UserError
 from daasr_jax.files import write_atomically
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.registry import MODELS, resolved
-from daasr_jax.released.tensors import pack, unpack
 
 FOLDER = Path(str(files(__name__)))
 INDEX = "index.json"
@@ -87,7 +88,7 @@ def save(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> 
         for name, x in _flat(variables).items()
         if not name.startswith(_TRAINING_ALONE)
     }
-    data = pack(arrays, {"about": json.dumps(written, sort_keys=True)})
+    data = tensors.save(arrays, {"about": json.dumps(written, sort_keys=True)})
     write_atomically(path, data)
     sha256 = hashlib.sha256(data).hexdigest()
     entry = {"file": path.name, "sha256": sha256, "bytes": len(data)}
@@ -136,13 +137,14 @@ def _load(name: str, stamp: int) -> Weights:
             path, f"its SHA-256 is {sha256[:12]}..., {INDEX} says {wanted[:12]}..."
         )
     try:
-        arrays, metadata = unpack(data)
-        about = {**USUAL, **json.loads(metadata["about"])}
+        arrays = tensors.load(data)
+        with safe_open(path, "numpy") as file:
+            about = {**USUAL, **json.loads(file.metadata()["about"])}
         if about.get("form") != FORM:
             raise ValueError(f"its form is {about.get('form')}, this version reads 1")
         model = make_model(about)
         variables = _nested(arrays, _shapes(model, about["scale"]))
-    except (ValueError, KeyError, TypeError, UserError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, UserError) as error:
         raise _unusable(path, " ".join(str(error).split())) from None
     source = {"weights": path.stem, "sha256": sha256}
     return Weights(model, variables, about | {"source": source})
@@ -182,7 +184,7 @@ def _stored(name: str, value: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name} is not finite.")
     fits = np.abs(value).max(initial=0.0) <= np.finfo(np.float16).max
     half = name.startswith("params/") and fits
-    return value.astype(np.float16 if half else np.float32)
+    return np.asarray(value, np.float16 if half else np.float32, order="C")
 
 
 def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import pytest
 from daasr_jax import released
 from daasr_jax.errors import CheckpointError
 from daasr_jax.models.daasr import PRESETS
-from daasr_jax.released.tensors import pack, unpack
 from tests.weights import ABOUT, random_variables
 
 
@@ -91,12 +90,12 @@ def test_damaged_weights_are_one_line(folder):
     (folder / "index.json").unlink()  # a file of its own has no hash to be held to
     for damaged, reason in (
         (data[:100], "header"),
-        (data[:-40], "behind the file"),
+        (data[:-40], "incomplete"),
         (b"", "header"),
         (b"not weights at all", "header"),
     ):
         path.write_bytes(damaged)
-        assert reason in refusal(path)
+        assert reason in refusal(path).lower()
     path.unlink()
     assert "cannot be read" in refusal(path)
 
@@ -127,21 +126,6 @@ def test_what_cannot_be_saved(tmp_path):
     bad = {"params": {"a": np.array([np.nan], np.float32)}}
     with pytest.raises(ValueError, match="params/a is not finite"):
         released.save(tmp_path / "a.safetensors", bad, ABOUT | {"kwargs": {}})
-
-
-def test_the_form_is_that_of_safetensors():
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float16([1])}
-    data = pack(arrays, {"about": "x"})
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    assert length % 8 == 0
-    assert header["a"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
-    assert header["b"]["data_offsets"] == [24, 26]
-    found, metadata = unpack(data)
-    assert metadata == {"about": "x"}
-    np.testing.assert_array_equal(found["a"], arrays["a"])
-    with pytest.raises(ValueError, match="float64"):
-        pack({"a": np.zeros(2)}, {})
 
 
 def test_released_weights_are_whole():
