@@ -69,9 +69,11 @@ def main() -> None:
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = text.splitlines()
     ended = list(outcomes(text).values())
+    asked = re.search(r"\b(\d+) items?\b", text)
     result = {
         "exit": "stopped at its limit" if code == -1 else code,
         "seconds": time.monotonic() - begin,
+        "not_ended": int(asked[1]) - len(ended) if asked and code else 0,
         "outcomes": {name: ended.count(name) for name in sorted(set(ended))},
         "not_passed": [
             x[:300] for x in lines if re.match("(FAILED|ERROR|SKIPPED|XFAIL|XPASS) ", x)

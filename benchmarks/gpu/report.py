@@ -64,6 +64,8 @@ def _check(found: dict[str, Any]) -> list[str]:
         return [*lines, "Not run.", ""]
     counts = ", ".join(f"{n} {k.lower()}" for k, n in result["outcomes"].items())
     lines.append(f"{counts or 'none ended'} in {result['seconds']:.0f} s.")
+    if result.get("not_ended"):
+        lines[-1] += f" {result['not_ended']} had not ended then, and are not shown."
     lines += ["", *(f"- {_plain(x)}" for x in result["not_passed"])]
     return [*lines, *(f"- {_plain(x)}" for x in result["measured"]), ""]
 
