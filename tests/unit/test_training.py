@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import struct
 from pathlib import Path
@@ -731,19 +732,23 @@ class FullDisk:
 
     def open(self, file, mode="r", *args, **kwargs):
         path = Path(file) if isinstance(file, str | os.PathLike) else Path("-")
-        log = path.name.startswith(("metrics.jsonl", ".metrics.jsonl", "events.out"))
-        if not log or not path.name.startswith(self.name) or mode.startswith("r"):
+        # The new file that takes a name has that name behind its own.
+        name = re.sub(r"^\.\d+\.", ".", path.name)
+        log = name.startswith(("metrics.jsonl", ".metrics.jsonl", "events.out"))
+        if not log or not name.startswith(self.name) or mode.startswith("r"):
             return self.open_file(file, mode, *args, **kwargs)
         self.refuse(self.when == "opening")
         opened = self.open_file(file, mode, *args, **kwargs)
-        flush = opened.flush
-
-        def refused():
-            self.refuse(self.when == "writing")
-            flush()
-
-        opened.flush = refused
+        method = "write" if name.startswith(".") else "flush"
+        setattr(opened, method, self.refused(getattr(opened, method)))
         return opened
+
+    def refused(self, method):
+        def call(*args):
+            self.refuse(self.when == "writing")
+            return method(*args)
+
+        return call
 
     def refuse(self, asked):
         if self.full and asked:
