@@ -61,17 +61,21 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """A file beside the target, which takes its name where the block ends well.
 
     A reader sees the old or the new file. After the block the file outlasts a crash;
     where the block fails, nothing is left.
 
+    Args:
+        path: The target.
+        ending: Of the other name, where what writes goes by it.
+
     Yields:
-        The name to write to. It has the ending of the target.
+        The name to write to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
     try:
         yield temporary
         with temporary.open("rb") as file:

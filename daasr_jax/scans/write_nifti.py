@@ -76,8 +76,9 @@ def write_nifti(
     image = IMAGES[int(header["sizeof_hdr"])](
         _as_type(voxels, np.dtype(dtype), like), None, header
     )
+    ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     try:
-        with replacing(path) as temporary:
+        with replacing(path, ending) as temporary:
             image.to_filename(temporary)
     except (OSError, zlib.error) as error:
         why = system_words(error) if isinstance(error, OSError) else str(error)

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import signal
 import struct
 from pathlib import Path
@@ -732,8 +731,7 @@ class FullDisk:
 
     def open(self, file, mode="r", *args, **kwargs):
         path = Path(file) if isinstance(file, str | os.PathLike) else Path("-")
-        # The new file that takes a name has that name behind its own.
-        name = re.sub(r"^\.\d+\.", ".", path.name)
+        name = path.name
         log = name.startswith(("metrics.jsonl", ".metrics.jsonl", "events.out"))
         if not log or not name.startswith(self.name) or mode.startswith("r"):
             return self.open_file(file, mode, *args, **kwargs)
