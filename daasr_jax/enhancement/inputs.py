@@ -159,7 +159,7 @@ def read_references(paths: Sequence[Path], target: Target) -> Guides:
                 "another contrast or a sharper scan, or --ref none.",
             )
         voxels, inside = on_grid(scan, target.grid)
-        coverage = coverage_report(scan, target.grid, inside, target.axis)
+        coverage = coverage_report(scan, target.grid, inside, target.axis, target.scan)
         slices, restore = normalise(
             in_plane(target.scan, target.axis, voxels), f"the reference {path.name}"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+TISSUE = 0.05  # of the range of training: what is brighter is tissue
+
 
 def spread(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Values `(S, h, w)` of cells on all pixels `(S, H, W)` of those cells.
@@ -42,19 +44,21 @@ def places(
     return which.astype(np.int32), y.astype(np.int32), x.astype(np.int32)
 
 
-def untrusted(
-    confidence: np.ndarray, lr: np.ndarray, *, low: float, tissue: float = 0.05
-) -> float:
+def in_tissue(confidence: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    """C where the input is brighter than `TISSUE`; arguments: see `untrusted`."""
+    return confidence[spread(lr, confidence.shape[1:3]) > TISSUE]
+
+
+def untrusted(confidence: np.ndarray, lr: np.ndarray, *, low: float) -> float:
     """Share of the tissue for which nothing was found that agrees.
 
     Args:
         confidence: (S, h, w), C.
         lr: (S, h', w') in the range of training, h a multiple of h'.
         low: C below it does not agree.
-        tissue: What is brighter is tissue.
 
     Returns:
         In [0, 1]; 0 where there is no tissue.
     """
-    there = spread(lr, confidence.shape[1:3]) > tissue
-    return float((confidence[there] < low).mean()) if there.any() else 0.0
+    inside = in_tissue(confidence, lr)
+    return float((inside < low).mean()) if inside.size else 0.0

@@ -101,7 +101,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             methods["with reference"] = made.sr
         measured = quality.scores(methods, target.hr, border=scale)
     fit = quality.data_consistency(made.sr, target.lr, about["degradation"])
-    remarks += _unused(made, target, guides, about)
+    confidence = _confidence(made, target, guides, about)
+    remarks += _unused(confidence)
 
     report = {
         "input": _input(request, target),
@@ -120,7 +121,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             "affine": target.grid.affine.tolist(),
         },
         "data_consistency_db": round(fit, 2),
-        "confidence": _confidence(made, target, guides, about),
+        "confidence": confidence,
         "quality": measured,
         "warnings": logged + remarks,
         "memory": {
@@ -228,15 +229,10 @@ def _too_fine(target: Target, about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _unused(
-    made: Slices, target: Target, guides: Guides, about: dict[str, Any]
-) -> list[str]:
-    if made.confidence is None or guides.images is None:
+def _unused(confidence: dict[str, Any] | None) -> list[str]:
+    if confidence is None or confidence["low_share_of_tissue"] <= MOSTLY:
         return []
-    low = about["low_confidence"]
-    share = overlays.untrusted(made.confidence, target.lr, low=low)
-    if share <= MOSTLY:
-        return []
+    low, share = confidence["low_below"], confidence["low_share_of_tissue"]
     return [
         f"The confidence is below {low:g} over {100 * share:.0f} % of the tissue: the "
         "reference was hardly used. It may lie elsewhere, or be too unlike the input."
@@ -249,8 +245,7 @@ def _confidence(
     if made.confidence is None or guides.images is None:
         return None
     low = about["low_confidence"]
-    cells = overlays.spread(target.lr, made.confidence.shape[1:]) > 0.05
-    inside = made.confidence[cells]
+    inside = overlays.in_tissue(made.confidence, target.lr)
     return {
         "mean_in_tissue": float(inside.mean()) if inside.size else None,
         "low_below": low,

@@ -114,6 +114,7 @@ def write_files(
             dtype=dtype,
             force=request.force,
             inputs=used,
+            same_unit=path == request.out,
         )
 
     fresh = [f for k, f in files.items() if k != "output" and not f.exists()]

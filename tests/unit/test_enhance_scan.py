@@ -27,7 +27,9 @@ def volume(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 def write(path, voxels, affine=AFFINE):
-    nib.save(nib.Nifti1Image(voxels, affine), path)
+    scan = nib.Nifti1Image(voxels, affine)
+    scan.header["cal_max"] = 700  # up to which viewers show it
+    nib.save(scan, path)
     return path
 
 
@@ -91,7 +93,10 @@ def test_the_maps_say_where_each_voxel_came_from(done):
     assert c.shape == p.shape == (52, 48, 3)
     assert p.dtype == np.int32
     assert c.max() <= 1 + 1e-5
-    np.testing.assert_allclose(found.affine, nib.load(done / "out.nii.gz").affine)
+    output = nib.load(done / "out.nii.gz")
+    np.testing.assert_allclose(found.affine, output.affine)
+    # the range in which it is shown is that of the scan's unit, which C has not
+    assert (output.header["cal_max"], found.header["cal_max"]) == (700, 0)
     x, y, z = np.unravel_index(p, p.shape, order="F")
     k = np.broadcast_to(np.arange(3), p.shape)
     np.testing.assert_array_equal(z, k)  # of the same slice
