@@ -172,9 +172,23 @@ def run_jax(peer: str, side: int, mode: str) -> Callable[[], Any]:
     return once
 
 
-def run_torch(peer: str, side: int, mode: str) -> Callable[[], Any]:
+def ttsr_form(query: Any, key: Any, value: Any, chunk: int) -> Any:
+    """PyTorch's `(T, P, C)` of square maps `(1, C, H, H)`, `chunk` queries at once."""
     import torch
     import torch.nn.functional as F
+
+    side = query.shape[-1]
+    q, k, v = (F.unfold(x, 3, padding=1) for x in (query, key, value))
+    q, k = F.normalize(q, dim=1), F.normalize(k, dim=1).transpose(1, 2)
+    found = [torch.bmm(k, part).max(dim=1) for part in q.split(chunk, dim=2)]
+    score = torch.cat([f[0] for f in found], 1)
+    index = torch.cat([f[1] for f in found], 1)
+    chosen = v.gather(2, index[:, None].expand(-1, v.shape[1], -1))
+    return F.fold(chosen, (side, side), 3, padding=1) / 9, index, score
+
+
+def run_torch(peer: str, side: int, mode: str) -> Callable[[], Any]:
+    import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arrays = [
@@ -186,22 +200,12 @@ def run_torch(peer: str, side: int, mode: str) -> Callable[[], Any]:
         x.requires_grad_(backward)
     chunk = side * side if peer.endswith("form") else CHUNK
 
-    def function(query: Any, key: Any, value: Any) -> Any:
-        q, k, v = (F.unfold(x, 3, padding=1) for x in (query, key, value))
-        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1).transpose(1, 2)
-        found = [torch.bmm(k, part).max(dim=1) for part in q.split(chunk, dim=2)]
-        score = torch.cat([f[0] for f in found], 1)
-        index = torch.cat([f[1] for f in found], 1)
-        chosen = v.gather(2, index[:, None].expand(-1, v.shape[1], -1))
-        t = F.fold(chosen, (side, side), 3, padding=1) / 9
-        return t, index, score
-
     def once() -> Any:
         if not backward:
             with torch.no_grad():
-                out = function(*arrays)
+                out = ttsr_form(*arrays, chunk)
         else:
-            out = function(*arrays)
+            out = ttsr_form(*arrays, chunk)
             ((out[0] ** 2).mean() + out[2].mean()).backward()
             for x in arrays:
                 x.grad = None

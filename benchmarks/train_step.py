@@ -114,16 +114,29 @@ def run_jax(preset: str, mode: str, repeats: int, *, xla_gradient: bool) -> Timi
     return timed(once, repeats)
 
 
+def twin(preset: str, **sizes: int) -> Any:
+    """The PyTorch twin of a preset."""
+    from daasr_jax.models.daasr import PRESETS
+    from tests.parity.torch_daasr import TorchDAASR
+
+    known = inspect.signature(TorchDAASR).parameters  # the rest are classes
+    kwargs = {k: v for k, v in PRESETS[preset].items() if k in known}
+    kwargs["detail"] = PRESETS[preset].get("detail") is not None
+    return TorchDAASR(scale=SCALE, **kwargs, **sizes)
+
+
+def twin_loss(out: Any, hr: Any) -> Any:
+    """The L1 terms of Eq. 14 of the twin's outputs."""
+    loss = (out.sr - hr).abs().mean() + 0.1 * (out.cwt - hr).abs().mean()
+    return loss + 0.01 * (out.sat - hr).abs().mean()
+
+
 def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> Timing:
     import torch
 
-    from configs import fastmri_x4
-    from tests.parity.torch_daasr import TorchDAASR, resize
+    from tests.parity.torch_daasr import resize
 
-    kwargs = fastmri_x4.get_config(preset).model.kwargs.to_dict()
-    kwargs["detail"] = kwargs["detail"]["name"] != "none"
-    known = inspect.signature(TorchDAASR).parameters  # the rest are ablations, off here
-    model = TorchDAASR(scale=SCALE, **{k: v for k, v in kwargs.items() if k in known})
+    model = twin(preset)
     forward = torch.compile(model) if compiled else model
     if mode == "inference 256x256":
         model.eval()
@@ -136,9 +149,7 @@ def run_torch(preset: str, mode: str, repeats: int, *, compiled: bool) -> Timing
 
     def once() -> None:
         lr = resize(hr, (CROP, CROP))
-        out = forward(lr, ref)
-        loss = (out.sr - hr).abs().mean() + 0.1 * (out.cwt - hr).abs().mean()
-        loss = loss + 0.01 * (out.sat - hr).abs().mean()
+        loss = twin_loss(forward(lr, ref), hr)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

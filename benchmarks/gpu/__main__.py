@@ -28,6 +28,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -38,10 +39,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu import pack, report, stage
+from daasr_jax.errors import UserError
 
 PARTS = ("check", "match", "step", "train")
 # Minutes of nine, without compiling; training has what is left.
 SHARES = {"match": 0.8, "step": 1.2}
+# Options that name a file or folder, and what the page says instead.
+PLACES = {
+    "--out": "DIR",
+    "--cache": "CACHE",
+    "--prepared": "FILE",
+    "--note": "NOTE",
+}
 TINY_TRAIN = (
     *("--features", "8", "--groups", "1", "--blocks", "2", "--batch", "2"),
     *("--crop", "8", "--workers", "0", "--slices", "2", "--at_once", "2"),
@@ -155,6 +164,22 @@ def paused(jobs: list[Job]) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
+def trained(text: str) -> tuple[str, int, int, float]:
+    """`ROW:SCALE[:SEED[:WORTH]]`.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    form = r"(\w+):([234])(?::(\d+)(?::(\d*\.?\d+))?)?"
+    found = re.fullmatch(form, text)
+    if found is None or found[1] not in report.NAMES:
+        raise ValueError(
+            f"--train={text} is no ROW:SCALE[:SEED[:WORTH]]; rows are "
+            f"{', '.join(report.NAMES)}, scales 2, 3 and 4"
+        )
+    return found[1], int(found[2]), int(found[3] or 0), float(found[4] or 1)
+
+
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """The processes, in the order of their turns."""
     unit = 60 * args.minutes / 9
@@ -181,14 +206,12 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             print("train: left out, no --prepared FILE", flush=True)
         else:
             for one in args.train:
-                given = one.split(":")
-                row, scale, seed, worth = given + ["0", "1"][len(given) - 2 :]
-                more = ["--row", row, "--scale", scale, "--cache", str(args.cache)]
-                more += ["--prepared", str(args.prepared)]
-                more += ["--seed", seed]
+                row, scale, seed, worth = one
+                more = ["--row", row, "--scale", str(scale), "--seed", str(seed)]
+                more += ["--cache", str(args.cache), "--prepared", str(args.prepared)]
                 more += TINY_TRAIN if args.tiny else args.more
                 job = Job(f"train {row}:{scale}:{seed}", part, [*name, *more])
-                job.worth = float(worth)
+                job.worth = worth
                 found.append(job)
     return found
 
@@ -268,18 +291,29 @@ def main() -> None:
     args = parser.parse_args()
     if args.pack:
         sets = args.sets or ["configs/brain_ds002748_x4_small.py"]
-        about = pack.pack([shlex.split(one) for one in sets], args.pack)
+        try:
+            about = pack.pack([shlex.split(one) for one in sets], args.pack)
+        except (UserError, ValueError, OSError) as error:
+            parser.error(str(error))
         print(
             f"{args.pack}: {about['slices']}, {about['bytes'] / 2**20:.1f} MiB; "
             "rounded to 256 levels, a ceiling of 59 dB"
         )
         return
     args.parts = [p for p in args.parts.split(",") if p]
-    args.train = [t for t in args.train.split(",") if t]
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    try:
+        args.train = [trained(t) for t in args.train.split(",") if t]
+    except ValueError as error:
+        parser.error(str(error))
+    if args.prepared is not None and not args.prepared.is_file():
+        parser.error(f"--prepared={args.prepared} is not there: --pack writes it")
+    if args.report and not args.out.is_dir():
+        parser.error(f"--out={args.out} holds no results")
     args.cache = args.cache or args.out / "compiled"
-    args.said = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
+    said = stage.without_places(sys.argv[1:], PLACES)
+    args.said = shlex.join(["python", "-m", "benchmarks.gpu", *said])
     became = {} if args.report else visit(args)
     print(report.make(args.out, args.note))
     left = [f"{k} ({v})" for k, v in became.items() if v != "done"]

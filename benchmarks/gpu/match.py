@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu import stage
+from benchmarks.matching import ttsr_form
 
 QUERIES = (1_600, 6_400, 25_600, 65_536)
 TINY_QUERIES = (64, 256)
@@ -89,7 +90,7 @@ def run_jax(args: argparse.Namespace) -> None:
             row |= {"work_mib": work, "compile_s": time.monotonic() - begin}
             made.append((row, call))
         except Exception as error:  # one that does not lower is a line
-            rows.append(row | {"not_run": " ".join(str(error).split())[:300]})
+            rows.append(row | {"not_run": stage.one_line(error)})
     side = 256 if args.tiny else SIDE
     square = jnp.asarray(
         np.random.default_rng(0).standard_normal((side, side)), jnp.float32
@@ -119,50 +120,29 @@ def run_jax(args: argparse.Namespace) -> None:
     )
     ceilings["memory_gb_per_s"] = 2 * 4 * side**2 / found["ms"] / 1e6
     result["ceilings"] = ceilings
-    for row, call in made:
-        if time.monotonic() > end:
-            rows.append(row | {"not_run": "no time was left"})
-            continue
-        try:
-            row |= stage.median(call, repeats=args.repeats, seconds=each)
-        except Exception as error:
-            rows.append(row | {"not_run": " ".join(str(error).split())[:300]})
-            continue
+    for row in stage.measured(made, rows, end=end, seconds=each, repeats=args.repeats):
         operations = 2 * row["queries"] ** 2 * 9 * FEATURES
         floor = operations / ceilings["float32_tflops"] / 1e9
         row |= {"floor_ms": floor, "of_floor": floor / row["ms"]}
-        rows.append(row)
-        print(f"{row['peer']}, {row['queries']}, {row['mode']}: {row['ms']:.2f} ms")
-        stage.write(args.out / "match_jax.json", result)
+        tell(row, args.out / "match_jax.json", result)
     stage.write(args.out / "match_jax.json", result)
 
 
 def run_torch(args: argparse.Namespace) -> None:
     import torch
-    import torch.nn.functional as F
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
     result: dict[str, Any] = {"device": device, "rows": []}
     rows = result["rows"]
 
-    def found(q: Any, k: Any, v: Any, chunk: int) -> Any:
-        side = q.shape[-1]
-        q, k, v = (F.unfold(x, 3, padding=1) for x in (q, k, v))
-        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1).transpose(1, 2)
-        best = [torch.bmm(k, part).max(dim=1) for part in q.split(chunk, dim=2)]
-        score = torch.cat([b[0] for b in best], 1)
-        index = torch.cat([b[1] for b in best], 1)
-        chosen = v.gather(2, index[:, None].expand(-1, v.shape[1], -1))
-        return F.fold(chosen, (side, side), 3, padding=1) / 9, index, score
-
-    compiled = torch.compile(found, dynamic=False)
+    compiled = torch.compile(ttsr_form, dynamic=False)
     made = []
     for mode in ("forward", "forward + backward"):
         for peer, function in (
-            ("torch, TTSR form", found),
+            ("torch, TTSR form", ttsr_form),
             ("torch, TTSR form compiled", compiled),
-            ("torch, chunked", found),
+            ("torch, chunked", ttsr_form),
         ):
             for n in args.queries:
                 row: dict[str, Any] = {"peer": peer, "queries": n, "mode": mode}
@@ -195,24 +175,23 @@ def run_torch(args: argparse.Namespace) -> None:
                     row["compile_s"] = time.monotonic() - begin
                     made.append((row, call))
                 except Exception as error:  # one that does not run is a line
-                    text = " ".join(str(error).split())[:300]
-                    rows.append(row | {"not_run": text})
+                    rows.append(row | {"not_run": stage.one_line(error)})
     seconds = stage.turn(args.seconds)
-    end, each = time.monotonic() + seconds, seconds / 30
-    for row, call in made:
-        if time.monotonic() > end:
-            rows.append(row | {"not_run": "no time was left"})
-            continue
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
-        row |= stage.median(call, repeats=args.repeats, seconds=each)
-        if device == "cuda":
-            row["work_mib"] = (torch.cuda.max_memory_allocated() - held) / 2**20
-        rows.append(row)
-        print(f"{row['peer']}, {row['queries']}, {row['mode']}: {row['ms']:.2f} ms")
-        stage.write(args.out / "match_torch.json", result)
+    for row in stage.measured(
+        made,
+        rows,
+        end=time.monotonic() + seconds,
+        seconds=seconds / 30,
+        repeats=args.repeats,
+        memory=stage.torch_memory,
+    ):
+        tell(row, args.out / "match_torch.json", result)
     stage.write(args.out / "match_torch.json", result)
+
+
+def tell(row: dict[str, Any], path: Path, result: dict[str, Any]) -> None:
+    print(f"{row['peer']}, {row['queries']}, {row['mode']}: {row['ms']:.2f} ms")
+    stage.write(path, result)
 
 
 def main() -> None:

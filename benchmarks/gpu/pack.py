@@ -135,7 +135,10 @@ def _configured(flags: list[str]) -> Any:
     changed = {}
     for flag in flags[1:]:
         key, _, value = flag.removeprefix("--config.").partition("=")
-        changed[key] = type(_at(config, key))(value)
+        try:
+            changed[key] = type(_at(config, key))(value)
+        except (KeyError, ValueError):
+            raise ValueError(f"{flag} is no setting of {flags[0]}") from None
     config.update_from_flattened_dict(changed)
     return config
 

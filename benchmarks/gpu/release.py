@@ -23,6 +23,7 @@ from benchmarks.gpu import loader, pack, train
 from configs import fastmri_x4
 from daasr_jax import data, released
 from daasr_jax.evaluation.predict import make_predict
+from daasr_jax.experiment.weights import plain
 
 # Pixel sides at HR of the slices that were packed, least and most.
 SPACING_MM = (0.86, 0.98)
@@ -49,15 +50,7 @@ def kwargs_of(options: dict[str, str]) -> dict[str, Any]:
     config: Any = fastmri_x4.get_config("fast")
     kwargs = config.model.kwargs.to_dict()
     kwargs |= {k: int(options[k]) for k in ("features", "groups")}
-    return _plain(kwargs)
-
-
-def _plain(given: dict[str, Any]) -> dict[str, Any]:
-    return {
-        k: _plain(v) if isinstance(v, dict) else v
-        for k, v in given.items()
-        if v is not None
-    }
+    return plain(kwargs)
 
 
 def tested(table: data.SliceTable, about: dict[str, Any]) -> dict[str, data.SliceTable]:

@@ -13,7 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,58 @@ def median(call: Callable[[], Any], *, repeats: int, seconds: float) -> dict[str
     }
 
 
+def measured(
+    made: Iterable[tuple[dict[str, Any], Callable[[], Any]]],
+    rows: list[dict[str, Any]],
+    *,
+    end: float,
+    seconds: float,
+    repeats: int,
+    memory: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Times calls one after the other, until an end; what is not run is a row too.
+
+    Args:
+        made: What is known of each call, and the call.
+        rows: Where the rows go.
+        end: Of `time.monotonic`.
+        seconds, repeats: Of each call, see `median`.
+        memory: Runs the timing, and adds what it held to the result.
+
+    Yields:
+        The rows that were run.
+    """
+    for row, call in made:
+        if time.monotonic() > end:
+            rows.append(row | {"not_run": "no time was left"})
+            continue
+        timing = partial(median, call, repeats=repeats, seconds=seconds)
+        try:
+            row |= memory(timing) if memory else timing()
+        except Exception as error:  # one that does not run is a row
+            rows.append(row | {"not_run": one_line(error)})
+            continue
+        rows.append(row)
+        yield row
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def torch_memory(timing: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The times, and in MiB the peak of PyTorch, in all and beyond what was there."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return timing()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    found = timing()
+    peak = torch.cuda.max_memory_allocated()
+    return found | {"peak_mib": peak / 2**20, "work_mib": (peak - held) / 2**20}
+
+
 def machine() -> dict[str, Any]:
     """Card, driver, processor and versions, without touching a device."""
     versions = {}
@@ -91,6 +144,23 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "commit": _said(["git", "rev-parse", "HEAD"]) or "not known",
     }
+
+
+def without_places(arguments: Sequence[str], places: Mapping[str, str]) -> list[str]:
+    """A command line for others: where files lie here is told by a word instead.
+
+    Args:
+        arguments: The command line.
+        places: Option -> the word, such as `--out` -> `DIR`.
+    """
+    said = list(arguments)
+    for i, word in enumerate(said):
+        option, equals, _ = word.partition("=")
+        if option in places and equals:
+            said[i] = f"{option}={places[option]}"
+        elif option in places and i + 1 < len(said):
+            said[i + 1] = places[option]
+    return said
 
 
 def _said(command: list[str]) -> str:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import inspect
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu import stage
+from benchmarks.train_step import twin, twin_loss
 
 SCALE = 4
 SIZES = {"features": 64, "groups": 6, "batch": 9, "crop": 40}
@@ -79,8 +79,10 @@ def images(sizes: dict[str, int]) -> list[Any]:
     return [rng.random(shape, dtype=np.float32) for _ in range(2)]
 
 
-def jax_step(variant: Variant, sizes: dict[str, int]) -> dict[str, Any]:
-    """One compiled step, its state and batch, and what compiling it took."""
+def jax_step(
+    variant: Variant, sizes: dict[str, int]
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """What compiling one step took, and the step."""
     import jax
     import optax
 
@@ -115,15 +117,22 @@ def jax_step(variant: Variant, sizes: dict[str, int]) -> dict[str, Any]:
     traced = time.monotonic() - begin
     program = lowered.compile()
     memory = program.memory_analysis()
-    return {
-        "program": program,
-        "state": state,
-        "batch": batch,
+    row = {
+        "variant": variant,
+        "peer": "daasr_jax",
+        "batch": sizes["batch"],
         "trace_s": traced,
         "compile_s": time.monotonic() - begin - traced,
         "state_mib": memory.argument_size_in_bytes / 2**20,
         "work_mib": memory.temp_size_in_bytes / 2**20,
     }
+    box = [state]
+
+    def call() -> None:
+        box[0], metrics = program(box[0], batch)
+        jax.block_until_ready((box[0], metrics))
+
+    return row, call
 
 
 def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
@@ -131,7 +140,6 @@ def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
 
     stage.keep_compiled(args.cache)
     variants = VARIANTS[: args.variants]
-    made: dict[Any, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "rows": rows}
     result |= {"scale": SCALE, **sizes}
@@ -139,43 +147,23 @@ def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     result["kept_before"] = len(list(args.cache.glob("*"))) if args.cache else 0
     last = time.monotonic() + args.compiling / 2
 
-    def prepare(variant: Variant) -> dict[str, Any]:
+    def prepare(variant: Variant) -> tuple[dict[str, Any], Callable[[], None]]:
         if time.monotonic() > last:
             raise TimeoutError("no time was left to compile it")
         return jax_step(variant, sizes)
 
+    made = []
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        waiting = {pool.submit(prepare, v): v for v in variants}
-        for done in concurrent.futures.as_completed(waiting):
+        for variant, one in [(v, pool.submit(prepare, v)) for v in variants]:
             try:
-                made[waiting[done]] = done.result()
+                made.append(one.result())
             except Exception as error:  # one that does not compile is a line
-                text = " ".join(str(error).split())[:300]
-                rows.append({"variant": waiting[done], "not_run": text})
-    seconds = stage.turn(args.seconds)
-    end = time.monotonic() + seconds
-    for variant in variants:
-        if variant not in made:
-            continue
-        one = made.pop(variant)
-        row: dict[str, Any] = {"variant": variant, "peer": "daasr_jax"}
-        row |= {k: one[k] for k in ("trace_s", "compile_s", "state_mib", "work_mib")}
-        if time.monotonic() > end:
-            rows.append(row | {"not_run": "no time was left"})
-            continue
-        box = [one["state"]]
-
-        def call(one: Any = one, box: list[Any] = box) -> None:
-            box[0], metrics = one["program"](box[0], one["batch"])
-            jax.block_until_ready((box[0], metrics))
-
-        row |= stage.median(call, repeats=args.repeats, seconds=seconds / 10)
-        row["images_per_s"] = 1e3 * variant.batches * sizes["batch"] / row["ms"]
-        rows.append(row)
-        print(f"{variant}: {row['ms']:.2f} ms", flush=True)
-        stage.write(args.out / "step_jax.json", result)
-        if variant == TRACED:
-            result["trace"] = kernels(call)
+                rows.append({"variant": variant, "not_run": stage.one_line(error)})
+    calls = {row["variant"]: call for row, call in made}
+    for row in timed(made, rows, args):
+        tell(row, args.out / "step_jax.json", result)
+        if row["variant"] == TRACED:
+            result["trace"] = kernels(calls[TRACED])
             stage.write(args.out / "step_jax.json", result)
     stats = jax.devices()[0].memory_stats() or {}
     result["peak_of_all_mib"] = stats.get("peak_bytes_in_use", 0) / 2**20
@@ -225,6 +213,7 @@ def run_torch(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     for variant, by_compiler in TORCH[: args.variants]:
         peer = "torch, compiled" if by_compiler else "torch, eager"
         row: dict[str, Any] = {"variant": variant, "peer": peer}
+        row["batch"] = variant.batches * sizes["batch"]
         try:
             begin = time.monotonic()
             if begin > last:
@@ -234,24 +223,28 @@ def run_torch(args: argparse.Namespace, sizes: dict[str, int]) -> None:
             row["compile_s"] = time.monotonic() - begin
             calls.append((row, call))
         except Exception as error:  # one that does not run is a line
-            rows.append(row | {"not_run": " ".join(str(error).split())[:300]})
+            rows.append(row | {"not_run": stage.one_line(error)})
+    for row in timed(calls, rows, args, memory=stage.torch_memory):
+        tell(row, args.out / "step_torch.json", result)
+    stage.write(args.out / "step_torch.json", result)
+
+
+def timed(
+    made: list[Any], rows: list[dict[str, Any]], args: argparse.Namespace, **how: Any
+) -> Iterator[dict[str, Any]]:
+    """The turn of this part: the rows that were run, with their images/s."""
     seconds = stage.turn(args.seconds)
     end = time.monotonic() + seconds
-    for row, call in calls:
-        if time.monotonic() > end:
-            rows.append(row | {"not_run": "no time was left"})
-            continue
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        row |= stage.median(call, repeats=args.repeats, seconds=seconds / 10)
-        row["images_per_s"] = 1e3 * row["variant"].batches * sizes["batch"] / row["ms"]
-        if device == "cuda":
-            # the others of this process hold their weights too: a few MiB each
-            row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        rows.append(row)
-        print(f"{row['peer']}, {row['variant']}: {row['ms']:.2f} ms", flush=True)
-        stage.write(args.out / "step_torch.json", result)
-    stage.write(args.out / "step_torch.json", result)
+    for row in stage.measured(
+        made, rows, end=end, seconds=seconds / 10, repeats=args.repeats, **how
+    ):
+        row["images_per_s"] = 1e3 * row["batch"] / row["ms"]
+        yield row
+
+
+def tell(row: dict[str, Any], path: Path, result: dict[str, Any]) -> None:
+    print(f"{row['peer']}, {row['variant']}: {row['ms']:.2f} ms", flush=True)
+    stage.write(path, result)
 
 
 def torch_step(
@@ -259,16 +252,12 @@ def torch_step(
 ) -> Callable[[], None]:
     import torch
 
-    from daasr_jax.models.daasr import PRESETS
-    from tests.parity.torch_daasr import TorchDAASR, resize
+    from tests.parity.torch_daasr import resize
 
-    preset, precision = variant.preset, variant.precision
+    precision = variant.precision
     sizes = sizes | {"batch": variant.batches * sizes["batch"]}
-    known = inspect.signature(TorchDAASR).parameters
-    kwargs = {k: v for k, v in PRESETS[preset].items() if k in known}
-    kwargs["detail"] = PRESETS[preset].get("detail") is not None
-    kwargs |= {k: sizes[k] for k in ("features", "groups")}
-    model = TorchDAASR(scale=SCALE, **kwargs).to(device)
+    model = twin(variant.preset, features=sizes["features"], groups=sizes["groups"])
+    model = model.to(device)
     model.train()
     forward = torch.compile(model) if compiled else model
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-4)
@@ -285,8 +274,7 @@ def torch_step(
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             lr = resize(hr, small)
             out = forward(lr, ref)
-        loss = (out.sr - hr).abs().mean() + 0.1 * (out.cwt - hr).abs().mean()
-        loss = loss + 0.01 * (out.sat - hr).abs().mean()
+        loss = twin_loss(out, hr)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -56,6 +56,7 @@ WARM_UP = 0.05  # of the run
 AT_ONCE = 8  # slices of a call of the evaluation
 SYNC = 25  # steps between two looks at the clock
 TELL = 5.0  # seconds between two lines
+PLACES = ("prepared", "out", "cache")  # options that are not told to others
 RATED = 1.0  # seconds for which the loader's rate is measured
 LOSSES = {
     "rec": (1.0, pixel.reconstruction),
@@ -322,7 +323,9 @@ def main() -> None:
         "seed": args.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(state.gen)),
         "compile_s": programs.seconds,
-        "options": {k: str(v) for k, v in vars(args).items() if k not in how},
+        "options": {
+            k: str(v) for k, v in vars(args).items() if k not in (*how, *PLACES)
+        },
         "turn_given_s": seconds,
         "loader_images_per_s_of_a_process": one_process,
         "how": how | {"shares": dataclasses.asdict(loader.SHARES)},

@@ -15,7 +15,7 @@ one of `patch^2 C`.
 float32 maps are split into three bfloat16 parts, and the six products of 2^-16 and more
 are added: float32 accuracy on tensor cores. The kernel is Pallas for Triton; elsewhere
 it runs interpreted, to test it, very slowly. On an H100 it is exact and, from 6,400
-queries on, 1.3 to 4 times faster than plain products (`docs/results/gpu_search.md`). No
+queries on, 1.6 to 4 times faster than plain products (`docs/results/gpu_search.md`). No
 other card has run it.
 """
 

@@ -138,7 +138,8 @@ def arguments(tmp_path, **changes):
         "minutes": 9.0, "tiny": False, "commit": "", "parts": list(plan.PARTS),
         "said": "", "compile": 150.0,
         "out": tmp_path / "out", "cache": tmp_path / "cache", "more": [],
-        "prepared": tmp_path / "set.npz", "train": ["fast:4", "edsr:4:1:0.5"],
+        "prepared": tmp_path / "set.npz",
+        "train": [plan.trained(t) for t in ("fast:4", "edsr:4:1:0.5")],
     }  # fmt: skip
     return argparse.Namespace(**given | changes)
 
@@ -212,6 +213,50 @@ def test_times_are_of_a_call():
     found = stage.median(lambda: time.sleep(0.01), repeats=5, seconds=1.0)
     assert found["repeats"] == 5
     assert 10 <= found["min_ms"] <= found["ms"] <= found["max_ms"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--train", "fats:4"], "--train=fats:4 is no ROW:SCALE"),
+        (["--train", "fast:5"], "scales 2, 3 and 4"),
+        (["--train", "fast"], "rows are fast, paper"),
+        (["--train", "fast:4:0:-1"], "is no ROW:SCALE"),
+        (["--parts", "chek"], "no part is called chek"),
+        (["--prepared", "nowhere.npz"], "--prepared=nowhere.npz is not there"),
+        (["--report", "--out", "nowhere"], "--out=nowhere holds no results"),
+        (["--pack", "p.npz", "--set", "configs/brain_x4_small.py --config.rooot=/x"],
+         "--config.rooot=/x is no setting of configs/brain_x4_small.py"),
+        (["--pack", "p.npz", "--set", "nowhere.py"], "E225"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_a_line(given, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", *given])
+    with pytest.raises(SystemExit) as caught:
+        plan.main()
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_command_is_told_without_its_places():
+    given = ["--out", "here/a", "--cache=here", "--minutes", "9", "--prepared", "x.npz"]
+    assert stage.without_places(given, plan.PLACES) == [
+        "--out", "DIR", "--cache=CACHE", "--minutes", "9", "--prepared", "FILE",
+    ]  # fmt: skip
+
+
+def test_what_is_not_timed_is_a_row():
+    def fails():
+        raise RuntimeError("no\n memory")
+
+    rows: list[dict] = []
+    made = [({"peer": "a"}, lambda: None), ({"peer": "b"}, fails)]
+    how = {"seconds": 0.1, "repeats": 2}
+    ran = list(stage.measured(made, rows, end=time.monotonic() + 9, **how))
+    assert [r["peer"] for r in ran] == ["a"]
+    assert rows[1] == {"peer": "b", "not_run": "no memory"}
+    assert not list(stage.measured(made, rows, end=time.monotonic() - 1, **how))
+    assert rows[2]["not_run"] == "no time was left"
 
 
 def test_outcomes_are_read_as_they_come():
