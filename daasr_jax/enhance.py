@@ -37,15 +37,10 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    from daasr_jax.experiment.manual import exit_codes
+    from daasr_jax.experiment.manual import command_parser
     from daasr_jax.experiment.places import place
 
-    made = _Parser(
-        prog="enhance.py",
-        description=__doc__,
-        epilog="exit codes:\n" + exit_codes(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command_parser("enhance.py", __doc__, _Parser)
     add = made.add_argument
     add(
         "--input",

@@ -33,17 +33,12 @@ def size(text: str) -> tuple[int, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     from daasr_jax.experiment.export import write_artefact, write_weights
-    from daasr_jax.experiment.manual import exit_codes
+    from daasr_jax.experiment.manual import command_parser
     from daasr_jax.experiment.places import place
     from daasr_jax.runtime import devices
     from daasr_jax.runtime.console import make_printable
 
-    parser = argparse.ArgumentParser(
-        prog="python -m daasr_jax.export",
-        description=__doc__,
-        epilog="exit codes:\n" + exit_codes(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m daasr_jax.export", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="a released name, a file or a run")
     add("--out", required=True, type=place, help="the file to write")

@@ -13,7 +13,6 @@ keeps the convolutions up to conv3_3 of torchvision's VGG-19
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shlex
 import sys
@@ -28,7 +27,7 @@ from daasr_jax.errors import ConfigError, UserError
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import command
-from daasr_jax.experiment.manual import exit_codes
+from daasr_jax.experiment.manual import command_parser
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import has_checkpoints, record_config
 from daasr_jax.runtime import devices
@@ -146,12 +145,7 @@ def write_run(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m daasr_jax.experiment.import_weights",
-        description=__doc__,
-        epilog="exit codes:\n" + exit_codes(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m daasr_jax.experiment.import_weights", __doc__)
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--config", help="of the system: configs/swinir_x4.py")
     wanted.add_argument("--vgg19", action="store_true", help="torchvision's VGG-19")

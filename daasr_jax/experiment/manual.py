@@ -7,6 +7,7 @@ that take them.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import io
@@ -69,6 +70,20 @@ def manual(module: str, modules: list[str], config: str | None) -> str:
         + _keys(config or _BASE),
     ]  # fmt: skip
     return "\n\n".join(part.rstrip() for part in parts)
+
+
+def command_parser(
+    prog: str,
+    description: str | None,
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    """The parser of a command that is no run: its help ends with the exit codes."""
+    return kind(
+        prog=prog,
+        description=description,
+        epilog="exit codes:\n" + exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def exit_codes() -> str:

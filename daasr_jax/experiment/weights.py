@@ -37,16 +37,16 @@ def about_run(run: TrainedRun) -> dict[str, Any]:
     return {
         "scale": config.scale,
         "model": config.model.name,
-        "kwargs": _plain(config.model.kwargs.to_dict()),
+        "kwargs": plain(config.model.kwargs.to_dict()),
         "degradation": config.degradation,
         "data_consistency": config.model.data_consistency,
     }
 
 
-def _plain(given: dict[str, Any]) -> dict[str, Any]:
-    """Without what is left to the default."""
+def plain(given: dict[str, Any]) -> dict[str, Any]:
+    """Keywords without what is left to the default."""
     return {
-        key: _plain(value) if isinstance(value, dict) else value
+        key: plain(value) if isinstance(value, dict) else value
         for key, value in given.items()
         if value is not None
     }

@@ -73,9 +73,10 @@ class ChannelAttention(nn.Module):
                 "attention_scale must be 'temperature' or 'sqrt_hw', "
                 f"got {self.attention_scale!r}."
             )
-        gram = _products(q, k)
         if self.has_variable("whole", "gram"):
             gram = self.get_variable("whole", "gram")
+        else:
+            gram = _products(q, k)
         attention = jax.nn.softmax(gram / t.reshape(1, -1, 1, 1), axis=-1).astype(
             self.dtype
         )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
 
@@ -85,7 +86,7 @@ def save(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> 
     written = {"form": FORM, "package": daasr_jax.__version__, **USUAL, **about}
     arrays = {
         name: _stored(name, x)
-        for name, x in _flat(variables).items()
+        for name, x in flatten_dict(variables, sep="/").items()
         if not name.startswith(_TRAINING_ALONE)
     }
     data = tensors.save(arrays, {"about": json.dumps(written, sort_keys=True)})
@@ -173,13 +174,8 @@ def _shapes(model: Any, scale: int) -> Any:
     )
 
 
-def _flat(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by the names on their way, joined by `/`."""
-    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
-    return {"/".join(str(k.key) for k in way): np.asarray(x) for way, x in leaves}
-
-
-def _stored(name: str, value: np.ndarray) -> np.ndarray:
+def _stored(name: str, given: Any) -> np.ndarray:
+    value = np.asarray(given)
     if not np.isfinite(value).all():
         raise ValueError(f"{name} is not finite.")
     fits = np.abs(value).max(initial=0.0) <= np.finfo(np.float16).max
@@ -193,10 +189,8 @@ def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
     Raises:
         ValueError: If one is missing, left over, or of another shape.
     """
-    wanted = {
-        "/".join(str(k.key) for k in way): x.shape
-        for way, x in jax.tree_util.tree_leaves_with_path(shapes)
-    }
+    leaves: dict[str, Any] = flatten_dict(shapes, sep="/")  # pyright: ignore
+    wanted = {name: x.shape for name, x in leaves.items()}
     heads = {
         name: np.zeros(shape, np.float32)
         for name, shape in wanted.items()
@@ -214,14 +208,8 @@ def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
             f"{len(wrong)} of its arrays are not those of the network, such as "
             f"{wrong[0]}"
         )
-    tree: dict[str, Any] = {}
-    for name, value in (heads | {**arrays}).items():
-        *above, last = name.split("/")
-        node = tree
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = jnp.asarray(value, jnp.float32)
-    return tree
+    values = {k: jnp.asarray(x, jnp.float32) for k, x in (heads | {**arrays}).items()}
+    return unflatten_dict(values, sep="/")
 
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:

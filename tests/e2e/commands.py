@@ -71,6 +71,16 @@ def until_saved(process: subprocess.Popen[str], folder: Path, step: int) -> None
     raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
 
 
+def assert_same_state(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    """The same arrays by name: numbers within 1e-5, all else equal."""
+    assert set(a) == set(b)
+    for name, x in a.items():
+        if np.issubdtype(x.dtype, np.floating):
+            np.testing.assert_allclose(b[name], x, rtol=0, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(b[name], x, err_msg=name)
+
+
 def last_state(folder: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of the last checkpoint, which is that of a step, by name."""
     store = Checkpoints(folder, read_only=True)

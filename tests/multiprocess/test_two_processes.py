@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from tests.data_fixtures import fastmri_root
-from tests.e2e.commands import SMALL, last_state, rows, start, until_saved
+from tests.e2e.commands import (
+    SMALL,
+    assert_same_state,
+    last_state,
+    rows,
+    start,
+    until_saved,
+)
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 30  # few enough that rounding moves no choice of the search
@@ -146,13 +153,7 @@ def test_stopped_killed_and_resumed_by_one_process(stops, victims, trained, tmp_
     code, said = ended(start(train, cache))
     assert code == 0, said
     assert "resuming at step" in said
-    a, b = last_state(whole, STEPS), last_state(parts, STEPS)
-    assert set(a) == set(b)
-    for name, x in a.items():
-        if np.issubdtype(x.dtype, np.floating):
-            np.testing.assert_allclose(b[name], x, rtol=0, atol=1e-5, err_msg=name)
-        else:
-            np.testing.assert_array_equal(b[name], x, err_msg=name)
+    assert_same_state(last_state(whole, STEPS), last_state(parts, STEPS))
     for kind in ("g/total", "val/psnr"):
         got, want = (
             {r["step"]: r[kind] for r in rows(x) if kind in r} for x in (parts, whole)

@@ -12,7 +12,7 @@ from configs import srcnn_x4
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment import dry_run, train
 from tests.data_fixtures import fastmri_root
-from tests.e2e.commands import last_state, rows
+from tests.e2e.commands import assert_same_state, last_state, rows
 
 pytestmark = pytest.mark.timeout(300)  # devices of one CPU may wait for ever
 IMAGES, OF_RATES, RATE = 2, 3, 1e-3
@@ -84,13 +84,7 @@ def test_resumed_on_fewer_devices_it_is_the_same_run(place, whole, said):
     assert f"resuming at step {STOPPED} of {STEPS}" in said.messages
     assert json.loads((parts / "config.json").read_text())["batch"] == record["batch"]
 
-    a, b = last_state(whole, STEPS), last_state(parts, STEPS)
-    assert set(a) == set(b)
-    for name, x in a.items():
-        if np.issubdtype(x.dtype, np.floating):
-            np.testing.assert_allclose(b[name], x, rtol=0, atol=1e-5, err_msg=name)
-        else:
-            np.testing.assert_array_equal(b[name], x, err_msg=name)
+    assert_same_state(last_state(whole, STEPS), last_state(parts, STEPS))
     want, got = learned(whole), learned(parts)
     assert [r["step"] for r in want] == list(range(1, STEPS + 1))
     assert [r["step"] for r in got] == list(range(1, STEPS + 1))
