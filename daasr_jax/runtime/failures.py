@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
@@ -11,17 +12,18 @@ import jax
 from daasr_jax.errors import ResourceError, UserError
 
 T = TypeVar("T")
+_COLLECTIVE = re.compile(r"\b(gloo|nccl)\b", re.IGNORECASE)
 _LOST = ("gloo", "nccl", "connection", "heartbeat", "unavailable", "aborted", "peer")
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether a `JaxRuntimeError` says that a device has too little memory."""
     text = str(error)
     return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
 
 
-def explain(error: RuntimeError) -> UserError | None:
-    """The report of a `JaxRuntimeError`; None where a user can mend nothing."""
+def explain(error: Exception) -> UserError | None:
+    """The report of an error of the runtime; None where a user can mend nothing."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         return ResourceError(
@@ -44,8 +46,12 @@ def explained() -> Iterator[None]:
     """Device errors within as the one line that a user can act on."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        report = explain(error)
+    # An array whose program failed can raise a bare ValueError or RuntimeError.
+    except (RuntimeError, ValueError) as error:
+        of_runtime = isinstance(error, jax.errors.JaxRuntimeError)
+        report = (
+            explain(error) if of_runtime or _COLLECTIVE.search(str(error)) else None
+        )
         if report is None:
             raise
         raise report from error

@@ -12,9 +12,9 @@ OOM = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 byt
 GLOO = "Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4321"
 
 
-def raised(text):
+def raised(text, kind=jax.errors.JaxRuntimeError):
     with failures.explained():
-        raise jax.errors.JaxRuntimeError(text)
+        raise kind(text)
 
 
 def test_memory():
@@ -24,17 +24,27 @@ def test_memory():
     assert "\n" not in str(error.value)
 
 
-def test_lost_process(monkeypatch):
-    with pytest.raises(jax.errors.JaxRuntimeError):
-        raised(GLOO)  # alone there is no other process to lose
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError, RuntimeError])
+def test_lost_process(kind, monkeypatch):
+    with pytest.raises(kind):
+        raised(GLOO, kind)  # alone there is no other process to lose
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ResourceError, match=r"E608.*lost another.*resume"):
-        raised(GLOO)
+        raised(GLOO, kind)
 
 
-def test_anything_else_passes():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        raised("INTERNAL: a bug")
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (jax.errors.JaxRuntimeError, "INTERNAL: a bug"),
+        (ValueError, "no connection of the shapes"),
+        (RuntimeError, "aborted"),
+    ],
+)
+def test_anything_else_passes(kind, text, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(kind, match=text):
+        raised(text, kind)
 
 
 class Source:

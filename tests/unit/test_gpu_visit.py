@@ -222,7 +222,7 @@ def test_times_are_of_a_call():
         (["--train", "fast:5"], "scales 2, 3 and 4"),
         (["--train", "fast"], "rows are fast, paper"),
         (["--train", "fast:4:0:-1"], "is no ROW:SCALE"),
-        (["--parts", "chek"], "no part is called chek"),
+        (["--parts", "stop"], "no part is called stop"),
         (["--prepared", "nowhere.npz"], "--prepared=nowhere.npz is not there"),
         (["--report", "--out", "nowhere"], "--out=nowhere holds no results"),
         (["--pack", "p.npz", "--set", "configs/brain_x4_small.py --config.rooot=/x"],
