@@ -91,6 +91,8 @@ class DAASR(nn.Module):
             `group.Group`.
         blocks_per_group: Such blocks in each group.
         group_block: `"conv"` adds a residual (Conv3, ReLU, Conv3) after them.
+        layer_scale: Start of a learned scale of each channel, times what each block
+            adds (LayerScale of H. Touvron et al., ICCV 2021); 0 for none.
         sfe_norm, sfe_grid: See `sfe.SFE`.
         align: Makes the alignment, see `sat.Matching`; None for the single-image
             network without reference, Table 2 "w/o SAT".
@@ -126,6 +128,7 @@ class DAASR(nn.Module):
     structure: Callable[..., nn.Module] = CWT
     blocks_per_group: int = 1
     group_block: str = "none"
+    layer_scale: float = 0.0
     sfe_norm: str = "batch"
     sfe_grid: str = "hr"
     align: Callable[..., nn.Module] | None = Matching
@@ -367,6 +370,7 @@ def make_group(model: DAASR, number: int, make: Callable[..., Any] = Group) -> G
         align=align,
         block=model.group_block,
         residual=model.residual,
+        layer_scale=model.layer_scale,
         number=number,
         dtype=model.dtype,
         name=f"group{number}",

@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.init import linear
@@ -24,7 +25,7 @@ class Group(nn.Module):
         blocks: Number of such blocks.
         align: Makes the SAT, `(F_CWT, maps, index=) -> (F_SAT, P, C)`; None leaves it
             out.
-        block, residual: `group_block` and `residual` of `DAASR`.
+        block, residual, layer_scale: `group_block` and the others of `DAASR`.
         number: Counts the groups from 0.
     """
 
@@ -34,6 +35,7 @@ class Group(nn.Module):
     align: Callable[..., nn.Module] | None
     block: str
     residual: str
+    layer_scale: float
     number: int
     dtype: DTypeLike
 
@@ -44,17 +46,26 @@ class Group(nn.Module):
         for i in range(self.blocks):
             number = self.number * self.blocks + i
             name = f"{_label(self.structure)}{i}"
-            f_cwt = self.structure(number=number, name=name)(f_cwt)
+            y = self.structure(number=number, name=name)(f_cwt)
+            f_cwt = f_cwt + self._scaled(y - f_cwt, name) if self.layer_scale else y
         if self.block == "conv":
             conv = partial(Conv3, features=self.features, dtype=self.dtype)
             y = nn.relu(conv(name="conv1")(f_cwt))
-            f_cwt = f_cwt + conv(name="conv2")(y)
+            f_cwt = f_cwt + self._scaled(conv(name="conv2")(y), "conv")
         if self.align is None:
             return f_cwt, f_cwt, None
         f_sat, p, c = self.align(name="sat")(f_cwt, maps, index=index)
         back = linear(self.features, f_sat, dtype=self.dtype, name="back")
         start = {"cwt": f_cwt, "input": f, "both": f + f_cwt}[self.residual]
         return start + back, f_cwt, (f_sat, p, c)
+
+    def _scaled(self, branch: Array, name: str) -> Array:
+        """What a block adds, times the learned scale of each channel."""
+        if not self.layer_scale:
+            return branch
+        start = nn.initializers.constant(self.layer_scale)
+        scale = self.param(f"scale_{name}", start, (self.features,))
+        return branch * scale.astype(branch.dtype)
 
 
 def class_of(make: Any) -> Any:
