@@ -65,7 +65,7 @@ class Group(nn.Module):
             return branch
         start = nn.initializers.constant(self.layer_scale)
         scale = self.param(f"scale_{name}", start, (self.features,))
-        return branch * scale.astype(branch.dtype)
+        return branch * scale.astype(branch.dtype)[None, None, None]
 
 
 def class_of(make: Any) -> Any:

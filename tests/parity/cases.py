@@ -109,6 +109,7 @@ CASES = {
             supervise_cwt="all",
             mlp_ratio=3,
             blocks_per_group=2,
+            layer_scale=0.1,
         ),
     ),
     "no_reference": Case("daasr", _network("shared", 4, groups=1, sat="none")),

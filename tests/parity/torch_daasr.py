@@ -258,16 +258,22 @@ class Group(nn.Module):
         sfe_grid: str,
         match_stride: int,
         residual: str,
+        layer_scale: float,
         apart: bool,
     ) -> None:
         super().__init__()
         self.blocks, self.group_block, self.residual = blocks, group_block, residual
-        for i in range(blocks):
-            block = CWT(features, mlp_ratio, heads, attention_scale)
-            setattr(self, f"cwt{i}", block)
+        self.layer_scale = layer_scale
+        scaled = [f"cwt{i}" for i in range(blocks)]
+        for name in scaled:
+            setattr(self, name, CWT(features, mlp_ratio, heads, attention_scale))
         if group_block == "conv":
             self.conv1 = conv3(features, features)
             self.conv2 = conv3(features, features)
+            scaled.append("conv")
+        for name in scaled if layer_scale else ():
+            start = torch.full((features,), layer_scale)
+            setattr(self, f"scale_{name}", nn.Parameter(start))
         self.unshuffle = scale if sat_grid == "hr" else 1
         self.sat = None
         if sat == "full":
@@ -277,15 +283,22 @@ class Group(nn.Module):
     def forward(self, f: Tensor, maps: tuple, index: Tensor | None = None):
         f_cwt = f
         for i in range(self.blocks):
-            f_cwt = getattr(self, f"cwt{i}")(f_cwt)
+            y = getattr(self, f"cwt{i}")(f_cwt)
+            f_cwt = f_cwt + self._scaled(y - f_cwt, f"cwt{i}")
         if self.group_block == "conv":
-            f_cwt = f_cwt + self.conv2(F.relu(self.conv1(f_cwt)))
+            y = self.conv2(F.relu(self.conv1(f_cwt)))
+            f_cwt = f_cwt + self._scaled(y, "conv")
         if self.sat is None:
             return f_cwt, f_cwt, None
         aligned = self.sat(f_cwt, *maps, index=index)
         back = self.back(F.pixel_unshuffle(aligned[0], self.unshuffle))
         start = {"cwt": f_cwt, "input": f, "both": f + f_cwt}[self.residual]
         return start + back, f_cwt, aligned
+
+    def _scaled(self, branch: Tensor, name: str) -> Tensor:
+        if not self.layer_scale:
+            return branch
+        return branch * getattr(self, f"scale_{name}")[:, None, None]
 
 
 class TorchDAASR(nn.Module):
@@ -298,6 +311,7 @@ class TorchDAASR(nn.Module):
         groups: int = 6,
         blocks_per_group: int = 1,
         group_block: str = "none",
+        layer_scale: float = 0.0,
         mlp_ratio: int = 2,
         heads: int = 1,
         attention_scale: str = "temperature",
@@ -332,6 +346,7 @@ class TorchDAASR(nn.Module):
                 sfe_grid,
                 match_stride or scale,
                 residual,
+                layer_scale,
                 query == "extractor",
             )
             setattr(self, f"group{i}", group)
@@ -426,13 +441,9 @@ class TorchDAASR(nn.Module):
         return Found(t, index.view(b, h, w), score.view(b, 1, h, w))
 
 
-_LEAVES = {
+_LEAVES = {  # where the names differ
     "kernel": "weight",
     "scale": "weight",
-    "bias": "bias",
-    "temperature": "temperature",
-    "gate_slope": "gate_slope",
-    "gate_bias": "gate_bias",
     "mean": "running_mean",
     "var": "running_var",
 }
@@ -484,7 +495,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator:
 
 def _target(module: nn.Module, path: tuple[str, ...]) -> Tensor:
     owner = module.get_submodule(".".join(path[1:-1]))
-    return getattr(owner, _LEAVES[path[-1]])
+    return getattr(owner, _LEAVES.get(path[-1], path[-1]))
 
 
 def _cells(module: nn.Module, path: tuple[str, ...]) -> tuple[int, int, int]:

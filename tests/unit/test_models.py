@@ -79,6 +79,7 @@ READINGS = {
     "fast": FAST,
     "blocks": LITERAL | {"blocks_per_group": 2, "structure": partial(CWT, mlp_ratio=3)},
     "group_conv": LITERAL | {"group_block": "conv"},
+    "layer_scale": LITERAL | {"group_block": "conv", "layer_scale": 0.01},
     "heads": LITERAL | {"structure": partial(CWT, heads=4)},
     "sqrt_hw": LITERAL | {"structure": partial(CWT, attention_scale="sqrt_hw")},
     "group_norm": LITERAL | {"sfe_norm": "group"},
