@@ -114,6 +114,12 @@ def load(path: Path) -> tuple[dict[str, SliceTable], dict[str, Any]]:
     return tables, about
 
 
+def rename(about: dict[str, Any], names: str | None) -> None:
+    """Gives the sets of `about` names for people, `"A,B"`; an empty one stays."""
+    for one, name in zip(about["sets"], (names or "").split(","), strict=False):
+        one["dataset"] = name or one["dataset"]
+
+
 def _record(table: SliceTable, i: int) -> SliceRecord:
     return SliceRecord(
         volume=str(table.volumes[i]),

@@ -4,7 +4,8 @@
         [--out daasr_jax/released] --commit HASH
 
 Writes `NAME.safetensors` with its hash in `index.json`, and the card `NAME.md`. Its
-figures are those of the stored weights, on test slices.
+figures are those of the stored weights, on test slices. `benchmarks.gpu.confidence`
+adds the bound of the confidence.
 """
 
 from __future__ import annotations
@@ -188,10 +189,8 @@ def main() -> None:
     args = parser.parse_args()
     result = json.loads(args.run.with_suffix(".json").read_text())
     tables, packed = pack.load(args.prepared)
-    for about in (result, packed):
-        named = (args.sets or "").split(",")
-        for one, name in zip(about["sets"], named, strict=False):
-            one["dataset"] = name or one["dataset"]
+    pack.rename(result, args.sets)
+    pack.rename(packed, args.sets)
     with np.load(args.run.with_suffix(".npz")) as file:
         flat = {k: file[k] for k in file.files}
     variables = traverse_util.unflatten_dict(flat, sep="/")

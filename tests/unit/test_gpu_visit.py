@@ -11,11 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as plan
-from benchmarks.gpu import check, loader, pack, report, stage, train
+from benchmarks.gpu import check, confidence, loader, pack, report, stage, train
 from daasr_jax import data, released
 from daasr_jax.experiment import configuration, parts
 from tests.data_fixtures import scan_voxels, write_nifti
@@ -259,6 +260,28 @@ def test_what_is_not_timed_is_a_row():
     assert rows[2]["not_run"] == "no time was left"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "between"),
+    [
+        ([0.1, 0.3], [0.7, 0.9], (0.3, 0.7)),
+        ([0.1, 0.3, 0.8], [0.7, 0.9, 0.95, 1.0], (0.8, 0.9)),  # one on the wrong side
+        ([0.5], [0.6, 0.4, 0.7, 0.8], (0.5, 0.6)),  # one of four weighs less than one
+    ],
+)
+def test_the_bound_tells_strangers_from_the_others(low, high, between):
+    found = confidence.bound(np.array(low), np.array(high))
+    assert between[0] < found <= between[1]
+
+
+def test_a_card_has_one_section_of_the_confidence():
+    seen = confidence.Seen(np.array([0.2, 0.6]), np.array([0.0, 0.5]))
+    text = confidence.section({"a set": {"stranger": seen}}, 0.5, 2)
+    assert "| a set | stranger | 0.20, 0.40, 0.60 | 1 of 2 | +0.25 |" in text
+    card = confidence.with_section("# x4\n\nWords.\n", text)
+    assert card == f"# x4\n\nWords.\n\n{text}"
+    assert confidence.with_section(card, text) == card
+
+
 def test_outcomes_are_read_as_they_come():
     text = """
 tests/gpu/a.py::test_x[1-b c] PASSED                 [ 50%]
@@ -313,3 +336,12 @@ def test_a_whole_visit_in_miniature(tmp_path, packed):
     assert "## What it must not be used for" in text
     assert "patient04" in text.split("## Figures")[1]
     assert "--config.data.root=DIR" in text
+
+    command = [sys.executable, "-m", "benchmarks.gpu.confidence", "--name", "x4"]
+    command += ["--prepared", str(packed), "--folder", str(made), "--slices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    again = released.load(made / "x4.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, weights.variables)
+    assert (made / "x4.md").read_text().startswith(text.rstrip())
+    assert f"is {again.about['low_confidence']:.2f}:" in (made / "x4.md").read_text()
