@@ -30,6 +30,7 @@ from daasr_jax.evaluation.predict import make_predict
 
 HEADING = "## Confidence"
 SHOWN = ("stranger", "neighbour", "contrast")
+ENOUGH = 0.8  # of the slices on the right side of a bound, or there is none
 
 
 class Seen(NamedTuple):
@@ -77,24 +78,33 @@ def seen(
 def bound(low: np.ndarray, high: np.ndarray) -> float:
     """The value that most of `low` are below and most of `high` are not, (n,) each.
 
-    Both sides weigh the same. Among equal ones the middle.
+    Both sides weigh the same. Among equal ones the middle. 0 where no value puts
+    `ENOUGH` of them on the right side, on average of both: C does not tell them apart.
     """
     edges = np.unique(np.concatenate([low, high]))
     middles = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2])
     right = [np.mean(low < x) + np.mean(high >= x) for x in middles]
+    if max(right) < 2 * ENOUGH:
+        return 0.0
     best = middles[np.isclose(right, max(right))]
     return float(best[len(best) // 2])
 
 
 def section(sets: dict[str, dict[str, Seen]], low: float, slices: int) -> str:
     """What the card says of it."""
+    told = (
+        "the median confidence over the tissue that tells a stranger's slice from a "
+        "neighbour or another contrast best"
+        if low
+        else "no median confidence over the tissue tells a stranger's slice from a "
+        "neighbour or another contrast, so `enhance.py` never warns"
+    )
     lines = [
         HEADING,
         "",
-        f"`low_confidence` is {low:.2f}: the median confidence over the tissue that "
-        "tells a stranger's slice from a neighbour or another contrast best, on "
-        f"{slices} test slices of each set. C below is that median of a slice; `below` "
-        "counts the slices for which `enhance.py` would warn.",
+        f"`low_confidence` is {low:.2f}: {told}, on {slices} test slices of each set. "
+        "C below is that median of a slice; `below` counts the slices for which "
+        "`enhance.py` would warn.",
         "",
         "| set | reference | C: least, middle, most | below | gain over none, dB |",
         "|---|---|--:|--:|--:|",

@@ -273,6 +273,13 @@ def test_the_bound_tells_strangers_from_the_others(low, high, between):
     assert between[0] < found <= between[1]
 
 
+def test_there_is_no_bound_where_the_confidence_tells_nothing():
+    same = np.array([0.9, 0.95, 1.0])
+    assert confidence.bound(same, same) == 0.0
+    text = confidence.section({}, 0.0, 2)
+    assert "is 0.00: no median confidence" in text
+
+
 def test_a_card_has_one_section_of_the_confidence():
     seen = confidence.Seen(np.array([0.2, 0.6]), np.array([0.0, 0.5]))
     text = confidence.section({"a set": {"stranger": seen}}, 0.5, 2)
