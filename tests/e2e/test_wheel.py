@@ -170,6 +170,7 @@ def test_train_evaluate_and_list(installed):
     assert {"daasr", "hat", "srcnn"} <= {r["system"] for r in json.loads(listed["out"])}
 
 
+@pytest.mark.full
 def test_a_scan_is_enhanced(installed):
     """By weights that lie in the package, without anything else."""
     where = installed.run("-c", "from daasr_jax import released as r; print(r.FOLDER)")

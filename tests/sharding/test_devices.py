@@ -116,12 +116,14 @@ def compare(got, want):
             )
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_devices_agree_with_one(count):
     assert jax.device_count() == 4
     compare(on_mesh(count), on_mesh(1))
 
 
+@pytest.mark.full
 def test_the_agreement_is_not_that_of_rest():
     state, rows = on_mesh(1)
     for name in ("gen", "disc"):
@@ -173,6 +175,7 @@ def test_running_statistics_of_parts_are_their_mean():
     np.testing.assert_allclose(got["var"], want["var"], rtol=1e-2)
 
 
+@pytest.mark.full
 def test_rematerialisation_computes_again():
     """Every block is computed again: there are more convolutions, and barriers."""
 

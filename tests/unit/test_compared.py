@@ -64,7 +64,7 @@ COUNTS = {
 
 
 # They take long to trace.
-LARGE = ("hat", "hat_s", "hat_l")
+LARGE = ("hat", "hat_s", "hat_l", "swinir", "swinir_light", "mcmrsr")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,10 @@ def test_the_table_of_parameters_as_json(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "scales", [(4,), pytest.param((2, 3), marks=pytest.mark.full)], ids=str
 )
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(p, marks=[pytest.mark.full] * (p == "common")) for p in PRESETS],
+)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_configuration_builds(system, preset, scales):
     config = load(system, preset)
@@ -233,6 +236,7 @@ def test_mcsr_has_the_textural_term():
 
 
 class TestPretrained:
+    @pytest.mark.full
     def test_put_in(self):
         config = load("ttsr", "small")
         assert config.model.pretrained

@@ -81,7 +81,7 @@ def quick(names: list[str]) -> list[Any]:
 
 
 SYSTEMS = distinct(NAMES)
-# A step and another type compile once more; `make test` has those of DAASR.
+# Gradients, a step and another type compile long; `make test` has those of DAASR.
 LIGHT = [
     pytest.param(name, marks=[pytest.mark.full] * (name != "daasr")) for name in SYSTEMS
 ]
@@ -157,7 +157,7 @@ def test_wrong_scale(name):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", quick(SYSTEMS))
+@pytest.mark.parametrize("name", LIGHT)
 def test_values_and_gradients(name, scale):
     """Finite output, independent images, a finite gradient to every parameter."""
     model = tiny(name, scale, drop_path=0.0)

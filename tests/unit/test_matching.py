@@ -248,7 +248,7 @@ def materialised(query, keys, values, index, patch):
     return lay(values) / jnp.maximum(count, 1.0), score
 
 
-@pytest.mark.parametrize("patch", [1, 3, 5])
+@pytest.mark.parametrize("patch", [1, 3, pytest.param(5, marks=pytest.mark.full)])
 @pytest.mark.parametrize("references", [(), (2,)])
 def test_gradient_is_that_of_the_materialised_form(patch, references):
     """An empty region in the query; maps of different sizes."""

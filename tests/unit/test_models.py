@@ -114,29 +114,33 @@ def test_blur_of_the_reference(monkeypatch, preset, factors):
     assert "".join(map(str, seen)) == str(factors)
 
 
+# `make test` takes x4, `make test-all` the rest.
+SCALES = [4, *(pytest.param(s, marks=pytest.mark.full) for s in (2, 3))]
+
+
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("reading", READINGS)
-def test_every_reading_at_every_scale(reading):
+def test_every_reading_at_every_scale(reading, scale):
     fields = READINGS[reading]
-    for scale in (2, 3, 4):
-        model = DAASR(scale=scale, features=8, groups=2, **fields)
-        lr, ref = images(scale, h=5, w=6)
-        out, _ = jax.eval_shape(
-            lambda k, m=model, a=lr, b=ref: m.init_with_output(k, a, b, train=False),
-            jax.random.key(0),
-        )
-        big, pictures = (2, 5 * scale, 6 * scale, 1), 1
-        if fields.get("supervise_cwt") == "all":
-            pictures = 2
-        shapes = {"cwt": (pictures, *big)}
-        if fields.get("align", Matching):
-            side = scale if fields.get("match_stride") == 1 else 1
-            shapes["sat"] = (1, *big)
-            shapes["index"] = (2, 2, 5 * side, 6 * side)
-            shapes["confidence"] = (*shapes["index"], 1)
-        assert out.sr.shape == big
-        assert {k: v.shape for k, v in out.aux.items()} == shapes
-        for name, array in out.aux.items():
-            assert array.dtype == (jnp.int32 if name == "index" else jnp.float32)
+    model = DAASR(scale=scale, features=8, groups=2, **fields)
+    lr, ref = images(scale, h=5, w=6)
+    out, _ = jax.eval_shape(
+        lambda k: model.init_with_output(k, lr, ref, train=False),
+        jax.random.key(0),
+    )
+    big, pictures = (2, 5 * scale, 6 * scale, 1), 1
+    if fields.get("supervise_cwt") == "all":
+        pictures = 2
+    shapes = {"cwt": (pictures, *big)}
+    if fields.get("align", Matching):
+        side = scale if fields.get("match_stride") == 1 else 1
+        shapes["sat"] = (1, *big)
+        shapes["index"] = (2, 2, 5 * side, 6 * side)
+        shapes["confidence"] = (*shapes["index"], 1)
+    assert out.sr.shape == big
+    assert {k: v.shape for k, v in out.aux.items()} == shapes
+    for name, array in out.aux.items():
+        assert array.dtype == (jnp.int32 if name == "index" else jnp.float32)
 
 
 @pytest.mark.parametrize(
