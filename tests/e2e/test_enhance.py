@@ -26,6 +26,7 @@ def scan(path, side: int, slices: int = 2, seed: int = 0):
     return path
 
 
+@pytest.mark.full
 def test_a_run_and_its_weights_enhance_alike(tmp_path):
     root = fastmri_root(tmp_path / "data", train=6, val=2)
     run, file = tmp_path / "run", tmp_path / "mine.safetensors"
@@ -64,6 +65,7 @@ def test_a_run_and_its_weights_enhance_alike(tmp_path):
     assert weights["source"]["sha256"] == index["mine"]["sha256"]
 
 
+@pytest.mark.full
 def test_dicom_in_and_out(tmp_path):
     pytest.importorskip("pydicom", reason="pydicom, the extra dicom, is absent")
     from daasr_jax.scans import read_scan
@@ -99,6 +101,7 @@ def test_dicom_in_and_out(tmp_path):
     assert report["files"]["output"] == str(out)
 
 
+@pytest.mark.full
 def test_ctrl_c_leaves_no_file(tmp_path):
     """A real signal, in the middle of many slices."""
     weights = write_weights(tmp_path / "x2.safetensors")
