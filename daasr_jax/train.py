@@ -35,7 +35,7 @@ def train(config: Any, workdir: str | None) -> None:
     if DRY_RUN.value:
         dry_run(config, workdir)
     else:
-        train_run(config, workdir)
+        train_run(config, workdir, names=cli.NAMES.value)
 
 
 def main() -> None:

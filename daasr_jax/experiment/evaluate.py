@@ -83,7 +83,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
             shown,
             method=run.method,
             scale=run.config.scale,
-            titles=(run.table.keys[shown.position], run.table.keys[shown.reference]),
+            titles=(run.label(shown.position), run.label(shown.reference)),
             path=path,
         )
 
@@ -110,7 +110,9 @@ def save(run: Opened, report: dict[str, Any], draw: Callable[[Path], None]) -> P
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
-        run.pairing.save(target.with_suffix(".pairing.json"))
+        run.pairing.save(
+            target.with_suffix(".pairing.json"), run.names.slices(run.table)
+        )
         draw(picture)
     except OSError as error:
         raise ResourceError(

@@ -46,6 +46,7 @@ class Request:
             `eval_<split>_controls.json`.
         force: Replace a result.
         lpips: Measure LPIPS too, with both nets.
+        names: Show the names of subjects and files in results, not salted hashes.
     """
 
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,6 +57,7 @@ class Request:
     out: str = ""
     force: bool = False
     lpips: bool = False
+    names: bool = False
 
     def check(self) -> None:
         """Asks for a split that there is.
@@ -82,6 +84,7 @@ class Opened:
         variables: Of the checkpoint, on the devices of this process.
         predict: See `evaluation.make_predict`; its method is the model's name.
         target: Result file, which may be written.
+        names: What subjects and slices are called in results.
     """
 
     config: Config
@@ -92,6 +95,11 @@ class Opened:
     variables: Any
     predict: evaluation.Predict
     target: Path
+    names: data.Names
+
+    def label(self, i: int) -> str:
+        """What slice i is called in results."""
+        return self.names.slice(self.table, i)
 
     @property
     def method(self) -> str:
@@ -109,6 +117,7 @@ class Opened:
             "resamples": evaluate.resamples,
             "seed": evaluate.seed,
             "provenance": self.provenance,
+            "names": self.names,
         }
 
 
@@ -217,6 +226,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             mesh=mesh,
         ),
         target=target,
+        names=data.Names(None if request.names else subjects.salt_of(folder)),
     )
 
 

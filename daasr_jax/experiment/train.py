@@ -45,12 +45,15 @@ Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
 @explained()
-def train_run(config: Config, workdir: str | None = None) -> None:
+def train_run(
+    config: Config, workdir: str | None = None, *, names: bool = False
+) -> None:
     """Trains what the configuration says into `workdir`, resuming where it left off.
 
     Args:
         config: The configuration.
         workdir: Folder of the run; by default `runs/<name>_<preset>`.
+        names: Write the names of subjects into the run, not salted hashes.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
@@ -66,11 +69,16 @@ def train_run(config: Config, workdir: str | None = None) -> None:
                 Checkpoints(folder, best_by=rule, best_from=first)
             ) as checkpoints,
         ):
-            _train(config, folder, checkpoints, stop)
+            _train(config, folder, checkpoints, stop, names=names)
 
 
 def _train(
-    config: Config, folder: Path, checkpoints: Checkpoints, stop: StopRequest
+    config: Config,
+    folder: Path,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    *,
+    names: bool,
 ) -> None:
     begun = checkpoints.latest() is not None
     layout = lay_out(config, read_record(folder).get("batch") if begun else None)
@@ -84,7 +92,7 @@ def _train(
         check_new(folder, min(n for n in saves if n))
     record_config(config.to_dict(), folder, plan.inputs, begun=begun)
     if jax.process_index() == 0:
-        record_subjects(plan.prepared, folder)
+        record_subjects(plan.prepared, folder, names=names)
     log.info(
         "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
         plan.name,

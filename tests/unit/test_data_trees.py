@@ -129,10 +129,7 @@ class TestSubjects:
         assert {v.contrast for v in volumes if v.subject == "IXI003"} == {
             "T1", "T2", "PD", "MRA",
         }  # fmt: skip
-        assert (
-            "28 volumes of 7 subjects by IXI names: IXI001 (4), IXI002 (4), "
-            "IXI003 (4), IXI004 (4), IXI005 (4) and 2 more" in caplog.text
-        )
+        assert "28 volumes of 7 subjects by IXI names, 4 each" in caplog.text
 
     def test_visits(self, tmp_path):
         names = [f"sub{i:02d}/visit-{v:02d}/T1w.nii.gz" for i in (0, 1) for v in (1, 2)]

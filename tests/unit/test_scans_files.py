@@ -297,7 +297,7 @@ class TestWritten:
         scan = read_scan(path)
         grid = enlarged(scan, 2, 4)
         voxels = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
-        write_nifti(tmp_path / name, voxels, grid, scan, "x4 by 1a2b")
+        write_nifti(tmp_path / name, voxels, grid, scan, "x4 by 1a2b", texts=True)
         assert path.read_bytes() == before
         assert {p.name for p in tmp_path.iterdir()} == {"a.nii", name}
         found = nib.load(tmp_path / name)

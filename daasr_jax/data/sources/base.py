@@ -217,18 +217,18 @@ def check_contrasts(wanted: Sequence[str], present: Iterable[str]) -> None:
 
 
 def log_subjects(volumes: Sequence[Volume], how: str) -> None:
-    """Says who was found: the number of subjects and the volumes of the first few.
+    """Says how many subjects were found, with how many volumes each; not who.
 
     Args:
         volumes: What a scan found.
         how: Where the subjects' names come from.
     """
-    counts = Counter(volume.subject for volume in volumes)
-    names = [f"{subject} ({counts[subject]})" for subject in sorted(counts)]
+    counts = sorted(Counter(volume.subject for volume in volumes).values())
+    few, most = (counts[0], counts[-1]) if counts else (0, 0)
     log.info(
-        "%d volumes of %d subjects by %s: %s",
+        "%d volumes of %d subjects by %s, %s each",
         len(volumes),
         len(counts),
         how,
-        some(names, _NAMED_FILES),
+        few if few == most else f"{few} to {most}",
     )
