@@ -26,6 +26,7 @@ log = logging.getLogger("daasr_jax")
 _PLACES = (
     "data.root",
     "data.usual_root",
+    "data.links_out",
     "data.cache_dir",
     "data.split_file",
     "perceptual.weights",
@@ -55,6 +56,7 @@ _FREE_ON_RESUME = (
 # references, its own settings.
 EVALUATED = (
     "data.root",
+    "data.links_out",
     "data.cache_dir",
     "data.layout",
     "data.folders",
@@ -74,6 +76,7 @@ RECORD = "config.json"
 
 # Keys that came later, with what the runs before them did.
 _LATER: dict[str, Any] = {
+    "data.links_out": True,
     "degradation": "bicubic",
     "model.data_consistency": False,
     "reference.distance_mm": 0.0,

@@ -139,9 +139,8 @@ def header_for(
         if like.kind != "nifti":
             header["qform_code"] = 0
         log.info(
-            "%s: its axes are held by the sform of the result; a qform, whose numbers "
-            "have 24 bits and no shear, would be off by %.2g mm at a corner",
-            like.source,
+            "the axes of the result are held by its sform; a qform, whose numbers have "
+            "24 bits and no shear, would be off by %.2g mm at a corner",
             held.error * mm,
         )
     if description:

@@ -384,7 +384,7 @@ class TestWritten:
         write_nifti(tmp_path / "b.nii", np.zeros(grid.shape), grid, scan)
         found = nib.load(tmp_path / "b.nii")
         np.testing.assert_allclose(found.affine, grid.affine, atol=1e-5)
-        assert "held by the sform" in said.text
+        assert "held by its sform" in said.text
 
     def test_description_where_there_was_none(self, tmp_path):
         scan = read_scan(save(tmp_path / "a.nii", values()))
