@@ -285,6 +285,8 @@ def describe_training(report: dict[str, Any]) -> str:
     text, adversarial = perceptual_words(trained["perceptual"]), trained["adversarial"]
     off = adversarial["objective"] == "none"
     text += f"; adversarial term {'off' if off else adversarial['objective']}"
+    if changes := trained.get("changes"):
+        text += f"; {len(changes)} settings CHANGED on the way"
     batch = trained.get("batch") or {"rates_times": 1}
     if batch["rates_times"] == 1:
         return text

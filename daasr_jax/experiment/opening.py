@@ -262,6 +262,11 @@ def _track(config: Config) -> str:
     )
 
 
+def result_files(target: Path) -> tuple[Path, Path, Path]:
+    """What an evaluation writes: the result, its pairs and its picture."""
+    return target, target.with_suffix(".pairing.json"), target.with_suffix(".png")
+
+
 def _check_target(target: Path, folder: Path, *, force: bool) -> None:
     """Asks whether a result may be written.
 
@@ -278,11 +283,13 @@ def _check_target(target: Path, folder: Path, *, force: bool) -> None:
             f"--out={target} lies in the run, where results begin with eval_: "
             f"its other files are the run's own; give {target.parent}/eval_NAME.json.",
         )
-    if target.exists() and not force:
-        raise ConfigError(
-            "E253",
-            f"{target} is there already; give --force to replace it, or another --out.",
-        )
+    for path in result_files(target):
+        if path.exists() and not force:
+            raise ConfigError(
+                "E253",
+                f"{path} is there already; give --force to replace it, or another "
+                "--out.",
+            )
 
 
 def _data(

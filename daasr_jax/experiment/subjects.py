@@ -35,15 +35,21 @@ def record_subjects(
         folder: Of the run.
         names: Write the names into `split.json` instead.
     """
-    if (folder / SEEN).exists():
-        return
-    salt = secrets.token_hex(16)
+    old = read_seen(folder)
+    salt = old["salt"] if old else secrets.token_hex(16)
     seen = {
         "dataset": prepared.dataset,
         "salt": salt,
         "subjects": prepared.subject_hashes(salt),
         "volumes": prepared.volume_hashes,
     }
+    if old:  # those that were seen before stay so, where the data have changed
+        for kind in ("subjects", "volumes"):
+            for split, known in seen[kind].items():
+                before = old[kind].get(split, [])
+                seen[kind][split] = sorted({*known, *before})
+        if all(seen[k] == old[k] for k in ("subjects", "volumes")):
+            return
     prepared.write_split(folder / SPLIT, None if names else salt)
     write_atomically(folder / SEEN, json.dumps(seen, indent=1))
 
