@@ -91,12 +91,6 @@ def test_latest_previous_and_best_remain(kept):
     store.close()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "absent"])
-def test_unusable_score_is_never_best(tmp_path, bad):
-    write(tmp_path, [20.0, bad, bad, bad])
-    assert opened(tmp_path) == ([1, 3, 4], 4, 1)
-
-
 def test_best_is_the_latest_without_scores(tmp_path):
     write(tmp_path, ["absent", math.nan, "absent"])
     steps, latest, best = opened(tmp_path, read_only=True)
