@@ -202,7 +202,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             "companions_sha256": prepared.companions,
             "evaluated": what,
             "overlap": overlap,
-            "given": changed(record["config"], config.to_dict()),
+            "given": _given(record, config, request),
             "config": config.name,
             "preset": config.preset,
             **_source(record, run),
@@ -240,6 +240,15 @@ def _configuration(
     if request.config is not None:
         check_same(record, request.config.to_dict(), folder)
     return folder, record, ConfigDict(with_given(record, dict(request.given)))
+
+
+def _given(record: dict[str, Any], config: Config, request: Request) -> dict[str, Any]:
+    """What was given beside the run, with the number of subjects for their names."""
+    found = changed(record["config"], config.to_dict())
+    for key in found if not request.names else ():
+        if key.startswith("data.subjects."):
+            found[key] = f"{len(parts.names(found[key]))} subjects"
+    return found
 
 
 def _source(record: dict[str, Any], run: TrainedRun) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _read_npz(path: Path) -> Scan:
         if dtype.kind not in "fiu":
             raise BadFileError(f"holds {dtype} values; magnitude images are wanted")
         check_size(shape)
-        packed = stored[members[images[0]]]
+        packed = min(stored[members[images[0]]], path.stat().st_size)
         check_packing(math.prod(shape) * dtype.itemsize, packed)
         if "spacing" in arrays:
             side = arrays["spacing"]

@@ -335,7 +335,7 @@ def _check_storage(dataset: h5py.Dataset, name: str) -> None:
         raise BadFileError(
             f"{name} needs HDF5 filter {min(codes - _FILTERS)}, which is refused"
         )
-    stored = dataset.id.get_storage_size()
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
     ratio = MAX_DEFLATE_RATIO if codes else 1
     if dataset.nbytes > stored * ratio + _CHUNK_SLACK * bool(codes):
         raise BadFileError(
