@@ -66,7 +66,7 @@ def test_22_a_slice_that_does_not_fit_goes_in_bands(tmp_path, monkeypatch):
         made.append(self.rows)
         if self.rows > 16:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return real(*given)
+        return real(self, *given)
 
     monkeypatch.setattr(bands.Bands, "__call__", seen)
     banded = Engine(weights, memory=100_000)(lr, ref)

@@ -101,9 +101,8 @@ def trained(place):
         "train.py", *SMALL, f"--config.data.root={root}", f"--workdir={run}",
         "--config.train.steps=2",
     ]  # fmt: skip
-    evaluate = ["eval.py", f"--workdir={run}", QUIET]
-    done = run_all([train, evaluate, [*evaluate, "--controls"]], place / "cache")
-    assert [result["code"] for result in done] == [0, 0, 0], done
+    done = run_all([train, ["eval.py", f"--workdir={run}", QUIET]], place / "cache")
+    assert [result["code"] for result in done] == [0, 0], done
     return run, "".join(result["out"] + result["err"] for result in done)
 
 
@@ -119,6 +118,16 @@ def test_27_training_and_evaluation_name_nobody(place, trained):
     }
     pairs = json.loads((run / "eval_test_random.pairing.json").read_text())["pairs"]
     assert {target for target, _ in pairs} == {r["slice"] for r in report["per_slice"]}
+
+
+@pytest.mark.full
+def test_27_controls_name_nobody(place, trained):
+    run, _ = trained
+    command = ["eval.py", f"--workdir={run}", QUIET, "--controls"]
+    (done,) = run_all([command], place / "cache")
+    assert done["code"] == 0, done
+    assert (run / "eval_test_controls.png").is_file()
+    assert found_in(run, text=done["out"] + done["err"]) == set()
 
 
 def test_27_names_by_a_flag(place, trained, monkeypatch):
