@@ -67,7 +67,9 @@ def planted_dicom(folder):
         image.add_new(0x00180091, "LO", NAME)  # in the place of a number
         image.add_new(0x00090010, "LO", "QUIMBY")
         image.add_new(0x00091001, "LO", PLACE)
-    return dicom.write(folder, images)
+    series = dicom.write(folder, images)
+    (series / "Qanary notes.txt").write_text(NAME)
+    return series
 
 
 def found_in(*places, text=""):
