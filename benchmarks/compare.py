@@ -76,7 +76,8 @@ def statistics(
         if base is not None:
             x = np.subtract(x, base[i], where=use, out=np.zeros_like(x))
         values += x[use].tolist()
-        names = np.array([row["subject"] for row in report["per_slice"]])
+        # equal pairs are of equal slices in one order; their names may have other salts
+        names = np.array([row["subject"] for row in reports[0]["per_slice"]])
         subjects += names[use].tolist()
         seeds += [i] * int(use.sum())
     return summary(values, subjects, seeds=seeds)
@@ -88,11 +89,17 @@ def over_bicubic(reports: Reports) -> dict[str, Any]:
     return statistics(reports, "psnr", base)
 
 
+def slices_of(report: dict[str, Any]) -> tuple:
+    """What is equal for reports of the same slices, whatever the salts of names."""
+    if "prepared_sha256" in report:
+        return tuple(report[k] for k in ("prepared_sha256", "split", "n_slices"))
+    return tuple(row["slice"] for row in report["per_slice"])
+
+
 def over(reports: Reports, others: Reports, metric: str) -> dict[str, Any] | None:
     """Difference from another system, seeds in their order; None on other slices."""
     beside = [others[i % len(others)] for i in range(len(reports))]
-    names = [[row["slice"] for row in r["per_slice"]] for r in reports + beside]
-    if any(n != names[0] for n in names):
+    if len({slices_of(r) for r in reports + beside}) > 1:
         return None
     base = [column(report, method_of(report), metric) for report in beside]
     return statistics(reports, metric, base)

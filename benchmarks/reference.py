@@ -93,7 +93,8 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         ]
         train = [*flags(cell, args.config), f"--workdir={folder}", *more]
         call([sys.executable, "train.py", *train], log)
-        call([sys.executable, "eval.py", f"--workdir={folder}", "--controls"], log)
+        evaluate = ["eval.py", f"--workdir={folder}", "--controls", "--names"]
+        call([sys.executable, *evaluate], log)
     return json.loads(result.read_text())
 
 

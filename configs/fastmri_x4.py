@@ -63,6 +63,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "root": "",  # else $DAASR_DATA, else usual_root
             "usual_root": "data/fastmri",  # where there is such a folder here
             "layout": "auto",
+            "links_out": False,  # follow links that lead out of the root
             "cache_dir": "",
             "size": 256,
             "resize": "stretch",

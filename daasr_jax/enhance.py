@@ -10,8 +10,10 @@ none; --ref auto --bank DIR takes, for each slice, the most similar one in a fol
 
 Beside OUT lie OUT_confidence.nii.gz (C: how well what was found agrees),
 OUT_match.nii.gz (P: the voxel of the reference that each voxel was matched with),
-OUT.json (all settings, hashes and numbers) and OUT.html (a viewer). In an installed
-package the command is `python -m daasr_jax.enhance`. Not for clinical use.
+OUT.json (all settings, hashes and numbers) and OUT.html (a viewer). They name no file
+and nobody, and the headers are cleared of texts, but for --names; the voxels of a head
+still show a face. In an installed package the command is `python -m daasr_jax.enhance`.
+Not for clinical use.
 """
 
 from __future__ import annotations
@@ -95,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the input is sharp: make it small first, and report PSNR and SSIM",
     )
+    add(
+        "--names",
+        action="store_true",
+        help="keep names of files and what the headers say of the patient",
+    )
     add("--no-view", action="store_true", help="write no HTML page")
     add("--force", action="store_true", help="replace results that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -148,6 +155,7 @@ def _enhance(given: argparse.Namespace) -> None:
         simulated=given.low_res_simulated,
         page=not given.no_view,
         force=given.force,
+        names=given.names,
     )
     enhance_scan(request, lambda name, words: print(f"{name:<12}{words}", flush=True))
 

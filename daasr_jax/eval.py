@@ -76,6 +76,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
         out=OUT.value,
         force=FORCE.value,
         lpips=LPIPS.value,
+        names=cli.NAMES.value,
     )
     if CONTROLS.value:
         results, show = iter([control_run(workdir, request)]), make_controls_table

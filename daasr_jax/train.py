@@ -17,6 +17,11 @@ from daasr_jax.experiment import cli
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the data, print memory, steps and speed; train nothing."
 )
+ALLOW_CHANGE = flags.DEFINE_bool(
+    "allow_config_change",
+    False,
+    "Go on with settings that decide what is learned and are not those of the run.",
+)
 
 
 def train(config: Any, workdir: str | None) -> None:
@@ -35,7 +40,12 @@ def train(config: Any, workdir: str | None) -> None:
     if DRY_RUN.value:
         dry_run(config, workdir)
     else:
-        train_run(config, workdir)
+        train_run(
+            config,
+            workdir,
+            names=cli.NAMES.value,
+            allow_change=ALLOW_CHANGE.value,
+        )
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ LONGEST = (
     "tests/unit/test_plans.py",
     "tests/unit/test_adversarial.py",
     "tests/multiprocess/test_launcher.py",
-    "tests/e2e/test_workers.py",
+    "tests/faults/test_23_workers.py",
+    "tests/faults/test_27_names.py",
 )
 SHARED = "DAASR_TEST_COMPILED"  # names the folder of compiled programs of the session
 # With a size comes a lock. Without, one reads what another has half written.

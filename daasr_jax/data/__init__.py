@@ -9,12 +9,14 @@ from daasr_jax.data.batches import (
 from daasr_jax.data.mixture import alternating, tracks
 from daasr_jax.data.pairs import Pairing, draw_pairing, load_pairing
 from daasr_jax.data.prepared import PreparedSet, prepare
+from daasr_jax.data.pseudonyms import Names
 from daasr_jax.data.references import ReferenceRule, distance_mm
 from daasr_jax.data.settings import DataSettings, Shares
 from daasr_jax.data.table import SliceTable
 
 __all__ = [
     "DataSettings",
+    "Names",
     "Pairing",
     "PreparedSet",
     "ReferenceRule",

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from daasr_jax.data.content import write_json
+from daasr_jax.data.pseudonyms import Names
 from daasr_jax.data.references import ReferenceRule
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import DataError
@@ -23,7 +25,8 @@ class Pairing:
         exclude: What target and reference may not share (track `random`).
         seed: The seed it was drawn with.
         references: (N,) int64, index of the reference in the same table.
-        sha256: Of the canonical JSON of the file, hexadecimal.
+        sha256: Of the canonical JSON of the file with all names shown, hexadecimal:
+            equal hashes are equal pairs.
         aligned: `neighbour` or `contrast` (track `aligned`).
         keys: The N names of the table's slices, in its order.
         distance_mm: That neighbours were asked for; 0 for the next slice.
@@ -57,9 +60,14 @@ class Pairing:
         further = self.further[i].tolist() if self.further.size else []
         return [int(self.references[i]), *further]
 
-    def save(self, path: str | Path) -> None:
-        """Writes the pairing as JSON: the settings and [target, reference] names."""
-        content = _content(self)
+    def save(self, path: str | Path, labels: Sequence[str] | None = None) -> None:
+        """Writes the pairing as JSON: the settings and [target, reference] names.
+
+        Args:
+            path: The file.
+            labels: Written for the N names, see `Names.slices`; the names where None.
+        """
+        content = _content(self, labels)
         write_json(Path(path), {**content, "sha256": self.sha256})
 
 
@@ -119,8 +127,15 @@ def sealed(pairing: Pairing) -> Pairing:
     return dataclasses.replace(pairing, sha256=_sha256(_content(pairing)))
 
 
-def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
+def load_pairing(
+    path: str | Path, table: SliceTable, names: Names | None = None
+) -> Pairing:
     """Reads a saved pairing and checks it against its hash, the split and its rule.
+
+    Args:
+        path: The file.
+        table: The split.
+        names: By which it was saved; None where it has the names as they are.
 
     Raises:
         DataError: If the file cannot be read, was changed, belongs to other slices or
@@ -132,29 +147,32 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
         stated = content.pop("sha256")
         pairs = {target: list(others) for target, *others in content["pairs"]}
         settings = {k: content[k] for k in ("track", "exclude", "seed", "aligned")}
-        settings["distance_mm"] = float(content.get("distance_mm", 0))
+        settings["distance_mm"] = content.get("distance_mm", 0.0)
+        float(settings["distance_mm"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             "E313", f"{path} is no pairing file ({error}); {again}"
         ) from None
-    if _sha256(content) != stated:
-        raise DataError("E313", f"{path} was changed: its SHA-256 differs; {again}")
-    if set(pairs) != set(table.keys):
+    changed = DataError("E313", f"{path} was changed: its SHA-256 differs; {again}")
+    if names is None and _sha256(content) != stated:
+        raise changed
+    labels = table.keys if names is None else names.slices(table)
+    if set(pairs) != set(labels):
         raise DataError(
             "E313",
             f"{path} pairs {len(pairs)} slices that are not the {len(table)} of split "
             f"{table.name!r}; {again}",
         )
-    place = {key: i for i, key in enumerate(table.keys)}
-    drawn = [[place.get(name, -1) for name in pairs[key]] for key in table.keys]
+    place = {label: i for i, label in enumerate(labels)}
+    drawn = [[place.get(name, -1) for name in pairs[label]] for label in labels]
     seed = settings.pop("seed")
     rule = ReferenceRule(table, **settings)
     for i, others in enumerate(drawn):
-        for name, k in zip(pairs[table.keys[i]], others, strict=True):
+        for name, k in zip(pairs[labels[i]], others, strict=True):
             if k < 0 or not rule.allows(i, k):
                 raise DataError(
                     "E313",
-                    f"{path} pairs {table.keys[i]} with {name}, which its rule "
+                    f"{path} pairs {labels[i]} with {name}, which its rule "
                     f"excludes; {again}",
                 )
     if len({len(others) for others in drawn}) != 1 or not drawn[0]:
@@ -162,7 +180,7 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
             "E313", f"{path} gives its slices unlike numbers of references; {again}"
         )
     references = np.array(drawn, np.int64)
-    return Pairing(
+    pairing = Pairing(
         **settings,
         seed=seed,
         references=references[:, 0],
@@ -170,13 +188,17 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
         sha256=stated,
         keys=tuple(table.keys),
     )
+    if names is not None and _sha256(_content(pairing)) != stated:
+        raise changed
+    return pairing
 
 
-def _content(pairing: Pairing) -> dict[str, Any]:
+def _content(pairing: Pairing, labels: Sequence[str] | None = None) -> dict[str, Any]:
     """What is written and hashed; what was not asked for is no part of it."""
+    labels = pairing.keys if labels is None else labels
     pairs = [
-        [key, *(pairing.keys[k] for k in pairing.all_of(i))]
-        for i, key in enumerate(pairing.keys)
+        [label, *(labels[k] for k in pairing.all_of(i))]
+        for i, label in enumerate(labels)
     ]
     distance = {"distance_mm": pairing.distance_mm} if pairing.distance_mm else {}
     return distance | {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from daasr_jax.data.companions import companions_of, prepare_companions
 from daasr_jax.data.content import check_copies, check_leaks, write_json
+from daasr_jax.data.pseudonyms import salted
 from daasr_jax.data.references import with_reference
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources import choose_source
@@ -60,15 +61,19 @@ class PreparedSet:
 
     def subject_hashes(self, salt: str) -> dict[str, list[str]]:
         """SHA-256 of salt and name of each split's subjects, sorted, hexadecimal."""
+        return _salted(self.subjects, salt)
 
-        def salted(name: str) -> str:
-            return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
+    def write_split(self, path: Path, salt: str | None = None) -> None:
+        """Writes a file that `data.split_file` takes, whole or not at all.
 
-        return {s: sorted(map(salted, names)) for s, names in self.subjects.items()}
-
-    def write_split(self, path: Path) -> None:
-        """Writes a file that `data.split_file` takes, whole or not at all."""
-        write_json(path, self.split)
+        Args:
+            path: The file.
+            salt: Write salted hashes of the names, and the salt; None writes the names.
+        """
+        if salt is None:
+            write_json(path, self.split)
+        else:
+            write_json(path, {**_salted(self.split, salt), "salt": salt})
 
 
 def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
@@ -165,6 +170,10 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
         ),
     )
     return prepared
+
+
+def _salted(lists: Mapping[str, Sequence[str]], salt: str) -> dict[str, list[str]]:
+    return {s: sorted(salted(n, salt) for n in names) for s, names in lists.items()}
 
 
 def _printable(volume: Volume) -> Volume:

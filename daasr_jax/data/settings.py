@@ -87,6 +87,8 @@ class DataSettings:
         root: Folder of the data; empty only for `layout="template"`.
         layout: `auto` looks for .h5 (fastMRI) or .nii/.nii.gz (NIfTI) files under
             `root`; `template` is the MNI152 head that comes with nilearn.
+        links_out: Follow links that lead out of `root`; those within it are followed
+            in any case.
         cache_dir: Where prepared slices are kept; empty means `$XDG_CACHE_HOME` or
             `~/.cache`, in the folder `daasr_jax`.
         size: Side of a prepared slice in pixels.
@@ -140,6 +142,7 @@ class DataSettings:
 
     root: str = ""
     layout: str = "auto"
+    links_out: bool = False
     cache_dir: str = ""
     size: int = 256
     resize: str = "stretch"

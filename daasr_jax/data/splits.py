@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from daasr_jax.data.pseudonyms import salted
 from daasr_jax.data.settings import SPLITS, DataSettings
 from daasr_jax.data.sources.base import Volume, log
 from daasr_jax.errors import ConfigError, DataError
@@ -257,6 +258,7 @@ def _by_file(volumes: list[Volume], path: Path) -> Splits:
         raise DataError(
             "E330", f"data.split_file {path} cannot be read ({reason}): {wanted}"
         ) from None
+    salt = lists.pop("salt", None) if isinstance(lists, dict) else None
     if not isinstance(lists, dict) or not lists or not lists.keys() <= set(SPLITS):
         found = f"keys {', '.join(lists) or 'none'}" if isinstance(lists, dict) else ""
         found = found or f"a {type(lists).__name__}"
@@ -274,7 +276,27 @@ def _by_file(volumes: list[Volume], path: Path) -> Splits:
                 f"subject {twice[0]} is named twice in {split} of data.split_file "
                 f"{path}: keep it once",
             )
+    if salt is not None:
+        lists = _unsalted(volumes, lists, str(salt), path)
     return _listed(volumes, lists, lambda split: f"{split} of data.split_file {path}")
+
+
+def _unsalted(
+    volumes: Sequence[Volume], lists: Mapping[str, list[str]], salt: str, path: Path
+) -> dict[str, list[str]]:
+    """The names of lists that hold their salted hashes."""
+    names = {name for volume in volumes for name in (volume.subject, volume.key)}
+    known = {salted(name, salt): name for name in names}
+    for split, hashes in lists.items():
+        lost = [one for one in hashes if one not in known]
+        if lost:
+            raise ConfigError(
+                "E203",
+                f"{split} of data.split_file {path} has {len(hashes)} names as salted "
+                f"hashes, {len(lost)} of which no volume has: give the data root that "
+                "it was written for",
+            )
+    return {split: [known[one] for one in hashes] for split, hashes in lists.items()}
 
 
 def _listed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from daasr_jax.scans import (
     read_scan,
     slice_axis,
 )
+
+log = logging.getLogger("daasr_jax")
 
 _SHARPER = 0.9  # share of the input's pixel side that a reference's must be below
 SUFFIXES = (".nii", ".nii.gz", ".h5", ".npz")
@@ -78,7 +81,8 @@ class Guides:
         images: (S, r, sh, sw) float32 in [0, 1]; None for none.
         names: Of the r references, or a list of them for each slice.
         placed: They lie on the grid of the result.
-        about: Of each file that was used, JSON-ready.
+        about: Of each file that was used, JSON-ready; its `name` is its number but
+            where names are kept.
         remarks: What the user should know, a sentence each.
         logged: Likewise, what was logged when they were read.
     """
@@ -140,15 +144,23 @@ def read_target(path: Path, axis: str, scale: int, *, simulated: str = "") -> Ta
     return Target(scan, across, images, hr, restore, grid, spacing)
 
 
-def read_references(paths: Sequence[Path], target: Target) -> Guides:
+def read_references(
+    paths: Sequence[Path], target: Target, *, names: bool = False
+) -> Guides:
     """Scans of the same person, brought to the grid of the result by their headers.
+
+    Args:
+        paths: Of the scans.
+        target: The scan that is enhanced.
+        names: Keep the names of the files.
 
     Raises:
         DataError: If one cannot be read, lies elsewhere, is blank, or is the input
             itself (E363).
     """
     images, about, remarks, logged = [], [], [], []
-    for path in paths:
+    for number, path in enumerate(paths, 1):
+        name = path.name if names else f"reference {number}"
         scan = read_scan(path)
         if scan.voxels.shape == target.scan.voxels.shape and same_image(
             scan.voxels, target.scan.voxels
@@ -166,7 +178,7 @@ def read_references(paths: Sequence[Path], target: Target) -> Guides:
         images.append(slices * in_plane(target.scan, target.axis, inside))
         about.append(
             {
-                "file": str(path),
+                "name": name,
                 "shape": list(scan.voxels.shape),
                 "spacing_mm": _finite(scan.spacing),
                 "covers": coverage.share,
@@ -175,22 +187,26 @@ def read_references(paths: Sequence[Path], target: Target) -> Guides:
         )
         if not coverage.enough:
             remarks.append(
-                f"The reference {path.name} covers {100 * coverage.share:.0f} % of the "
+                f"{name} covers {100 * coverage.share:.0f} % of the "
                 "result; the rest is enhanced without it."
             )
         factor = target.size[0] // target.lr.shape[1]
         if min(np.delete(coverage.ratio, target.axis)) > _SHARPER * factor:
             remarks.append(
-                f"The reference {path.name} is no sharper than the input in its plane: "
-                "little is to be gained by it."
+                f"{name} is no sharper than the input in its plane: little is to be "
+                "gained by it."
             )
-        logged += [f"{path.name} {text}." for text in (*scan.remarks, *restore.remarks)]
-    names = [path.name for path in paths]
-    return Guides(np.stack(images, axis=1), names, True, about, remarks, logged)
+        logged += [f"{name} {text}." for text in (*scan.remarks, *restore.remarks)]
+    called = [one["name"] for one in about]
+    return Guides(np.stack(images, axis=1), called, True, about, remarks, logged)
 
 
 def choose_references(
-    bank: Path, target: Target, track: Callable[[list[Path]], Any]
+    bank: Path,
+    target: Target,
+    track: Callable[[list[Path]], Any],
+    *,
+    names: bool = False,
 ) -> Guides:
     """For every slice the slice of a bank that resembles it most, both blurred.
 
@@ -201,6 +217,7 @@ def choose_references(
         bank: A folder of scans, or one scan.
         target: The scan.
         track: Shows how far the reading is.
+        names: Keep the names of the files.
 
     Raises:
         ConfigError: If no other scan lies there (E256).
@@ -208,7 +225,10 @@ def choose_references(
     files = [f for f in sorted(_files(bank)) if not _same_file(f, target.scan.source)]
     plane = _plane(target.scan, target.axis)
     found: list[tuple[Path, int]] = []
-    signatures, left_out = [], []
+    signatures, left_out = [], 0
+    called = {
+        f: f.name if names else f"scan {k} of the bank" for k, f in enumerate(files, 1)
+    }
     sides, field = _field(target.spacing, target.size)
     factor = target.size[0] // target.lr.shape[1]
     lr_sides = (sides[0] * factor, sides[1] * factor)
@@ -216,7 +236,8 @@ def choose_references(
         try:
             slices, spacing = _bank_slices(file, plane)
         except UserError as error:
-            left_out.append(f"{file.name} is left out: {error.args[0]}.")
+            log.warning("left out: %s", error.args[0])
+            left_out += 1
             continue
         spacing, own = _field(spacing, slices.shape[1:])
         own = field if math.isfinite(min(target.spacing)) else own
@@ -241,12 +262,13 @@ def choose_references(
                 if known:
                     mine = resampled(mine, spacing, target.spacing)
                 images[n, 0] = fitted(mine, target.size)
-    names = [[f"{file.name}, slice {i + 1}"] for file, i in chosen]
+    labels = [[f"{called[file]}, slice {i + 1}"] for file, i in chosen]
     about = [
-        {"file": str(file), "slice": i, "similarity": round(float(score), 4)}
+        {"name": called[file], "slice": i, "similarity": round(float(score), 4)}
         for (file, i), score in zip(chosen, scores[:, 0], strict=True)
     ]
-    return Guides(images, names, False, about, left_out)
+    remarks = [f"{left_out} files of the bank cannot be used and are left out."]
+    return Guides(images, labels, False, about, remarks[: bool(left_out)])
 
 
 def plane_axes(scan: Scan, axis: int) -> tuple[int, int]:

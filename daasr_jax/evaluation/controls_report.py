@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from daasr_jax.data import Pairing, SliceTable
+from daasr_jax.data import Names, Pairing, SliceTable
 from daasr_jax.evaluation.controls import BINS, BLOCK, CONTROLS, FOREGROUND, Control
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.report import (
@@ -41,6 +41,7 @@ def make_controls_report(
     resamples: int,
     seed: int,
     provenance: dict[str, Any],
+    names: Names | None = None,
 ) -> dict[str, Any]:
     """The controls of a split as one JSON-ready dictionary.
 
@@ -54,6 +55,7 @@ def make_controls_report(
         scale, degradation, border: As measured.
         resamples, seed: Of the bootstrap.
         provenance: Where the numbers come from.
+        names: What subjects and slices are called in it; None for their names.
     """
     found = measure(
         rows,
@@ -63,6 +65,7 @@ def make_controls_report(
         minus="black",
         resamples=resamples,
         seed=seed,
+        shown=names,
     )
     subjects = np.array([str(table.subjects[p.position]) for p in rows])
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from daasr_jax.data import Pairing, SliceTable, distance_mm
+from daasr_jax.data import Names, Pairing, SliceTable, distance_mm
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.statistics import (
     MIN_SUBJECTS,
@@ -47,6 +47,7 @@ def make_report(
     resamples: int,
     seed: int,
     provenance: dict[str, Any],
+    names: Names | None = None,
 ) -> dict[str, Any]:
     """The result of a split as one JSON-ready dictionary.
 
@@ -58,6 +59,7 @@ def make_report(
         scale, degradation, border: As measured.
         resamples, seed: Of the bootstrap.
         provenance: Where the numbers come from: configuration hash, commit and so on.
+        names: What subjects and slices are called in it; None for their names.
     """
     found = measure(
         predictions,
@@ -67,6 +69,7 @@ def make_report(
         minus=BASELINE,
         resamples=resamples,
         seed=seed,
+        shown=names,
     )
     difference = found.pop("minus")[method]
     return provenance | {
@@ -96,6 +99,7 @@ def measure(
     minus: str,
     resamples: int,
     seed: int,
+    shown: Names | None = None,
 ) -> dict[str, Any]:
     """Statistics of some methods over the same slices, JSON-ready.
 
@@ -106,11 +110,13 @@ def measure(
         names: Methods in the scores.
         minus: The one whose score is taken from every other's, slice by slice.
         resamples, seed: Of the bootstrap.
+        shown: What subjects and slices are called; None for their names.
 
     Returns:
         `n_slices`, `n_subjects`; `methods` and `minus`, name -> metric -> `summary`;
         `per_subject`, subject -> name -> metric -> mean; `per_slice`.
     """
+    shown = shown or Names()
     subjects = [str(table.subjects[p.position]) for p in predictions]
     measured = set(predictions[0].scores[names[-1]])
     metrics = [metric for metric in COLUMNS if metric in measured]
@@ -144,7 +150,7 @@ def measure(
         "methods": methods,
         "minus": differences,
         "per_subject": {
-            subject: {
+            shown.subject(subject): {
                 name: {
                     m: finite_mean(
                         column(name, m)[kept[m] & (np.array(subjects) == subject)]
@@ -157,11 +163,11 @@ def measure(
         },
         "per_slice": [
             {
-                "slice": table.keys[p.position],
-                "reference": table.keys[p.reference],
-                **_further(table, pairing, p.position),
-                "subject": s,
-                "contrast": str(table.contrasts[p.position]),
+                "slice": shown.slice(table, p.position),
+                "reference": shown.slice(table, p.reference),
+                **_further(table, pairing, p.position, shown),
+                "subject": shown.subject(s),
+                "contrast": shown.contrast(str(table.contrasts[p.position])),
                 **{
                     name: {k: finite_mean([v]) for k, v in p.scores[name].items()}
                     for name in names
@@ -197,8 +203,10 @@ def contrast_by(table: SliceTable, pairing: Pairing) -> str | None:
     return f"by the headers for {sum(pairs)} of {len(pairs)}, else by relative number"
 
 
-def _further(table: SliceTable, pairing: Pairing, i: int) -> dict[str, list[str]]:
-    names = [table.keys[k] for k in pairing.all_of(i)[1:]]
+def _further(
+    table: SliceTable, pairing: Pairing, i: int, shown: Names
+) -> dict[str, list[str]]:
+    names = [shown.slice(table, k) for k in pairing.all_of(i)[1:]]
     return {"further_references": names} if names else {}
 
 
@@ -277,6 +285,8 @@ def describe_training(report: dict[str, Any]) -> str:
     text, adversarial = perceptual_words(trained["perceptual"]), trained["adversarial"]
     off = adversarial["objective"] == "none"
     text += f"; adversarial term {'off' if off else adversarial['objective']}"
+    if changes := trained.get("changes"):
+        text += f"; {len(changes)} settings CHANGED on the way"
     batch = trained.get("batch") or {"rates_times": 1}
     if batch["rates_times"] == 1:
         return text

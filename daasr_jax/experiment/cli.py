@@ -51,6 +51,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, likewise.")
 PROCESS = flags.DEFINE_integer("process", None, "Number of this one from 0, likewise.")
+NAMES = flags.DEFINE_bool(
+    "names", False, "Write names of subjects and files; by default salted hashes."
+)
 LINGER_SECONDS = 5
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 

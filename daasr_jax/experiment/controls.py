@@ -73,10 +73,7 @@ def control_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, P
         draw_controls_panel(
             next(predictions(positions=[chosen.position])),
             report,
-            titles=(
-                run.table.keys[chosen.position],
-                run.table.keys[chosen.reference],
-            ),
+            titles=(run.label(chosen.position), run.label(chosen.reference)),
             path=path,
         )
 

@@ -77,12 +77,12 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         guides = _guides(request, target)
     for one in guides.about:
         if "said" in one:
-            say("reference", f"{Path(one['file']).name}: {one['said']}")
+            say("reference", f"{one['name']}: {one['said']}")
     if request.refs == ("auto",):
         say("reference", f"of {len(guides.about)} slices from {request.bank}")
     say("weights", weights_words(about))
     known = (*target.scan.remarks, *target.restore.remarks)  # said when it was read
-    logged = [f"{request.input.name} {text}." for text in known] + [*guides.logged]
+    logged = [f"{request.label} {text}." for text in known] + [*guides.logged]
     remarks = [*guides.remarks, *_too_fine(target, about)]
 
     engine = Engine(weights, request.memory)
@@ -111,7 +111,9 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         "settings": {
             "scale": scale,
             "axis": target.axis,
-            "references": list(request.refs),
+            "references": request.refs[0]
+            if request.refs in (("none",), ("auto",))
+            else len(request.refs),
             "simulated": request.simulated,
             "format": request.format,
         },
@@ -161,10 +163,9 @@ def _check(request: Request) -> None:
         raise ConfigError(
             "E257", "--ref auto and --bank DIR go together: give both or neither."
         )
-    used = [request.input, *(r for r in request.refs if r not in ("none", "auto"))]
     for name, path in request.files.items():
         form = request.format if name == "output" else ""
-        scans.check_output(path, used, request.force, form)
+        scans.check_output(path, request.used, request.force, form)
 
 
 def _weights(request: Request) -> released.Weights:
@@ -193,8 +194,10 @@ def _guides(request: Request, target: Target) -> Guides:
             request.bank,
             target,
             lambda files: track(files, "reading the bank", len(files)),
+            names=request.names,
         )
-    return read_references([Path(r) for r in request.refs], target)
+    paths = [Path(r) for r in request.refs]
+    return read_references(paths, target, names=request.names)
 
 
 def _say_target(
@@ -203,8 +206,7 @@ def _say_target(
     scan = target.scan
     say(
         "input",
-        f"{request.input.name}: {by(scan.voxels.shape)} {scan.voxels.dtype}, voxels "
-        f"of {in_mm(scan.spacing)}",
+        f"{by(scan.voxels.shape)} {scan.voxels.dtype}, voxels of {in_mm(scan.spacing)}",
     )
     slices, height, width = target.lr.shape
     plane = axis_name(scan.affine, target.axis)
@@ -256,7 +258,7 @@ def _confidence(
 def _input(request: Request, target: Target) -> dict[str, Any]:
     scan = target.scan
     return {
-        "file": str(request.input),
+        "name": request.label,
         "kind": scan.kind,
         "shape": list(scan.voxels.shape),
         "dtype": str(scan.voxels.dtype),

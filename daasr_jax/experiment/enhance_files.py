@@ -38,6 +38,7 @@ class Request:
         simulated: Make the input small first, and measure what the result is worth.
         page: Write the HTML page too.
         force: Replace results.
+        names: Keep names of files, and what the headers say of the patient.
     """
 
     input: Path
@@ -52,6 +53,20 @@ class Request:
     simulated: bool = False
     page: bool = True
     force: bool = False
+    names: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the scan is called in results."""
+        return self.input.name if self.names else "the input"
+
+    @property
+    def used(self) -> list[Path]:
+        """What is read, beside the weights; of a bank what a result would replace."""
+        refs = [Path(r) for r in self.refs if r not in ("none", "auto")]
+        bank = self.bank.resolve() if self.bank else None
+        own = [f for f in self.files.values() if f.name.endswith(_NIFTI) and f.exists()]
+        return [self.input, *refs, *(f for f in own if bank in f.resolve().parents)]
 
     @property
     def files(self) -> dict[str, Path]:
@@ -98,7 +113,6 @@ def write_files(
     """
     scan, grid = target.scan, target.grid
     files = written_files(request, made, guides)
-    used = [r for r in request.refs if r not in ("none", "auto")]
     note = f"daasr_jax {daasr_jax.__version__} x{report['settings']['scale']}"
 
     def volume(slices: np.ndarray) -> np.ndarray:
@@ -113,8 +127,9 @@ def write_files(
             description=f"{note} {words}",
             dtype=dtype,
             force=request.force,
-            inputs=used,
+            inputs=request.used,
             same_unit=path == request.out,
+            texts=request.names,
         )
 
     fresh = [f for k, f in files.items() if k != "output" and not f.exists()]
@@ -130,7 +145,7 @@ def write_files(
                 files["page"], _page(request, target, guides, made, report)
             )
         report["seconds"] = {k: round(v, 2) for k, v in times.items()}
-        report["files"] = {k: str(v) for k, v in files.items()}
+        report["files"] = {k: v.name for k, v in files.items()}
         write_atomically(files["report"], json.dumps(report, indent=1))
         output = target.restore(made.sr)
         if request.format == "dicom":
@@ -141,7 +156,8 @@ def write_files(
                 like=scan,
                 description=note,
                 force=request.force,
-                inputs=used,
+                inputs=request.used,
+                names=request.names,
             )
         else:
             nifti(request.out, output, "", np.float32)
@@ -190,10 +206,10 @@ def _page(
     matched = guides.images is not None and cells
     known = math.isfinite(sum(target.spacing))
     facts = [
-        ("input", f"{request.input.name}, {by(target.scan.voxels.shape)} voxels"),
+        ("input", f"{request.label}, {by(target.scan.voxels.shape)} voxels"),
         ("output", f"{request.out.name}, {by(target.grid.shape)} voxels"),
         ("weights", weights_words(report["weights"])),
-        *(("reference", f"{Path(a['file']).name}: {a['said']}")
+        *(("reference", f"{a['name']}: {a['said']}")
           for a in guides.about if "said" in a),
         *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
           for name, v in report["quality"].items() if v["psnr"] is not None),
@@ -219,7 +235,7 @@ def _page(
     plane = report["input"]["plane"]
     return make_page(
         views,
-        title=f"{request.input.name} x{report['settings']['scale']}",
+        title=f"{request.label} x{report['settings']['scale']}",
         subtitle=f"{slices} {plane} slices, {height}x{width} to {by(target.size)}",
         facts=facts,
         warnings=report["warnings"],

@@ -13,8 +13,14 @@ from daasr_jax.errors import ResourceError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
-from daasr_jax.experiment.opening import Opened, Request, by_track, open_split
-from daasr_jax.files import write_atomically
+from daasr_jax.experiment.opening import (
+    Opened,
+    Request,
+    by_track,
+    open_split,
+    result_files,
+)
+from daasr_jax.files import replacing, write_atomically
 from daasr_jax.runtime.failures import explained
 
 
@@ -83,7 +89,7 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
             shown,
             method=run.method,
             scale=run.config.scale,
-            titles=(run.table.keys[shown.position], run.table.keys[shown.reference]),
+            titles=(run.label(shown.position), run.label(shown.reference)),
             path=path,
         )
 
@@ -104,14 +110,15 @@ def save(run: Opened, report: dict[str, Any], draw: Callable[[Path], None]) -> P
     Raises:
         ResourceError: If they cannot be written (E604).
     """
-    target, picture = run.target, run.target.with_suffix(".png")
+    target, pairs, picture = result_files(run.target)
     if jax.process_index():
         return picture
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(report, indent=1, allow_nan=False))
-        run.pairing.save(target.with_suffix(".pairing.json"))
-        draw(picture)
+        run.pairing.save(pairs, run.names.slices(run.table))
+        with replacing(picture, ".png") as temporary:
+            draw(temporary)
     except OSError as error:
         raise ResourceError(
             "E604",

@@ -46,6 +46,7 @@ class Request:
             `eval_<split>_controls.json`.
         force: Replace a result.
         lpips: Measure LPIPS too, with both nets.
+        names: Show the names of subjects and files in results, not salted hashes.
     """
 
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,6 +57,7 @@ class Request:
     out: str = ""
     force: bool = False
     lpips: bool = False
+    names: bool = False
 
     def check(self) -> None:
         """Asks for a split that there is.
@@ -82,6 +84,7 @@ class Opened:
         variables: Of the checkpoint, on the devices of this process.
         predict: See `evaluation.make_predict`; its method is the model's name.
         target: Result file, which may be written.
+        names: What subjects and slices are called in results.
     """
 
     config: Config
@@ -92,6 +95,11 @@ class Opened:
     variables: Any
     predict: evaluation.Predict
     target: Path
+    names: data.Names
+
+    def label(self, i: int) -> str:
+        """What slice i is called in results."""
+        return self.names.slice(self.table, i)
 
     @property
     def method(self) -> str:
@@ -109,6 +117,7 @@ class Opened:
             "resamples": evaluate.resamples,
             "seed": evaluate.seed,
             "provenance": self.provenance,
+            "names": self.names,
         }
 
 
@@ -193,7 +202,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             "companions_sha256": prepared.companions,
             "evaluated": what,
             "overlap": overlap,
-            "given": changed(record["config"], config.to_dict()),
+            "given": _given(record, config, request),
             "config": config.name,
             "preset": config.preset,
             **_source(record, run),
@@ -217,6 +226,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             mesh=mesh,
         ),
         target=target,
+        names=data.Names(None if request.names else subjects.salt_of(folder)),
     )
 
 
@@ -230,6 +240,15 @@ def _configuration(
     if request.config is not None:
         check_same(record, request.config.to_dict(), folder)
     return folder, record, ConfigDict(with_given(record, dict(request.given)))
+
+
+def _given(record: dict[str, Any], config: Config, request: Request) -> dict[str, Any]:
+    """What was given beside the run, with the number of subjects for their names."""
+    found = changed(record["config"], config.to_dict())
+    for key in found if not request.names else ():
+        if key.startswith("data.subjects."):
+            found[key] = f"{len(parts.names(found[key]))} subjects"
+    return found
 
 
 def _source(record: dict[str, Any], run: TrainedRun) -> dict[str, Any]:
@@ -252,6 +271,11 @@ def _track(config: Config) -> str:
     )
 
 
+def result_files(target: Path) -> tuple[Path, Path, Path]:
+    """What an evaluation writes: the result, its pairs and its picture."""
+    return target, target.with_suffix(".pairing.json"), target.with_suffix(".png")
+
+
 def _check_target(target: Path, folder: Path, *, force: bool) -> None:
     """Asks whether a result may be written.
 
@@ -268,11 +292,13 @@ def _check_target(target: Path, folder: Path, *, force: bool) -> None:
             f"--out={target} lies in the run, where results begin with eval_: "
             f"its other files are the run's own; give {target.parent}/eval_NAME.json.",
         )
-    if target.exists() and not force:
-        raise ConfigError(
-            "E253",
-            f"{target} is there already; give --force to replace it, or another --out.",
-        )
+    for path in result_files(target):
+        if path.exists() and not force:
+            raise ConfigError(
+                "E253",
+                f"{path} is there already; give --force to replace it, or another "
+                "--out.",
+            )
 
 
 def _data(

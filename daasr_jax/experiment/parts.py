@@ -48,6 +48,7 @@ def data_settings(config: Config) -> data.DataSettings:
     return data.DataSettings(
         root=d.root,
         layout=d.layout,
+        links_out=d.links_out,
         cache_dir=d.cache_dir,
         size=d.size,
         resize=d.resize,

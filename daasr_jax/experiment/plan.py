@@ -44,6 +44,8 @@ class Plan:
         batches: Steps done -> this process's batches that follow.
         settings: Lengths and intervals.
         prepared: The data.
+        samples: Number of a step, from 1 -> index in the training split of each target
+            and those of its references.
         inputs: What the run is made from beside its configuration, for the record.
     """
 
@@ -55,6 +57,7 @@ class Plan:
     batches: Callable[[int], Iterable[dict[str, Any]]]
     settings: LoopSettings
     prepared: data.PreparedSet
+    samples: Callable[[int], list[tuple[int, list[int]]]]
     inputs: dict[str, Any]
 
     @property
@@ -193,21 +196,33 @@ def make_plan(
         checkpoint_every=train.checkpoint_every,
         watchdog=train.watchdog,
     )
+    drawn = {
+        "batch_size": layout.size,
+        "crop": train.crop,
+        "scale": config.scale,
+        "steps": steps,
+        "seed": config.seed,
+        "track": config.reference.track,
+        "exclude": config.reference.exclude,
+        "aligned": config.reference.aligned,
+        "shares": parts.shares(config),
+        "distance_mm": config.reference.distance_mm,
+        "count": config.reference.count,
+        "augment": train.augment,
+    }
+
+    def samples(step: int) -> list[tuple[int, list[int]]]:
+        triples, size = data.TrainingTriples(table, **drawn), layout.size
+        found = [triples.draw(i) for i in range((step - 1) * size, step * size)]
+        return [
+            (target, [d.reference for d in refs if d.reference is not None])
+            for target, refs in found
+        ]
+
     batches = functools.partial(
         data.training_batches,
         table,
-        batch_size=layout.size,
-        crop=train.crop,
-        scale=config.scale,
-        steps=steps,
-        seed=config.seed,
-        track=config.reference.track,
-        exclude=config.reference.exclude,
-        aligned=config.reference.aligned,
-        shares=parts.shares(config),
-        distance_mm=config.reference.distance_mm,
-        count=config.reference.count,
-        augment=train.augment,
+        **drawn,
         rows=devices.rows_of(layout.mesh, layout.size),
         num_threads=train.num_threads,
         workers=train.workers,
@@ -229,5 +244,6 @@ def make_plan(
         batches=lambda start: batches(start=start),
         settings=settings,
         prepared=prepared,
+        samples=samples,
         inputs=inputs,
     )

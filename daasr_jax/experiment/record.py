@@ -26,6 +26,7 @@ log = logging.getLogger("daasr_jax")
 _PLACES = (
     "data.root",
     "data.usual_root",
+    "data.links_out",
     "data.cache_dir",
     "data.split_file",
     "perceptual.weights",
@@ -55,6 +56,7 @@ _FREE_ON_RESUME = (
 # references, its own settings.
 EVALUATED = (
     "data.root",
+    "data.links_out",
     "data.cache_dir",
     "data.layout",
     "data.folders",
@@ -74,6 +76,7 @@ RECORD = "config.json"
 
 # Keys that came later, with what the runs before them did.
 _LATER: dict[str, Any] = {
+    "data.links_out": False,
     "degradation": "bicubic",
     "model.data_consistency": False,
     "reference.distance_mm": 0.0,
@@ -139,7 +142,12 @@ def check_new(folder: Path, first_save: int) -> None:
 
 
 def record_config(
-    config: dict[str, Any], folder: Path, inputs: dict[str, Any], *, begun: bool = False
+    config: dict[str, Any],
+    folder: Path,
+    inputs: dict[str, Any],
+    *,
+    begun: bool = False,
+    allow: bool = False,
 ) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
 
@@ -151,12 +159,14 @@ def record_config(
             `batch`, how many images a step takes, are written when the run begins and
             stay.
         begun: Whether the run has a checkpoint to go on from.
+        allow: Go on with settings that differ; `changes` of the record names them.
 
     Raises:
-        ConfigError: If a setting that decides what is learned has changed.
+        ConfigError: If a setting that decides what is learned has changed (E207), or
+            there is no record to compare with (E208).
     """
     path = folder / RECORD
-    flat, commits = _flat(config), []
+    flat, commits, allowed = _flat(config), [], []
     if begun:
         if not path.exists():
             raise ConfigError(
@@ -169,6 +179,7 @@ def record_config(
             old = json.loads(path.read_text(encoding="utf-8"))
             before = _flat(completed(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
+            allowed = list(old.get("changes") or [])
         except (ValueError, KeyError, OSError) as error:
             raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
         free = _FREE_ON_RESUME
@@ -192,18 +203,23 @@ def record_config(
                 "statistics of parts of another size.",
                 *parts,
             )
-        if changes:
+        if changes and not allow:
             raise ConfigError(
                 "E207",
                 f"{folder} holds a run with other settings: {'; '.join(changes)}. "
-                "Give another --workdir, or the settings it began with.",
+                "Give another --workdir, the settings it began with, or "
+                "--allow_config_change, which the record then tells.",
             )
+        if changes:
+            log.warning("the run goes on with other settings: %s", "; ".join(changes))
+        allowed += changes
     commit = commit_id()
     record = {
         "config": config,
         "config_sha256": config_sha256(config),
         "commit": commit,
         "commits": list(dict.fromkeys([*commits, commit])),
+        "changes": allowed,
     } | inputs
     if jax.process_index() == 0:
         try:
@@ -272,6 +288,7 @@ def trained_with(record: dict[str, Any]) -> dict[str, Any]:
         "adversarial": config["adversarial"],
         "start": record["start"],
         "batch": record["batch"],
+        "changes": record.get("changes", []),
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from daasr_jax.data import PreparedSet
 from daasr_jax.errors import CheckpointError, DataError
-from daasr_jax.files import write_atomically
+from daasr_jax.experiment.record import RECORD
+from daasr_jax.files import file_hash, write_atomically
 
 log = logging.getLogger("daasr_jax")
 
@@ -19,27 +20,37 @@ SEEN = "subjects.json"
 _LEARNED_FROM = ("train", "val")
 
 
-def record_subjects(prepared: PreparedSet, folder: Path) -> None:
-    """Writes the split of a run and, as salted hashes, the subjects in it.
+def record_subjects(
+    prepared: PreparedSet, folder: Path, *, names: bool = False
+) -> None:
+    """Writes the split of a run and the subjects in it, both as salted hashes.
 
-    `split.json` has the names, and `data.split_file` takes it. `subjects.json` names
-    nobody: SHA-256 of salt and subject, and of the voxels of each volume. It is what
-    `overlap` reads, so it can go with weights that are given to others.
+    `split.json` is a file for `data.split_file`. `subjects.json` has SHA-256 of salt
+    and subject, and of the voxels of each volume. It is what `overlap` reads, so it can
+    go with weights that are given to others. The salt is in both files: who has them
+    can ask whether a name that he knows was there.
 
     Args:
         prepared: The data of the run.
         folder: Of the run.
+        names: Write the names into `split.json` instead.
     """
-    if (folder / SEEN).exists():
-        return
-    salt = secrets.token_hex(16)
+    old = read_seen(folder)
+    salt = old["salt"] if old else secrets.token_hex(16)
     seen = {
         "dataset": prepared.dataset,
         "salt": salt,
         "subjects": prepared.subject_hashes(salt),
         "volumes": prepared.volume_hashes,
     }
-    prepared.write_split(folder / SPLIT)
+    if old:  # those that were seen before stay so, where the data have changed
+        for kind in ("subjects", "volumes"):
+            for split, known in seen[kind].items():
+                before = old[kind].get(split, [])
+                seen[kind][split] = sorted({*known, *before})
+        if all(seen[k] == old[k] for k in ("subjects", "volumes")):
+            return
+    prepared.write_split(folder / SPLIT, None if names else salt)
     write_atomically(folder / SEEN, json.dumps(seen, indent=1))
 
 
@@ -63,6 +74,19 @@ def read_seen(folder: Path) -> dict[str, Any] | None:
             "the run was trained on; restore it from a copy.",
         ) from None
     return seen
+
+
+def salt_of(folder: Path) -> str:
+    """The salt of the names in a run's results: that of its `subjects.json`.
+
+    Of a run without that file, such as imported weights, it is the SHA-256 of its
+    `config.json`.
+
+    Raises:
+        CheckpointError: If the file cannot be read (E416).
+    """
+    seen = read_seen(folder)
+    return seen["salt"] if seen else file_hash(folder / RECORD)
 
 
 def is_own(folder: Path, prepared: PreparedSet, split: str) -> bool:

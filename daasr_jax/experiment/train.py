@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +26,10 @@ from daasr_jax.evaluation.controls import (
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.batch import lay_out
 from daasr_jax.experiment.places import run_folder
-from daasr_jax.experiment.plan import make_plan
+from daasr_jax.experiment.plan import Plan, make_plan
 from daasr_jax.experiment.record import check_new, read_record, record_config
-from daasr_jax.experiment.subjects import record_subjects
+from daasr_jax.experiment.subjects import record_subjects, salt_of
+from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import load_lpips
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.claim import alone
@@ -45,12 +48,20 @@ Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
 @explained()
-def train_run(config: Config, workdir: str | None = None) -> None:
+def train_run(
+    config: Config,
+    workdir: str | None = None,
+    *,
+    names: bool = False,
+    allow_change: bool = False,
+) -> None:
     """Trains what the configuration says into `workdir`, resuming where it left off.
 
     Args:
         config: The configuration.
         workdir: Folder of the run; by default `runs/<name>_<preset>`.
+        names: Write the names of subjects into the run, not salted hashes.
+        allow_change: Go on with settings other than those the run began with.
 
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
@@ -66,11 +77,24 @@ def train_run(config: Config, workdir: str | None = None) -> None:
                 Checkpoints(folder, best_by=rule, best_from=first)
             ) as checkpoints,
         ):
-            _train(config, folder, checkpoints, stop)
+            _train(
+                config,
+                folder,
+                checkpoints,
+                stop,
+                names=names,
+                allow_change=allow_change,
+            )
 
 
 def _train(
-    config: Config, folder: Path, checkpoints: Checkpoints, stop: StopRequest
+    config: Config,
+    folder: Path,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    *,
+    names: bool,
+    allow_change: bool,
 ) -> None:
     begun = checkpoints.latest() is not None
     layout = lay_out(config, read_record(folder).get("batch") if begun else None)
@@ -82,9 +106,10 @@ def _train(
     if not begun:
         saves = (settings.validate_every, settings.checkpoint_every, settings.steps)
         check_new(folder, min(n for n in saves if n))
-    record_config(config.to_dict(), folder, plan.inputs, begun=begun)
+    given = config.to_dict()
+    record_config(given, folder, plan.inputs, begun=begun, allow=allow_change)
     if jax.process_index() == 0:
-        record_subjects(plan.prepared, folder)
+        record_subjects(plan.prepared, folder, names=names)
     log.info(
         "%s x%d, %s parameters, %d steps of %d (epoch: %d steps), %s",
         plan.name,
@@ -109,7 +134,40 @@ def _train(
         ),
         validate=make_validation(config, plan.prepared.splits["val"]),
         stop=stop,
+        blame=lambda steps: record_blame(plan, steps, folder, names=names),
     )
+
+
+def record_blame(plan: Plan, steps: range, folder: Path, *, names: bool) -> None:
+    """Writes what the batches of a row of bad updates were made of.
+
+    The file is `not_finite.json`: step -> the target of each sample and its references.
+
+    Args:
+        plan: The run.
+        steps: Of the updates.
+        folder: Of the run.
+        names: Show the names of slices, not salted hashes.
+    """
+    if jax.process_index():
+        return
+    table, path = plan.prepared.splits["train"], folder / "not_finite.json"
+    label = functools.partial(
+        data.Names(None if names else salt_of(folder)).slice, table
+    )
+    found = {
+        str(step): [
+            {"slice": label(target), "references": [label(k) for k in references]}
+            for target, references in plan.samples(step)
+        ]
+        for step in steps
+    }
+    try:
+        write_atomically(path, json.dumps(found, indent=1))
+    except OSError as error:  # the run goes on, or ends with its own error
+        log.warning("%s cannot be written: %s", path, error.strerror)
+    else:
+        log.warning("the samples of steps %d to %d: %s", steps[0], steps[-1], path)
 
 
 def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | None:

@@ -4,6 +4,7 @@ pydicom is imported where it is used; it is the extra `dicom`.
 """
 
 import copy
+import math
 import struct
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from daasr_jax.data.sources.base import (
     BadFileError,
+    check_packing,
     check_size,
     complaint,
     some,
@@ -146,6 +148,11 @@ def _read_series_of(path: Path) -> Scan:
 def _header(path: Path) -> Any:
     pydicom = library()
     try:
+        if _is_deflated(path):
+            raise BadFileError(
+                f"{path.name} is deflated as a whole, so its size is not known before "
+                "it is unpacked: unpack it first (dcmconv +te)"
+            )
         header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     except errors_of(pydicom) as error:
         said = complaint(error, "DICOM file")
@@ -158,6 +165,16 @@ def _header(path: Path) -> Any:
     if "SeriesInstanceUID" not in header:
         raise BadFileError(f"{path.name} is a DICOM file without a series")
     return header
+
+
+def _is_deflated(path: Path) -> bool:
+    pydicom = library()
+    try:
+        about = pydicom.filereader.read_file_meta_info(path)
+    except errors_of(pydicom):  # a file without such a beginning
+        return False
+    deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
+    return about.get("TransferSyntaxUID", None) == deflated
 
 
 def _several(folder: Path, series: list[list[tuple[Path, Any]]]) -> DataError:
@@ -182,7 +199,10 @@ def _stacked(source: Path, members: Sequence[tuple[Path, Any]]) -> Scan:
         check_frame(frame)
     frames, affine, remarks = placed(source, frames)
     first = frames[0].header
-    check_size((int(first.Columns), int(first.Rows), len(frames)))
+    shape = (int(first.Columns), int(first.Rows), len(frames))
+    check_size(shape)
+    size = sum(path.stat().st_size for path in {frame.path for frame in frames})
+    check_packing(math.prod(shape) * int(first.get("BitsAllocated", 16)) // 8, size)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     return Scan(
         voxels=_voxels(frames),
@@ -206,6 +226,10 @@ def _frames(path: Path, header: Any) -> list[Frame]:
             )
         return [Frame(header, path, 0, False)]
     groups = header.PerFrameFunctionalGroupsSequence
+    if count != len(groups):
+        raise BadFileError(
+            f"{path.name} declares {count} frames and has the places of {len(groups)}"
+        )
     shared = header.get("SharedFunctionalGroupsSequence", None)
     for name in (
         "PerFrameFunctionalGroupsSequence",

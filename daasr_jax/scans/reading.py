@@ -4,6 +4,7 @@ What a file holds decides how it is read, not its name.
 """
 
 import dataclasses
+import io
 import math
 import os
 import tokenize
@@ -19,6 +20,7 @@ from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources import fastmri, fastmri_header, nifti
 from daasr_jax.data.sources.base import (
     BadFileError,
+    check_packing,
     check_size,
     check_start,
     complaint,
@@ -44,6 +46,9 @@ _ZIP_ERRORS = (
     tokenize.TokenError,
     SyntaxError,
 )
+_SPACING = "has a spacing that is not three positive numbers in mm"
+# Of an .npz file: a header is shorter, and there are fewer arrays.
+_HEADER_BYTES, _MOST_MEMBERS = 2**16, 1000
 _CONVERT = "is {}: convert it to NIfTI"
 
 
@@ -148,7 +153,10 @@ def _read_fastmri(path: Path) -> Scan:
 def _read_npz(path: Path) -> Scan:
     try:
         with zipfile.ZipFile(path) as file:
-            members = {n.removesuffix(".npy"): n for n in file.namelist()}
+            stored = {i.filename: i.compress_size for i in file.infolist()}
+            if len(stored) > _MOST_MEMBERS:
+                raise BadFileError(f"holds {len(stored)} members; one array is wanted")
+            members = {n.removesuffix(".npy"): n for n in stored}
             arrays = {
                 name: found
                 for name, member in members.items()
@@ -167,13 +175,19 @@ def _read_npz(path: Path) -> Scan:
         if dtype.kind not in "fiu":
             raise BadFileError(f"holds {dtype} values; magnitude images are wanted")
         check_size(shape)
+        packed = min(stored[members[images[0]]], path.stat().st_size)
+        check_packing(math.prod(shape) * dtype.itemsize, packed)
+        if "spacing" in arrays:
+            side = arrays["spacing"]
+            if side[0] != (3,) or side[1].kind not in "fiu":
+                raise BadFileError(_SPACING)
         with np.load(path, allow_pickle=False) as file:
             voxels = np.asarray(file[images[0]])
             sides = file["spacing"] if "spacing" in arrays else np.full(3, math.nan)
     except (BadFileError, *READ_ERRORS, *_ZIP_ERRORS) as error:
         raise BadFileError(complaint(error, "npz file")) from None
-    if sides.shape != (3,) or (sides <= 0).any():
-        raise BadFileError("has a spacing that is not three positive numbers in mm")
+    if (sides <= 0).any():
+        raise BadFileError(_SPACING)
     if dtype.kind == "f":
         voxels = voxels.astype(np.float32, copy=False)
     return _without_place(path, "npz", voxels, (sides[0], sides[1], sides[2]))
@@ -186,13 +200,14 @@ def _array_header(
     if not member.endswith(".npy"):
         return None
     with file.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(stream)
+        start = io.BytesIO(stream.read(_HEADER_BYTES))
+    version = np.lib.format.read_magic(start)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(start)
     return shape, dtype
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import datetime
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import daasr_jax
+from daasr_jax.data.pseudonyms import Names
 from daasr_jax.data.sources.base import first_line, system_words
 from daasr_jax.errors import DataError
 from daasr_jax.files import sync_folder
@@ -32,6 +34,22 @@ _DROPPED = (
     "RedPaletteColorLookupTableDescriptor", "VOILUTSequence", "DataSetTrailingPadding",
     "SliceLocation", "RealWorldValueMappingSequence", "ReferencedImageSequence",
 )  # fmt: skip
+# What is kept of a header without names: how the images were acquired and look. None of
+# it is free text. The position and the orientation of each slice are set anew.
+_KEPT = (
+    "SOPClassUID", "Modality", "BodyPartExamined", "PatientPosition", "ImageType",
+    "ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType",
+    "SliceThickness", "RepetitionTime", "EchoTime", "InversionTime", "EchoNumbers",
+    "NumberOfAverages", "ImagingFrequency", "MagneticFieldStrength", "EchoTrainLength",
+    "PercentSampling", "PercentPhaseFieldOfView", "PixelBandwidth", "FlipAngle",
+    "InPlanePhaseEncodingDirection", "VariableFlipAngleFlag", "SAR", "Laterality",
+    "PhotometricInterpretation", "WindowCenter", "WindowWidth", "SeriesNumber",
+)  # fmt: skip
+# These must be there, and may be empty.
+_EMPTY = (
+    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID",
+    "PatientBirthDate", "PatientSex", "PositionReferenceIndicator", "Manufacturer",
+)  # fmt: skip
 _TOP = 2**16 - 1
 _TEXT, _LONG_TEXT = 64, 1024  # characters of LO and ST
 
@@ -44,14 +62,21 @@ def write_dicom(
     description: str = "",
     force: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
+    names: bool = False,
 ) -> None:
     """Writes a volume as a new series, one file a slice, derived from a DICOM scan.
 
-    Patient, study and frame of reference stay. The series and its images have new
-    UIDs, the type DERIVED\\SECONDARY and the sources they are made from. Values are 16
-    bits with one slope for the series: `value = slope stored + intercept`, right to a
-    half of a 65535th of the range. Private elements, which may tell of the old grid,
-    are left out.
+    Nobody is named: of the header only what an allow-list has is kept. The patient has
+    a salted hash for name and ID, and the UIDs are made of salted hashes of the old
+    ones. Each call has a salt of its own, which is not kept. The pixels stay: those of
+    a head show a face, and text may be burned into them.
+
+    With `names` patient, study and frame of reference stay, and only private elements,
+    which may tell of the old grid, are left out.
+
+    The series and its images have new UIDs, the type DERIVED\\SECONDARY and the sources
+    they are made from. Values are 16 bits with one slope for the series: `value = slope
+    stored + intercept`, right to a half of a 65535th of the range.
 
     A folder under a temporary name becomes `folder` when it is whole.
 
@@ -63,6 +88,7 @@ def write_dicom(
         description: How the images were made, up to 1,024 characters.
         force: Replace a folder that is there and holds one DICOM series.
         inputs: Other places that must not be written to, such as references.
+        names: Keep what the header says of patient, study and hospital.
 
     Raises:
         DataError: If the scan is not DICOM (E353), the axes of the grid are not at
@@ -82,7 +108,7 @@ def write_dicom(
         temporary.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that the scanner wrote
-            for image in _series(pydicom, voxels, grid, like, description):
+            for image in _series(pydicom, voxels, grid, like, description, names):
                 path = temporary / f"IM{image.InstanceNumber:04d}.dcm"
                 image.save_as(path, enforce_file_format=True)
         sync_folder(temporary)
@@ -121,8 +147,16 @@ def _check_axes(grid: Grid) -> None:
         )
 
 
-def _series(pydicom: Any, voxels: np.ndarray, grid: Grid, like: Scan, description: str):
+def _series(
+    pydicom: Any,
+    voxels: np.ndarray,
+    grid: Grid,
+    like: Scan,
+    description: str,
+    names: bool,
+):
     """One dataset after another, along the third axis."""
+    salt = secrets.token_hex(16)
     slope, intercept = _scale(voxels)
     uid = pydicom.uid.generate_uid
     series, now = uid(), datetime.datetime.now()
@@ -131,7 +165,10 @@ def _series(pydicom: Any, voxels: np.ndarray, grid: Grid, like: Scan, descriptio
     for k in range(grid.shape[2]):
         near = round(float((source @ [*middle, k, 1])[2]))
         near = min(max(near, 0), len(like.header) - 1)
-        image = _derived(like.header[near], pydicom, description, now)
+        header = like.header[near]
+        if not names:
+            header = _nameless(header, pydicom, salt)
+        image = _derived(header, pydicom, description, now)
         image.SeriesInstanceUID = series
         image.SOPInstanceUID = uid()
         image.InstanceNumber = k + 1
@@ -191,6 +228,25 @@ def _fill(image: Any, stored: np.ndarray, slope: float, intercept: float) -> Non
     image.RescaleSlope, image.RescaleIntercept = _decimal(slope), _decimal(intercept)
     image.RescaleType = "US"  # unspecified
     image.PixelData = pixels.tobytes()
+
+
+def _nameless(header: Any, pydicom: Any, salt: str) -> Any:
+    """What a header says of the images alone, with a patient and a study of no name."""
+    image = pydicom.dataset.Dataset()
+    for name in _KEPT:  # a text in the place of a number could be anything
+        if name in header and pydicom.datadict.dictionary_VR(name) == header[name].VR:
+            image[name] = header[name]
+    for name in _EMPTY:
+        setattr(image, name, "")
+    for name in ("StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
+        entropy = [salt, str(header.get(name, ""))]
+        setattr(image, name, pydicom.uid.generate_uid(entropy_srcs=entropy))
+    image.PatientName = image.PatientID = Names(salt).subject(
+        str(header.get("PatientID", ""))
+    )
+    image.PatientIdentityRemoved = "YES"
+    image.DeidentificationMethod = "daasr_jax: an allow-list of attributes"
+    return image
 
 
 def _derived(

@@ -25,6 +25,7 @@ from daasr_jax.scans.scan import Scan
 
 _COMMENT = 6  # code of a header extension of plain text
 _DESCRIP = 80  # bytes of the field
+_NO_TEXTS = ("magic", "regular")
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 # A qform that is off by more than this, in mm, is named.
 _EXACT_MM = 1e-4
@@ -40,11 +41,13 @@ def write_nifti(
     force: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
     same_unit: bool = True,
+    texts: bool = False,
 ) -> None:
     """Writes a volume in the world space of the scan that it was made from.
 
     Kept of a NIfTI scan: NIfTI-1 or -2, units, sform and qform codes, repetition time,
-    description, intent and display range. Both forms lie where the scan's sform lies;
+    intent and display range. Its texts, which may name the patient, are kept only where
+    it is asked for. Both forms lie where the scan's sform lies;
     where its qform is another by more than 5 % of a voxel, each goes its own way. Of a
     DICOM scan the repetition time is taken and both codes are "scanner"; the qform's is
     0 where it would be off by more than 1e-4 mm (see `scans.quaternion`). Without a
@@ -65,13 +68,15 @@ def write_nifti(
         inputs: Other files that must not be written to, such as references.
         same_unit: The values are those of the scan's unit. Of a map of other values its
             description, intent and display range are not kept.
+        texts: Keep the texts of the scan's header: its description, names of intent,
+            data base and other files, and comments.
 
     Raises:
         DataError: As `output.check_output` (E350, E351, E352, E354).
     """
     path = Path(path)
     check_output(path, [like.source, *inputs], force, form="nifti")
-    header = header_for(grid, like, description, same_unit=same_unit)
+    header = header_for(grid, like, description, same_unit=same_unit, texts=texts)
     header.set_data_dtype(np.dtype(dtype))
     image = IMAGES[int(header["sizeof_hdr"])](
         _as_type(voxels, np.dtype(dtype), like), None, header
@@ -86,14 +91,22 @@ def write_nifti(
 
 
 def header_for(
-    grid: Grid, like: Scan, description: str = "", *, same_unit: bool = True
+    grid: Grid,
+    like: Scan,
+    description: str = "",
+    *,
+    same_unit: bool = True,
+    texts: bool = False,
 ) -> Any:
     """The NIfTI header of a result, see `write_nifti`."""
     if like.kind == "nifti":
         header = like.header.copy()
         header.extensions[:] = [
-            e for e in header.extensions if e.get_code() == _COMMENT
+            e for e in header.extensions if texts and e.get_code() == _COMMENT
         ]
+        for name in [] if texts else header.keys():
+            if header[name].dtype.kind == "S" and name not in _NO_TEXTS:
+                header[name] = b""
         if not same_unit:
             header["descrip"], header["cal_min"], header["cal_max"] = b"", 0, 0
             header.set_intent("none")
@@ -126,9 +139,8 @@ def header_for(
         if like.kind != "nifti":
             header["qform_code"] = 0
         log.info(
-            "%s: its axes are held by the sform of the result; a qform, whose numbers "
-            "have 24 bits and no shear, would be off by %.2g mm at a corner",
-            like.source,
+            "the axes of the result are held by its sform; a qform, whose numbers have "
+            "24 bits and no shear, would be off by %.2g mm at a corner",
             held.error * mm,
         )
     if description:

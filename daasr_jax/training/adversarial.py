@@ -52,6 +52,7 @@ def play(
     key: Array,
     axis: str | None,
     parts: int = 1,
+    rate: Float[Array, ""] | float = 1.0,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """Updates the discriminator on `sr` and `hr`.
 
@@ -65,6 +66,7 @@ def play(
         key: Random key of the step, the same on every device.
         axis: Named device axis over which gradients are averaged, or None.
         parts: Equal parts of the batch whose gradients are computed one by one.
+        rate: Factor of the learning rate.
 
     Returns:
         The new parameters and optimiser state, and metrics under `d/`, averaged over
@@ -98,7 +100,7 @@ def play(
             mix = _mix(jax.random.fold_in(key, i), hr.shape[0], axis)
             gradient, terms = average(gradient_of(params, fake, hr, mix))
             change, state = setting.optimiser.update(gradient, state, params)
-            params = optax.apply_updates(params, change)
+            params = optax.apply_updates(params, optax.tree.scale(rate, change))
             metrics = {f"d/{name}": value for name, value in terms.items()}
             metrics["d/gradient_norm"] = optax.global_norm(gradient)
         return params, state, metrics

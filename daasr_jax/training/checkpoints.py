@@ -118,6 +118,10 @@ class Checkpoints:
         """Usable steps, ascending."""
         return sorted(s for s in self._manager.all_steps() if s not in self._bad)
 
+    def unusable(self) -> dict[int, str]:
+        """Steps that are there and cannot be used, with the reason."""
+        return {s: why or "was not finished" for s, why in self._bad.items()}
+
     def latest(self) -> int | None:
         """Newest usable step, None in a new run.
 

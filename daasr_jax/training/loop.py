@@ -21,7 +21,7 @@ from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.progress import Progress
 from daasr_jax.training.settings import LoopSettings
 from daasr_jax.training.state import TrainState
-from daasr_jax.training.step import Step
+from daasr_jax.training.step import LOWERED, Step
 from daasr_jax.training.writers import Writer
 
 log = logging.getLogger("daasr_jax")
@@ -47,6 +47,7 @@ def train(
     writer: Callable[[int], Writer],
     validate: Validate | None,
     stop: StopRequest,
+    blame: Callable[[range], None] | None = None,
 ) -> TrainState:
     """Trains to `settings.steps`, resuming from the newest usable checkpoint.
 
@@ -62,13 +63,15 @@ def train(
             calls its second argument after every slice, in every process as often,
             which ends it where the run was asked to stop.
         stop: What asks the run to stop.
+        blame: Is told the steps of a row of updates that were not finite.
 
     Returns:
         The final state.
 
     An update whose loss or gradient is not finite is left out. After `MAX_SKIPPED` of
     them in a row, seen at a report, the run goes back to the last checkpoint that was
-    saved without trouble, with the data that follow; the second time it stops.
+    saved without trouble, with the data that follow and half the learning rates; the
+    second time it stops.
 
     A validation that a stop has cut short, or that was due then, is made up for when
     the run resumes, and its scores are stored with the checkpoint that lacks them.
@@ -158,6 +161,9 @@ def train(
                     skipped = int(values["skipped"])
                 stuck = values["skipped_in_a_row"] >= MAX_SKIPPED
                 if stuck and (done or step % settings.log_every == 0):
+                    row = int(values["skipped_in_a_row"])
+                    if blame is not None:
+                        blame(range(step - row + 1, step + 1))
                     state = _go_back(step, state, checkpoints, mesh)
             scores: dict[str, float] | None = {}
             if due(step):
@@ -210,7 +216,12 @@ def _go_back(
     for saved in reversed(checkpoints.clean_steps()):
         good = checkpoints.restore(saved, state)
         if not int(good.skipped_in_a_row):  # runs of before did not mark the others
-            log.warning("%s: going back to checkpoint %d, once", trouble, saved)
+            log.warning(
+                "%s: going back to checkpoint %d, once, with learning rates times %g",
+                trouble,
+                saved,
+                LOWERED,
+            )
             counters = {
                 "step": state.step,
                 "skipped": state.skipped,

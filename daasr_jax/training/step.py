@@ -25,6 +25,7 @@ Batch = Mapping[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 # Whatever of these is not finite leaves an update out.
+LOWERED = 0.5  # factor of the learning rates once a run has gone back
 _DECISIVE = ("g/total", "g/gradient_norm", "d/total", "d/gradient_norm")
 
 
@@ -64,7 +65,8 @@ def make_train_step(
     Returns:
         `step(state, batch) -> (state, metrics)` with `batch` of `hr` and `ref`
         `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/` and
-        `d/`. Where a loss or gradient is not finite only the counters move on. It is a
+        `d/`. Where a loss or gradient is not finite only the counters move on. The
+        learning rates are halved once the run has gone back because of such. It is a
         `Partial` too, whose leaves are the frozen weights of all losses: as an argument
         of a compiled program it puts no constant into it, see `devices.compile_step`.
     """
@@ -88,7 +90,8 @@ def make_train_step(
         )
         metrics |= confidence_statistics(found.confidence, axis=axis)
         updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
-        gen = optax.apply_updates(state.gen, updates)
+        rate = _rate(state)
+        gen = optax.apply_updates(state.gen, optax.tree.scale(rate, updates))
         ema: Any = state.ema, state.ema_batch_stats
         if ema_decay:
             ema = optax.incremental_update((gen, batch_stats), ema, 1.0 - ema_decay)
@@ -97,7 +100,7 @@ def make_train_step(
         for side, opt in (("g", gen_opt), ("d", disc_opt)):
             used = getattr(opt, "hyperparams", {})  # of `make_optimiser`
             if used:
-                metrics[f"{side}/learning_rate"] = used["learning_rate"]
+                metrics[f"{side}/learning_rate"] = rate * used["learning_rate"]
         updated = {
             "gen": gen,
             "batch_stats": batch_stats,
@@ -153,6 +156,7 @@ class _Objective:
             key=key,
             axis=self.axis,
             parts=parts,
+            rate=_rate(state),
         )
         return (disc, disc_opt), metrics
 
@@ -245,6 +249,11 @@ def _in_parts(
     if confidence is not None:  # (parts, groups, images, ...)
         confidence = jnp.concatenate(list(confidence), axis=1)
     return _Found(gradient, metrics | judged, batch_stats, confidence, disc)
+
+
+def _rate(state: TrainState) -> Array:
+    """Factor of the learning rates: `LOWERED` once a run has gone back."""
+    return jnp.where(state.restores > 0, jnp.float32(LOWERED), jnp.float32(1))
 
 
 def _unless_bad(

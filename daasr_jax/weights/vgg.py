@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import math
 import zipfile
@@ -31,6 +32,7 @@ _READ_ERRORS = (
 )  # fmt: skip
 # HDF5's own deflate, shuffle and fletcher32; any other filter might load a plugin.
 _FILTERS = {1, 2, 3}
+_HEADER_BYTES = 2**16
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -145,10 +147,11 @@ def _read_npz(path: Path) -> tuple[dict, str]:
             if member not in names:
                 raise _BadWeightsError(f"has no {name}")
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in _NPY_HEADERS:
-                    raise _BadWeightsError(f"holds {name} in an unknown .npy version")
-                stored, _, dtype = _NPY_HEADERS[version](file)
+                start = io.BytesIO(file.read(_HEADER_BYTES))
+            version = np.lib.format.read_magic(start)
+            if version not in _NPY_HEADERS:
+                raise _BadWeightsError(f"holds {name} in an unknown .npy version")
+            stored, _, dtype = _NPY_HEADERS[version](start)
             _check_array(name, stored, dtype, shape)
             with archive.open(member) as file:
                 return np.lib.format.read_array(file, allow_pickle=False)

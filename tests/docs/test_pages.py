@@ -25,7 +25,7 @@ def load(name: str):
     return module
 
 
-errors, house = load("errors"), load("house")
+errors, faults, house = load("errors"), load("faults"), load("house")
 
 
 def test_readme_is_short():
@@ -73,6 +73,16 @@ def test_an_error_code_has_one_meaning():
     assert {c: t for c, t in types.items() if t != {kinds[c[1]]}} == {}
     shell = {report.code for report in errors.shell_reports()}
     assert shell.isdisjoint(where)
+
+
+def test_faults_page_is_fresh():
+    written = faults.PAGE.read_text(encoding="utf-8")
+    assert written == faults.page(), f"docs/faults.md is old: {faults.COMMAND}"
+
+
+def test_every_fault_has_tests():
+    numbers = [fault.number for fault in faults.faults()]
+    assert numbers == list(range(1, faults.COUNT + 1))
 
 
 def test_house_is_fresh():

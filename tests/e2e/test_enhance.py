@@ -98,7 +98,7 @@ def test_dicom_in_and_out(tmp_path):
     flips = tuple(slice(None, None, int(turn[i, k])) for i, k in enumerate(order))
     np.testing.assert_allclose(moved[flips], b.voxels, atol=step)
     report = json.loads((tmp_path / "out.json").read_text())
-    assert report["files"]["output"] == str(out)
+    assert report["files"]["output"] == out.name
 
 
 @pytest.mark.full

@@ -429,16 +429,6 @@ class TestRunsThatHaveBeen:
         record.check_new(tmp_path, first_save=10)
         record.check_new(tmp_path / "none", first_save=10)
 
-    @pytest.mark.parametrize(
-        "sign", ["manifests/4.json", "checkpoints_set_aside/4_damaged_0", "eval_a.json"]
-    )
-    def test_signs(self, tmp_path, sign):
-        path = tmp_path / sign
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("")
-        with pytest.raises(CheckpointError, match=rf"E415.*{sign}.*--workdir"):
-            record.check_new(tmp_path, first_save=10)
-
     def test_a_log_beyond_the_first_checkpoint(self, tmp_path):
         self.log(tmp_path, 11)
         with pytest.raises(CheckpointError, match=r"E415.*metrics.jsonl up to step 11"):

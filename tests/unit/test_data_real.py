@@ -61,7 +61,7 @@ def test_kspace_only_file(tmp_path):
     folder = Path(DATA) / "fastmri_layout/multicoil_challenge"
     (tmp_path / "multicoil_val").symlink_to(folder)
     source = fastmri.SOURCE
-    (volume,) = source.scan(settings(tmp_path, tmp_path))
+    (volume,) = source.scan(settings(tmp_path, tmp_path, links_out=True))
     assert volume.options.startswith("kspace:")
     image = source.read(volume)
     assert image.shape == volume.shape == (2, 256, 256)

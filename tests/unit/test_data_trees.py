@@ -129,10 +129,7 @@ class TestSubjects:
         assert {v.contrast for v in volumes if v.subject == "IXI003"} == {
             "T1", "T2", "PD", "MRA",
         }  # fmt: skip
-        assert (
-            "28 volumes of 7 subjects by IXI names: IXI001 (4), IXI002 (4), "
-            "IXI003 (4), IXI004 (4), IXI005 (4) and 2 more" in caplog.text
-        )
+        assert "28 volumes of 7 subjects by IXI names, 4 each" in caplog.text
 
     def test_visits(self, tmp_path):
         names = [f"sub{i:02d}/visit-{v:02d}/T1w.nii.gz" for i in (0, 1) for v in (1, 2)]
@@ -290,22 +287,22 @@ class TestWalk:
         for i in range(3):
             (root / f"patient{i:02d}").symlink_to(store / f"patient{i:02d}")
         with caplog.at_level(logging.INFO, "daasr_jax"):
-            volumes = scan(root)
+            volumes = scan(root, links_out=True)
         assert [v.key for v in volumes] == [
             f"patient{i:02d}/study1_T1" for i in (0, 1, 2, 9)
         ]
-        assert f"followed 3 links that lead out of {root}" in caplog.text
-        assert f"patient00 -> {store.resolve() / 'patient00'}" in caplog.text
+        assert "followed 3 links that lead out of the root" in caplog.text
 
         alias = tmp_path / "fastmri"
         alias.mkdir()
         real = fastmri_root(tmp_path / "real", 2, 1)
         for name in ("multicoil_train", "multicoil_val"):
             (alias / name).symlink_to(real / name)
-        assert [v.role for v in scan(alias)] == ["train", "train", "val"]
+        found = scan(alias, links_out=True)
+        assert [v.role for v in found] == ["train", "train", "val"]
         linked = tmp_path / "linked"
         linked.symlink_to(root)
-        assert len(scan(linked)) == 4
+        assert len(scan(linked, links_out=True)) == 4
 
     def test_loops_and_second_links(self, tmp_path, caplog):
         root = write(tmp_path / "root", "p1/T1.nii", "p2/T1.nii")

@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daasr_jax import released
-from daasr_jax.enhancement import Engine, bands
-from daasr_jax.errors import ResourceError
+from daasr_jax.enhancement import bands
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.edsr import EDSR
-from tests.weights import random_variables, write_weights
+from tests.weights import random_variables
 
 
 def images(h: int, w: int, scale: int, refs: int = 1, seed: int = 0):
@@ -108,36 +106,3 @@ def test_rows_follow_the_memory():
     few, many = (bands.rows_within(m, (512, 512), 1, 64) for m in (2**30, 2**32))
     assert 16 <= few < many
     assert bands.rows_within(0, (512, 512), 1, 64) == 16
-
-
-def test_the_engine_takes_bands_where_a_slice_does_not_fit(tmp_path, monkeypatch):
-    weights = released.load(write_weights(tmp_path / "x2.safetensors"))
-    rng = np.random.default_rng(0)
-    lr = rng.random((2, 60, 20), np.float32)
-    ref = rng.random((2, 1, 120, 40), np.float32)
-    whole = Engine(weights)(lr, ref)
-    made = []
-    real = bands.Bands.__call__
-
-    def seen(self, *given):
-        made.append(self.rows)
-        if self.rows > 16:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return real(self, *given)
-
-    monkeypatch.setattr(bands.Bands, "__call__", seen)
-    banded = Engine(weights, memory=100_000)(lr, ref)
-    assert made == [16, 16]
-    size = np.abs(whole.sr).max()
-    np.testing.assert_allclose(banded.sr, whole.sr, atol=1e-5 * max(1, size))
-    np.testing.assert_array_equal(banded.index, whole.index)
-
-    made.clear()
-    monkeypatch.setattr(bands, "rows_within", lambda *_: 40)
-    again = Engine(weights, memory=100_000)(lr, ref)
-    assert made == [40, 20, 16, 16]  # halved, and kept so
-    np.testing.assert_array_equal(again.sr, banded.sr)
-
-    monkeypatch.setattr(bands, "LEAST", 40)
-    with pytest.raises(ResourceError, match="does not fit"):
-        Engine(weights, memory=100_000)(lr, ref)

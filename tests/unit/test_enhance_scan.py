@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from daasr_jax import enhancement
 from daasr_jax.enhance import main
+from daasr_jax.enhancement import inputs
 from tests.weights import write_weights
 
 AFFINE = np.array([[0, -0.9, 0, 40], [0.8, 0, 0, -30], [0, 0, 3, 5.0], [0, 0, 0, 1]])
@@ -120,7 +121,7 @@ def test_the_report_names_all_that_was_used(done):
     assert report["memory"]["peak_bytes"] > 1e7
     assert set(report["files"]) == {"output", "confidence", "match", "report", "page"}
     text = (done / "out.html").read_text()
-    assert "T2.nii.gz x2" in text
+    assert "the input x2" in text
 
 
 def test_what_is_said(folder, tmp_path, capsys):
@@ -129,7 +130,7 @@ def test_what_is_said(folder, tmp_path, capsys):
     assert "26x24x3 int16, voxels of 0.8x0.9x3 mm" in said
     assert "3 axial" in said
     assert "52x48 pixels of 0.4x0.45 mm" in said or "48x52" in said
-    assert "T1.nii.gz: covers 100.0 %" in said
+    assert "reference 1: covers 100.0 %" in said
     assert "finer than any that the network has seen (0.5 to 0.9 mm)" in said
     assert not (tmp_path / "o.html").exists()
 
@@ -138,7 +139,7 @@ def test_a_reference_that_is_no_sharper_is_told(folder, tmp_path, capsys):
     write(folder / "coarse.nii.gz", volume(6))
     out = tmp_path / "o.nii"
     assert call(folder, "--no-view", ref="coarse.nii.gz", out=out) == 0
-    assert "coarse.nii.gz is no sharper than the input" in capsys.readouterr().out
+    assert "reference 1 is no sharper than the input" in capsys.readouterr().out
     assert call(folder, "--no-view", "--force", out=out) == 0
     assert "no sharper" not in capsys.readouterr().out
 
@@ -170,7 +171,9 @@ def test_a_simulation_measures(folder, tmp_path, capsys):
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
 
 
-def test_a_bank_gives_the_most_similar_slice(folder, tmp_path):
+def test_a_bank_gives_the_most_similar_slice(folder, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(inputs.log, "warning", lambda form, *a: said.append(form % a))
     bank = tmp_path / "bank"
     bank.mkdir()
     turned = volume(0)[:, :, [2, 0, 1]]
@@ -178,11 +181,15 @@ def test_a_bank_gives_the_most_similar_slice(folder, tmp_path):
     write(bank / "unlike.nii.gz", volume(7))
     (bank / "broken.nii.gz").write_bytes(b"nothing")
     given = ["--ref", "auto", "--bank", str(bank)]
-    assert call(folder, *given, ref="", out=tmp_path / "o.nii") == 0
-    report = json.loads((tmp_path / "o.json").read_text())
-    chosen = [(r["file"].rpartition("/")[2], r["slice"]) for r in report["references"]]
-    assert chosen == [("like.nii.gz", i) for i in (1, 2, 0)]
-    assert any("broken.nii.gz is left out" in w for w in report["warnings"])
+    for names, name in (([], "scan 2 of the bank"), (["--names"], "like.nii.gz")):
+        out = tmp_path / f"o{len(names)}.nii"
+        assert call(folder, *given, *names, ref="", out=out) == 0
+        report = json.loads(out.with_suffix(".json").read_text())
+        chosen = [(r["name"], r["slice"]) for r in report["references"]]
+        assert chosen == [(name, i) for i in (1, 2, 0)]
+        assert "1 files of the bank cannot be used" in report["warnings"][0]
+        assert name in out.with_suffix(".html").read_text()
+    assert "broken.nii.gz" in said[0]
 
 
 def test_without_a_reference_there_are_no_maps(folder, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import io
 import os
@@ -536,33 +535,3 @@ def test_bytes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"\x00\r\n\xff"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "torch"}
-
-
-def imports(node: ast.AST) -> set[str]:
-    if isinstance(node, ast.Import):
-        return {alias.name.split(".")[0] for alias in node.names}
-    if isinstance(node, ast.ImportFrom) and not node.level:
-        return {(node.module or "").split(".")[0]}
-    return set()
-
-
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_nothing_is_unpickled(path):
-    """No module imports pickle; torch only inside a function of `weights/torch.py`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = set().union(*(imports(node) for node in ast.walk(tree))) & FORBIDDEN
-    at_top = set().union(*(imports(node) for node in tree.body)) & FORBIDDEN
-    assert found == ({"torch"} if path.name == "torch.py" else set())
-    assert not at_top
-    for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            assert isinstance(node.value, ast.Constant)
-            assert node.value.value is False
-        if isinstance(node, ast.keyword) and node.arg == "weights_only":
-            assert isinstance(node.value, ast.Constant)
-            assert node.value.value is True

@@ -372,7 +372,7 @@ class TestWrite:
         rng = np.random.default_rng(5)
         voxels = rng.uniform(0, 2500, grid.shape).astype(np.float32)
         out = tmp_path / "out"
-        write_dicom(out, voxels, grid, scan, "x3 by weights 1a2b")
+        write_dicom(out, voxels, grid, scan, "x3 by weights 1a2b", names=True)
         assert {p.name for p in tmp_path.iterdir()} == {"series", "out"}
         found = read_scan(out)
         step = 2500 / 65535
@@ -429,8 +429,9 @@ class TestWrite:
         scan = read_scan(write(tmp_path / "in", images))
         grid = enlarged(scan, 2, 2)
         voxels = np.ones(grid.shape, np.float32)
-        write_dicom(tmp_path / "out", voxels, grid, scan, "×2 by weights 1a2b")
-        image = pydicom.dcmread(tmp_path / "out/IM0001.dcm")
+        out = tmp_path / "out"
+        write_dicom(out, voxels, grid, scan, "×2 by weights 1a2b", names=True)
+        image = pydicom.dcmread(out / "IM0001.dcm")
         assert image.PatientName == "Müller^Zoë"
         assert image.DerivationDescription == "?2 by weights 1a2b"
         assert (0x6000, 0x0010) not in image

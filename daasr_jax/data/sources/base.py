@@ -23,6 +23,8 @@ ENDINGS = {"fastmri": (".h5",), "nifti": (".nii", ".nii.gz")}
 MAX_VOXELS = 2**29
 # Deflate cannot expand by more than this: a file that claims more lies about its size.
 MAX_DEFLATE_RATIO = 1032
+# A file beyond this size that packs better than this holds no image.
+_LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # Below this an 11x11 SSIM window or an LR patch of a slice means nothing.
 MIN_SIDE = 11
 _NAMED_FILES = 5
@@ -97,6 +99,19 @@ def check_size(shape: Sequence[int]) -> None:
     if voxels > MAX_VOXELS:
         raise BadFileError(
             f"declares {voxels} values, more than the limit of {MAX_VOXELS}"
+        )
+
+
+def check_packing(declared: int, size: int) -> None:
+    """Raises BadFileError where a file would unpack to more than an image does.
+
+    Args:
+        declared: Bytes of the image.
+        size: Bytes that are stored.
+    """
+    if declared > max(_LARGE_BYTES, size * _LIKELY_RATIO):
+        raise BadFileError(
+            f"declares {declared} bytes in a file of {size}: no image packs so well"
         )
 
 
@@ -217,18 +232,18 @@ def check_contrasts(wanted: Sequence[str], present: Iterable[str]) -> None:
 
 
 def log_subjects(volumes: Sequence[Volume], how: str) -> None:
-    """Says who was found: the number of subjects and the volumes of the first few.
+    """Says how many subjects were found, with how many volumes each; not who.
 
     Args:
         volumes: What a scan found.
         how: Where the subjects' names come from.
     """
-    counts = Counter(volume.subject for volume in volumes)
-    names = [f"{subject} ({counts[subject]})" for subject in sorted(counts)]
+    counts = sorted(Counter(volume.subject for volume in volumes).values())
+    few, most = (counts[0], counts[-1]) if counts else (0, 0)
     log.info(
-        "%d volumes of %d subjects by %s: %s",
+        "%d volumes of %d subjects by %s, %s each",
         len(volumes),
         len(counts),
         how,
-        some(names, _NAMED_FILES),
+        few if few == most else f"{few} to {most}",
     )

@@ -11,6 +11,7 @@ file whose heap of texts is damaged.
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from daasr_jax.data.sources.base import (
     Source,
     Volume,
     check_contrasts,
+    check_packing,
     check_plane,
     check_size,
     check_start,
@@ -76,12 +78,12 @@ def scan(settings: DataSettings) -> list[Volume]:
         ConfigError: If `settings.folders` names a folder that is not there (E214), or
             no file has a contrast of `settings.contrasts` (E204).
         DataError: If no file is found (E301), a folder or a file cannot be used
-            (E302), a file's content is not here (E320), or two files are one scan
-            (E322).
+            (E302), a file's content is not here (E320), two files are one scan (E322),
+            or a link leads out of the root (E323).
     """
     root = Path(settings.root)
     tree = walk(root, ENDINGS["fastmri"], depth=1)
-    files = _find(tree, settings.folders)
+    files = _find(tree, settings.folders, links_out=settings.links_out)
     report_doubles([(_key(path, root), path) for path, _ in files])
     dangling = sorted(set(tree.dangling) & {path for path, _ in files})
     report_dangling(root, dangling)
@@ -129,7 +131,9 @@ def read(volume: Volume) -> np.ndarray:
     return rss_from_kspace(array, (height, width))
 
 
-def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
+def _find(
+    tree: Tree, wanted: tuple[str, ...], *, links_out: bool
+) -> list[tuple[Path, str]]:
     """The files to use, with their roles; what is left out is said."""
     root = tree.root
     unread = [path for path, _ in tree.unreadable if path != root] + tree.lost
@@ -154,7 +158,12 @@ def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
         for path, why in tree.unreadable
         if path == root or path.name in (used or every)
     ]
-    tree.report()
+    tree.outside = [
+        path
+        for path in tree.outside
+        if not used or {path.name, path.parent.name} & used.keys()
+    ]
+    tree.report(links_out=links_out)
     found = sorted([*tree.files, *tree.dangling])
     plain = [path for path in found if path.parent == root]
     files = [
@@ -326,12 +335,16 @@ def _check_storage(dataset: h5py.Dataset, name: str) -> None:
         raise BadFileError(
             f"{name} needs HDF5 filter {min(codes - _FILTERS)}, which is refused"
         )
-    stored = dataset.id.get_storage_size()
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
     ratio = MAX_DEFLATE_RATIO if codes else 1
     if dataset.nbytes > stored * ratio + _CHUNK_SLACK * bool(codes):
         raise BadFileError(
             f"{name} declares {dataset.nbytes} bytes but stores {stored}: truncated"
         )
+    check_packing(dataset.nbytes, stored)
+    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    if chunk > dataset.nbytes:  # which is unpacked whole
+        check_packing(chunk, 0)
 
 
 def _plane(

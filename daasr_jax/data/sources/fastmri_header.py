@@ -52,6 +52,8 @@ def read_header(file: h5py.File) -> str | None:
     header = file["ismrmrd_header"]
     if not isinstance(header, h5py.Dataset) or header.size != 1:
         raise BadFileError("ismrmrd_header is not a text")
+    if header.external or header.is_virtual:
+        raise BadFileError("ismrmrd_header lies in another file, which is refused")
     kind = h5py.check_string_dtype(header.dtype)
     if kind is None:
         raise BadFileError("ismrmrd_header is not a text")

@@ -38,6 +38,8 @@ _CONTRAST = _names(
     | t2\* | mra | tof | angio | swi | dwi | adc | dti | stir | mprage | spgr | gre
     | mp2rage | unit1 | pdt2 | inplanet[12] | mese | fse | tse"""
 )
+# As fastMRI's attribute `acquisition` has it, such as `AXFLAIR` and `CORPDFS_FBK`.
+_ACQUISITION = re.compile(r"(AX|COR|SAG)(T1|T2|PD|FLAIR)(PRE|POST|FS)?(_FBK)?")
 # `IXI-T1`, `T1_images`; not `patient01_T1`
 _CONTRAST_FOLDER = _names(
     rf"([a-z]+[-_.])?({_CONTRAST.pattern})([-_ ]?(weighted|images?|nii|nifti))?"
@@ -81,6 +83,11 @@ _IXI = re.compile(
     r"(IXI\d+)-[^-/]+-(?:\d+-)?([A-Za-z][^-/.]*)[^/]*\.nii(?:\.gz)?$", re.IGNORECASE
 )
 _ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+
+
+def is_contrast(name: str) -> bool:
+    """Whether it is a word for a contrast in general use, which tells of nobody."""
+    return bool(_CONTRAST.fullmatch(name) or _ACQUISITION.fullmatch(name))
 
 
 def without_ending(relative: str) -> str:

@@ -55,12 +55,12 @@ def scan(settings: DataSettings) -> list[Volume]:
         ConfigError: If no path has a contrast of `settings.contrasts` (E204).
         DataError: If no file is found (E301), a folder or a file cannot be used
             (E302), no path fits the form of the tree (E309), a file's content is not
-            here (E320), subjects and people do not agree (E321), or two files are one
-            scan (E322).
+            here (E320), subjects and people do not agree (E321), two files are one
+            scan (E322), or a link leads out of the root (E323).
     """
     root = Path(settings.root)
     tree = walk(root, ENDINGS["nifti"])
-    tree.report()
+    tree.report(links_out=settings.links_out)
     paths = {p.relative_to(root).as_posix(): p for p in (*tree.files, *tree.dangling)}
     if not paths:
         raise DataError(

@@ -23,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from daasr_jax.data.sources.base import (
     MAX_DEFLATE_RATIO,
     BadFileError,
+    check_packing,
     check_plane,
     check_size,
     check_start,
@@ -42,8 +43,6 @@ READ_ERRORS = (
 )
 # What may lie between header and voxels; texts of scanners take a few MiB.
 _MAX_OFFSET = 2**24
-# A file beyond this size that packs better than this holds no image.
-_LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # A voxel side this much longer than both others is the slice direction.
 _THICK = 1.5
 _AXES = ("axial", "coronal", "sagittal")
@@ -280,10 +279,7 @@ def _check_header(header: nib.Nifti1Header, size: int, *, packed: bool) -> None:
     declared = declared_bytes(header)
     if declared > (size * MAX_DEFLATE_RATIO if packed else size):
         raise BadFileError(f"declares {declared} bytes in a file of {size}: truncated")
-    if declared > max(_LARGE_BYTES, size * _LIKELY_RATIO):
-        raise BadFileError(
-            f"declares {declared} bytes in a file of {size}: no image packs so well"
-        )
+    check_packing(declared, size)
 
 
 def declared_bytes(header: nib.Nifti1Header) -> int:

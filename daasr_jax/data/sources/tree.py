@@ -1,4 +1,4 @@
-"""The files under a data root: links followed once, hidden names left out, all counted.
+"""The files under a data root: links within it followed once, hidden names left out.
 
 Nothing is lost without a word: folders that cannot be read stop the scan, and what is
 skipped is named with its number.
@@ -51,7 +51,7 @@ class Tree:
         unreadable: Folders that could not be read, and what the system said.
         hidden: Hidden folders and data files, which are skipped.
         repeated: Links to folders that were read already, which are skipped.
-        outside: Links that lead out of the root, which are followed.
+        outside: Links that lead out of the root.
         foreign: Number of images of each ending that is not read.
     """
 
@@ -66,12 +66,15 @@ class Tree:
     outside: list[Path] = dataclasses.field(default_factory=list)
     foreign: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def report(self) -> None:
-        """Says what was skipped and which links lead elsewhere.
+    def report(self, *, links_out: bool) -> None:
+        """Says what was skipped, and which links lead elsewhere.
+
+        Args:
+            links_out: Links may lead out of the root.
 
         Raises:
-            DataError: If a folder could not be read (E302), or is a link to nothing
-                (E320).
+            DataError: If a folder could not be read (E302), is a link to nothing
+                (E320), or a link leads out of the root and may not (E323).
         """
         if self.unreadable:
             named = some([f"{path} ({why})" for path, why in self.unreadable])
@@ -90,13 +93,15 @@ class Tree:
             )
         if self.outside:
             first = self.outside[0]
-            log.info(
-                "followed %d links that lead out of %s, the first is %s -> %s",
-                len(self.outside),
-                self.root,
-                first.relative_to(self.root),
-                os.path.realpath(first),
-            )
+            if not links_out:
+                raise DataError(
+                    "E323",
+                    f"{len(self.outside)} links under {self.root} lead out of it, the "
+                    f"first is {first} -> {os.path.realpath(first)}: "
+                    "--config.data.links_out=True follows them, or give the folder "
+                    "that they lead to as --config.data.root=DIR",
+                )
+            log.info("followed %d links that lead out of the root", len(self.outside))
         if self.repeated:
             log.warning(
                 "skipped %d links to folders that are read already: %s",

@@ -1,18 +1,80 @@
-"""Processes that read ahead: the same batches, and a report where one is killed."""
+"""Fault 23: a reader of the data that raises, is killed or hangs; a step without end.
+
+Expected: the cause comes out in one line within 30 seconds, with exit code 6, and the
+last checkpoint stays. A run in which nothing happens for `train.watchdog` seconds ends
+with the stacks of its threads.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from daasr_jax.errors import DataError, ResourceError
+from daasr_jax.runtime import failures
+from daasr_jax.runtime.watchdog import Watchdog
 from tests.data_fixtures import fastmri_root
 from tests.e2e.commands import SMALL, complaint, rows, start, until_saved
+from tests.unit.test_failures import Source
 
-pytestmark = pytest.mark.timeout(400)
+HANGS = """
+import threading, time
+from daasr_jax.runtime.watchdog import Watchdog
+
+def a_call_that_never_returns():
+    threading.Event().wait()
+
+with Watchdog(1, notice=0.3, hint="a hint.") as watchdog:
+    for step in range(4):
+        watchdog.beat(f"step {step}", short=True)
+        time.sleep(0.4 if step == 1 else 0.01)
+    a_call_that_never_returns()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_23_a_hanging_run_ends_with_stacks_and_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 6
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error E607: nothing happened for 1 s in step 3; ")
+    assert "a_call_that_never_returns" in done.stderr
+    hints = [x for x in done.stderr.splitlines() if x.endswith(": a hint.")]
+    assert [x.split(" s in ")[1].split(":")[0] for x in hints] == ["step 1", "step 3"]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2])
+def test_23_a_run_that_goes_on_is_left_alone(seconds, capfd):
+    with Watchdog(seconds) as watchdog:
+        for step in range(10):
+            watchdog.beat(f"step {step}")
+            time.sleep(0.05)
+    time.sleep(0.3)  # and nothing after the end
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "want", "said"),
+    [
+        (RuntimeError("exit code -9\nlook above"), ResourceError, "E609.*exit code -9"),
+        (DataError("E311", "record 3 is damaged"), DataError, "E311.*record 3"),
+    ],
+)
+def test_23_a_reader_that_raises(error, want, said):
+    source = Source([1, error])
+    seen = []
+    with pytest.raises(want, match=said) as caught:
+        seen.extend(failures.reading(source))
+    assert "\n" not in str(caught.value)
+    assert source.closed
 
 
 def children(pid):
@@ -28,7 +90,8 @@ def children(pid):
 
 
 @pytest.mark.full
-def test_killed_worker_is_reported_with_its_cause(tmp_path):
+@pytest.mark.timeout(400)
+def test_23_a_killed_worker_is_reported_with_its_cause(tmp_path):
     root = fastmri_root(tmp_path / "data", train=4, val=2)
     common = [
         *("train.py", *SMALL, f"--config.data.root={root}"),

@@ -1,0 +1,238 @@
+"""Fault 27: names of patients in results, logs, headers and file names.
+
+Expected: results name people and files by salted hashes, and headers are cleared but
+for an allow-list; `--names` keeps the names. A name, an ID, a date of birth and a
+hospital that were planted everywhere are found nowhere in what the commands write.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+
+from daasr_jax.data import Names, draw_pairing, load_pairing, prepare
+from daasr_jax.data.sources.forms import is_contrast
+from daasr_jax.errors import ConfigError, DataError
+from daasr_jax.experiment import evaluate
+from daasr_jax.experiment.opening import Request
+from tests.data_fixtures import nifti_root, scan_voxels, settings, table, write_rss
+from tests.e2e.commands import SMALL, run_all
+from tests.weights import write_weights
+
+pytestmark = pytest.mark.timeout(500)
+NAME, ID, BORN, PLACE = "Qanary^Zed", "QX7731", "19411207", "Quimby Hospital"
+PLANTED = (NAME, "Qanary", ID, BORN, PLACE, "Quimby")
+QUIET = "--config.evaluate.show_progress=False"
+
+
+def planted_h5(root):
+    """A person for each file, who is in attributes, file name and contrast."""
+    for folder, seeds in (("multicoil_train", range(6)), ("multicoil_val", (100, 101))):
+        for k in seeds:
+            path = root / folder / f"Qanary_{ID}_{k:03d}.h5"
+            write_rss(path, k, f"{ID}-{k}", contrast="Qanary")
+            with h5py.File(path, "a") as file:
+                file.attrs["patient_name"], file.attrs["birth"] = NAME, BORN
+                file["reconstruction_rss"].attrs["institution"] = PLACE
+    return root
+
+
+def planted_nifti(path, seed, side):
+    voxels = scan_voxels(seed, (3, side, side)).transpose(2, 1, 0).astype(np.int16)
+    image = nib.Nifti1Image(voxels, np.diag([48 / side, 48 / side, 6, 1]))
+    header = image.header
+    header["descrip"], header["aux_file"] = f"{NAME} {BORN}".encode(), ID.encode()
+    header["db_name"], header["intent_name"] = b"Quimby", b"Qanary"
+    header["data_type"] = b"Quimby"
+    note = nib.nifti1.Nifti1Extension("comment", f"{NAME} {PLACE}".encode())
+    header.extensions.append(note)
+    nib.save(image, path)
+    return path
+
+
+def planted_dicom(folder):
+    from tests.unit import test_scans_dicom as dicom
+
+    images = dicom.series_of(dicom.pixels(shape=(3, 24, 22)))
+    for image in images:
+        image.PatientName, image.PatientID = NAME, ID
+        image.PatientBirthDate, image.InstitutionName = BORN, PLACE
+        image.StudyDescription = image.SeriesDescription = NAME
+        image.StudyInstanceUID = f"1.2.{BORN}.1"
+        image.add_new(0x00180091, "LO", NAME)  # in the place of a number
+        image.add_new(0x00090010, "LO", "QUIMBY")
+        image.add_new(0x00091001, "LO", PLACE)
+    series = dicom.write(folder, images)
+    (series / "Qanary notes.txt").write_text(NAME)
+    return series
+
+
+def found_in(*places, text=""):
+    """What of the planted is in the files of the places, unpacked, or in a text."""
+    contents = {"what was printed": text.encode()}
+    for place in places:
+        for path in place.rglob("*"):
+            name = path.relative_to(place).as_posix()
+            data = path.read_bytes() if path.is_file() else b""
+            if data.startswith(b"\x1f\x8b"):
+                data = gzip.decompress(data)
+            contents[str(path)] = name.encode() + data
+    return {
+        (where, word)
+        for where, data in contents.items()
+        for word in PLANTED
+        if word.lower().encode() in data.lower()
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("names")
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A run on planted data, and what training and evaluation have printed."""
+    root, run = planted_h5(place / "data"), place / "run"
+    train = [
+        "train.py", *SMALL, f"--config.data.root={root}", f"--workdir={run}",
+        "--config.train.steps=2",
+    ]  # fmt: skip
+    done = run_all([train, ["eval.py", f"--workdir={run}", QUIET]], place / "cache")
+    assert [result["code"] for result in done] == [0, 0], done
+    return run, "".join(result["out"] + result["err"] for result in done)
+
+
+def test_27_training_and_evaluation_name_nobody(place, trained):
+    run, said = trained
+    assert found_in(run, place / "cache", text=said) == set()
+    report = json.loads((run / "eval_test_random.json").read_text())
+    assert len(report["per_subject"]) == 2
+    assert {r["subject"] for r in report["per_slice"]} == set(report["per_subject"])
+    salt = json.loads((run / "subjects.json").read_text())["salt"]
+    assert set(report["per_subject"]) == {
+        Names(salt).subject(f"{ID}-{k}") for k in (100, 101)
+    }
+    pairs = json.loads((run / "eval_test_random.pairing.json").read_text())["pairs"]
+    assert {target for target, _ in pairs} == {r["slice"] for r in report["per_slice"]}
+
+
+@pytest.mark.full
+def test_27_controls_name_nobody(place, trained):
+    run, _ = trained
+    command = ["eval.py", f"--workdir={run}", QUIET, "--controls"]
+    (done,) = run_all([command], place / "cache")
+    assert done["code"] == 0, done
+    assert (run / "eval_test_controls.png").is_file()
+    assert found_in(run, text=done["out"] + done["err"]) == set()
+
+
+def test_27_names_by_a_flag(place, trained, monkeypatch):
+    """The same numbers and pairs; the picture too has what the report has."""
+    run, _ = trained
+    titles = {}
+
+    def draw(shown, *, titles: tuple, path, **_):
+        path.write_bytes(b"")
+        drawn.append(titles)
+
+    drawn: list[tuple] = []
+    monkeypatch.setattr(evaluate, "draw_panel", draw)
+    given = {"evaluate.show_progress": False}
+    for names in (False, True):
+        out = place / f"names_{names}.json"
+        request = Request(given=given, names=names, out=str(out))
+        titles[names] = evaluate.evaluate_run(str(run), request)[0]
+    hashed, named = (titles[names]["per_slice"] for names in (False, True))
+    assert drawn[0][0] in {r["slice"] for r in hashed}
+    assert drawn[1][0] in {r["slice"] for r in named}
+    assert named[0]["slice"].startswith(f"multicoil_val/Qanary_{ID}")
+    for key in ("methods", "pairing_sha256", "n_subjects"):
+        assert titles[False][key] == titles[True][key]
+    assert [r["daasr"] for r in hashed] == [r["daasr"] for r in named]
+
+
+def test_27_enhanced_scans_name_nobody(place):
+    pytest.importorskip("pydicom", reason="pydicom, the extra dicom, is absent")
+    weights = write_weights(place / "x2.safetensors")
+    given = place / "given"
+    given.mkdir()
+    t2 = planted_nifti(given / "Qanary_T2.nii.gz", 1, 24)
+    t1 = planted_nifti(given / f"{ID}_T1.nii.gz", 2, 48)
+    series = planted_dicom(given / "Qanary")
+    bank = given / "bank"
+    bank.mkdir()
+    planted_nifti(bank / "Qanary.nii.gz", 3, 48)
+    command = ["enhance.py", "--checkpoint", str(weights), "--input"]
+
+    def cases(out):
+        return [
+            [*command, str(t2), "--ref", str(t1), "--out", f"{out}/a.nii.gz"],
+            [*command, str(t2), "--ref", "auto", "--bank", str(bank), "--out",
+             f"{out}/b.nii"],
+            [*command, str(series), "--format", "dicom", "--out", f"{out}/c"],
+        ]  # fmt: skip
+
+    hidden, kept = place / "hidden", place / "kept"
+    for folder in (hidden, kept):
+        folder.mkdir()
+    named = [[*case, "--names"] for case in cases(kept)[::2]]
+    done = run_all([*cases(hidden), *named], place / "cache")
+    assert [result["code"] for result in done] == [0] * 5, done
+    said = "".join(result["out"] + result["err"] for result in done[:3])
+    said = said.replace(str(bank), "")  # the place that was asked for
+    assert found_in(hidden, text=said) == set()
+    where = {path.rpartition("kept/")[2] for path, _ in found_in(kept)}
+    assert {"a.nii.gz", "a.json", "a.html"} <= where
+    assert any(name.startswith("c/IM") for name in where)
+
+
+def test_27_the_split_of_a_run_is_used_again(tmp_path):
+    """`data.split_file` takes hashes with their salt; other data are refused."""
+    root, cache = nifti_root(tmp_path / "data"), tmp_path / "cache"
+    first, path = prepare(settings(root, cache)), tmp_path / "split.json"
+    first.write_split(path, "salt")
+    split = json.loads(path.read_text())
+    assert {len(name) for s in ("train", "val", "test") for name in split[s]} == {64}
+    again = prepare(settings(root, cache, split_file=str(path)))
+    assert (again.key, again.split) == (first.key, first.split)
+    other = nifti_root(tmp_path / "other", subjects=4)
+    with pytest.raises(ConfigError, match=r"E203.* of which no volume has"):
+        prepare(settings(other, cache, split_file=str(path)))
+
+
+def test_27_pairings_are_read_by_their_salt(tmp_path):
+    slices = table()
+    pairing = draw_pairing(slices, seed=3)
+    path, names = tmp_path / "pairs.json", Names("salt")
+    pairing.save(path, names.slices(slices))
+    assert not any(f'"{key}"' in path.read_text() for key in slices.keys)
+    again = load_pairing(path, slices, names)
+    assert again.references.tolist() == pairing.references.tolist()
+    assert again.sha256 == pairing.sha256
+    with pytest.raises(DataError, match="E313"):
+        load_pairing(path, slices, Names("another"))
+    content = json.loads(path.read_text())
+    first, second = content["pairs"][:2]
+    first[1], second[1] = second[1], first[1]
+    content["pairs"][:2] = [first, second]
+    changed = path.with_name("changed.json")
+    changed.write_text(json.dumps(content))
+    if first[1] != second[1]:
+        with pytest.raises(DataError, match="E313"):
+            load_pairing(changed, slices, names)
+
+
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [("T2w", True), ("FLAIR", True), ("AXT1POST", True), ("CORPDFS_FBK", True),
+     ("Qanary", False), ("T1_Qanary", False), ("", False)],
+)  # fmt: skip
+def test_27_words_of_contrasts(word, known):
+    assert is_contrast(word) is known
+    assert Names("salt").contrast(word) == (word if known else "")

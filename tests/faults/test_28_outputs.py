@@ -1,0 +1,140 @@
+"""Fault 28: a result in the place of an input or of another result; a write that stops.
+
+Expected: an input is never written to, and no file of a run is replaced by a result.
+What is there is replaced only with `--force`, whole: by a file beside it that takes its
+name. Names may have spaces and other letters, and be as long as the disk allows.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from daasr_jax.errors import ConfigError, DataError
+from daasr_jax.experiment.enhance_files import Request
+from daasr_jax.experiment.opening import _check_target, result_files
+from daasr_jax.files import replacing
+from daasr_jax.scans import check_output, enlarged, read_scan, write_nifti
+from tests.data_fixtures import one_line
+from tests.unit.test_scans_files import save, values
+
+
+def test_28_an_input_is_never_written_to(tmp_path):
+    scan = read_scan(save(tmp_path / "a.nii", values()))
+    grid, voxels = enlarged(scan, 2, 1), scan.voxels
+
+    def fails(path, *parts, **more):
+        with pytest.raises(DataError) as error:
+            write_nifti(path, voxels, grid, scan, **more)
+        one_line(error.value, *parts)
+
+    fails(tmp_path / "b.mgz", "E354", ".nii or .nii.gz")
+    write_nifti(tmp_path / "new/b.nii", voxels, grid, scan)
+    fails(tmp_path / "new/b.nii", "E350", "--force")
+    write_nifti(tmp_path / "new/b.nii", voxels, grid, scan, force=True)
+    fails(tmp_path / "a.nii", "E351", "is the input", force=True)
+    (tmp_path / "link.nii").symlink_to(tmp_path / "a.nii")
+    fails(tmp_path / "link.nii", "E351", force=True)
+    os.link(tmp_path / "a.nii", tmp_path / "hard.nii")
+    fails(tmp_path / "hard.nii", "E351", force=True)
+    ref = save(tmp_path / "ref.nii", values())
+    fails(ref, "E351", "ref.nii", force=True, inputs=[ref])
+    fails(tmp_path / "a.nii/b.nii", "E352", "cannot be written")
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "folder.nii/x").write_text("x")
+    fails(tmp_path / "folder.nii", "E350", force=True)
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.nii").voxels, voxels)
+
+
+@pytest.mark.parametrize("name", ["b.nii", "b.nii.gz"])
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_28_a_write_that_stops_leaves_the_old_file(tmp_path, monkeypatch, name, error):
+    scan = read_scan(save(tmp_path / "a.nii", values()))
+    grid = enlarged(scan, 2, 1)
+    write_nifti(tmp_path / name, scan.voxels, grid, scan)
+    before = (tmp_path / name).read_bytes()
+
+    def fails(self, path):
+        path.write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", fails)
+    wanted = DataError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(wanted) as raised:
+        write_nifti(tmp_path / name, scan.voxels, grid, scan, force=True)
+    if wanted is DataError:
+        one_line(raised.value, "E352", "No space left on device")
+    assert (tmp_path / name).read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"a.nii", name}
+
+
+@pytest.mark.parametrize(
+    "name", ["Übung 3/ä ü.nii.gz", "x" * 200 + "/" + "y" * 200 + ".nii"]
+)
+def test_28_names_with_spaces_other_letters_and_of_great_length(tmp_path, name):
+    scan = read_scan(save(tmp_path / "a.nii", values()))
+    grid, path = enlarged(scan, 2, 1), tmp_path / name
+    check_output(path, [scan.source], force=False, form="nifti")
+    write_nifti(path, scan.voxels, grid, scan, dtype=np.int16)
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), scan.voxels)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_28_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(DataError) as error:
+        check_output(tmp_path / ("z" * 300 + ".nii"), [], force=False, form="nifti")
+    one_line(error.value, "E352", "File name too long")
+
+
+def test_28_a_bank_is_never_written_to(tmp_path):
+    """What was chosen from would be replaced by what is made of it."""
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    out = save(bank / "b.nii", values())
+    request = Request(tmp_path / "a.nii", out, refs=("auto",), bank=bank)
+    with pytest.raises(DataError) as error:
+        check_output(out, request.used, force=True, form="nifti")
+    one_line(error.value, "E351", out)
+    new = Request(tmp_path / "a.nii", bank / "c.nii", refs=("auto",), bank=bank)
+    check_output(new.out, new.used, force=False, form="nifti")
+
+
+@pytest.mark.parametrize("ending", [".json", ".png", ".pairing.json"])
+def test_28_an_evaluation_replaces_nothing_beside_its_result(tmp_path, ending):
+    run = tmp_path / "run"
+    run.mkdir()
+    target, there = tmp_path / "photo.json", tmp_path / f"photo{ending}"
+    there.write_bytes(b"mine")
+    assert there in result_files(target)
+    with pytest.raises(ConfigError) as error:
+        _check_target(target, run, force=False)
+    one_line(error.value, "E253", f"{there} is there already", "--force")
+    _check_target(target, run, force=True)
+    assert there.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "split.json", "manifests/2.json"])
+def test_28_no_file_of_a_run_is_replaced(tmp_path, name):
+    for force in (False, True):
+        with pytest.raises(ConfigError) as error:
+            _check_target(tmp_path / name, tmp_path, force=force)
+        one_line(error.value, "E254", name, "eval_NAME.json")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_28_a_picture_is_whole_or_absent(tmp_path, error):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def stopped():
+        with replacing(path, ".png") as temporary:
+            temporary.write_bytes(b"half of")
+            raise error
+
+    with pytest.raises(type(error)):
+        stopped()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
