@@ -17,6 +17,12 @@ from daasr_jax.experiment import cli
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the data, print memory, steps and speed; train nothing."
 )
+CHECK_DATA = flags.DEFINE_bool(
+    "check_data",
+    False,
+    "Read every file, list those that cannot be used, prepare the others; train "
+    "nothing.",
+)
 
 
 def train(config: Any, workdir: str | None) -> None:
@@ -29,10 +35,13 @@ def train(config: Any, workdir: str | None) -> None:
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
+    from daasr_jax.experiment.check_data import check_data
     from daasr_jax.experiment.dry_run import dry_run
     from daasr_jax.experiment.train import train_run
 
-    if DRY_RUN.value:
+    if CHECK_DATA.value:
+        check_data(config)
+    elif DRY_RUN.value:
         dry_run(config, workdir)
     else:
         train_run(config, workdir)

@@ -191,6 +191,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             "dataset": prepared.dataset,
             "prepared_sha256": prepared.key,
             "companions_sha256": prepared.companions,
+            "files_left_out": prepared.left_out,
             "evaluated": what,
             "overlap": overlap,
             "given": changed(record["config"], config.to_dict()),

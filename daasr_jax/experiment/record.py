@@ -28,6 +28,7 @@ _PLACES = (
     "data.usual_root",
     "data.cache_dir",
     "data.split_file",
+    "data.skip_bad",  # what it leaves out is in the hash of the data
     "perceptual.weights",
     "perceptual.sha256",
     "perceptual.strict",
@@ -59,6 +60,7 @@ EVALUATED = (
     "data.layout",
     "data.folders",
     "data.target",
+    "data.skip_bad",
     "data.pattern",
     "data.subject_from",
     "data.contrasts",
@@ -75,6 +77,7 @@ RECORD = "config.json"
 # Keys that came later, with what the runs before them did.
 _LATER: dict[str, Any] = {
     "degradation": "bicubic",
+    "data.skip_bad": False,
     "model.data_consistency": False,
     "reference.distance_mm": 0.0,
     "reference.count": 1,

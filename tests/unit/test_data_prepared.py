@@ -263,7 +263,7 @@ class TestPrepare:
 
 
 def test_unreadable_folder(root, cache, monkeypatch):
-    def scan(wanted):
+    def scan(wanted, on_bad=None):
         raise PermissionError(13, "Permission denied", str(root / "multicoil_val"))
 
     monkeypatch.setattr(fastmri, "SOURCE", fastmri.Source("fastmri", scan, None))
