@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from daasr_jax.data import Shares
-from daasr_jax.errors import CheckpointError, ConfigError
+from daasr_jax.errors import CheckpointError, ConfigError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import write_atomically
 
@@ -212,9 +212,7 @@ def record_config(
         try:
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
-            raise ConfigError(
-                "E209", f"{path} cannot be written: {error.strerror}."
-            ) from None
+            raise unwritable(path, error) from None
 
 
 def no_run(folder: Path) -> CheckpointError:

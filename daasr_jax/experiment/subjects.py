@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daasr_jax.data import PreparedSet
-from daasr_jax.errors import CheckpointError, DataError
+from daasr_jax.errors import CheckpointError, DataError, unwritable
 from daasr_jax.files import write_atomically
 
 log = logging.getLogger("daasr_jax")
@@ -29,6 +29,9 @@ def record_subjects(prepared: PreparedSet, folder: Path) -> None:
     Args:
         prepared: The data of the run.
         folder: Of the run.
+
+    Raises:
+        UserError: If they cannot be written (E209, E617).
     """
     if (folder / SEEN).exists():
         return
@@ -39,8 +42,11 @@ def record_subjects(prepared: PreparedSet, folder: Path) -> None:
         "subjects": prepared.subject_hashes(salt),
         "volumes": prepared.volume_hashes,
     }
-    prepared.write_split(folder / SPLIT)
-    write_atomically(folder / SEEN, json.dumps(seen, indent=1))
+    try:
+        prepared.write_split(folder / SPLIT)
+        write_atomically(folder / SEEN, json.dumps(seen, indent=1))
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def read_seen(folder: Path) -> dict[str, Any] | None:

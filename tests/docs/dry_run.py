@@ -45,7 +45,7 @@ def read_config(config, *_, **__) -> NoReturn:
     raise SystemExit(0)
 
 
-def read_request(_, request) -> NoReturn:
+def read_request(_, request, __) -> NoReturn:
     """Stands for `evaluate_tracks` and `control_run`, of a run of `RUN`."""
     config = load(RUN).to_dict()
     if request.config is not None:
