@@ -103,6 +103,7 @@ def scan(settings: DataSettings, on_bad: OnBad | None = None) -> list[Volume]:
         if one.remark:
             remarks.setdefault(one.remark[0], []).append((path, one.remark[1]))
     report_bad_files(settings.root, bad, len(files), on_bad)
+    _check_folders([path for path, _ in files], bad)
     check_contrasts(settings.contrasts, {one.contrast for one in found})
     volumes = [one.volume for one in found if one.volume]
     if settings.contrasts:
@@ -191,6 +192,15 @@ def _find(tree: Tree, wanted: tuple[str, ...]) -> list[tuple[Path, str]]:
             f"{tree.remarks()}",
         )
     return [(path, "") for path in plain]
+
+
+def _check_folders(files: Sequence[Path], bad: Sequence[tuple[Path, str]]) -> None:
+    """Refuses folders of which nothing is left, without which the splits are others."""
+    unusable = {path for path, _ in bad}
+    left = {path.parent for path in files if path not in unusable}
+    for folder in sorted({path.parent for path in unusable} - left):
+        own = [(path, reason) for path, reason in bad if path.parent == folder]
+        report_bad_files(str(folder), own, len(own))
 
 
 def _warn(
