@@ -1,8 +1,8 @@
 """Fault 08: a reference of another size or place, blank, bad, or a copy of its target.
 
-Expected: another contrast is resampled by the headers; a copy of the target is an error,
-exit code 3. Of a network that was trained on mixed references, a blank or bad one costs
-at most 0.1 dB against none, on a phantom.
+Expected: another contrast is resampled by the headers; a copy of the target is an
+error, exit code 3. A network that was trained on mixed references loses at most 0.1 dB
+by a blank or bad one, against none (phantoms, x2).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def test_08_another_grid_is_resampled_by_the_headers(tmp_path, turned):
         ):
             affine = grid(spacing, shape, 0, shift)
             affine[:2] *= -1
-            voxels = sampled(affine, shape) ** (1.5 if contrast == "T2W" else 1)
+            voxels = sampled(affine, shape) ** ((1.5 if contrast == "T2W" else 1) + i)
             affine = affine_of_file(affine)
             if turned and contrast == "T2W":  # stored from the other side
                 affine[:3, 3] += affine[:3, 0] * (shape[2] - 1)
                 affine[:3, 0] *= -1
                 voxels = voxels[..., ::-1]
-            write_nifti(tmp_path / f"p{i}/s_{contrast}.nii", voxels * (1 + i), affine)
+            write_nifti(tmp_path / f"p{i}/s_{contrast}.nii", voxels, affine)
     given = {"whole": "test", "slice_range": (0.2, 0.8), "exclude": "slice"}
     table = prepare(
         settings(tmp_path, tmp_path / "cache", companions=True, **CONTRAST, **given)
@@ -116,8 +116,8 @@ def mixed(scale: int, hr: np.ndarray, i: int) -> np.ndarray:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("scale", [2, 4])
-def test_08_a_bad_reference_is_hardly_worse_than_none(scale):
+def test_08_a_bad_reference_is_hardly_worse_than_none():
+    scale = 2
     model = DAASR(scale=scale, features=16, groups=1, **PRESETS["fast"])
     optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, 300))
     state = create_state(model, optimiser, scale=scale, crop=SIDE, seed=0, ema=False)
@@ -144,6 +144,7 @@ def test_08_a_bad_reference_is_hardly_worse_than_none(scale):
             "upside down": hr[:, ::-1].copy(),
             "white": np.ones_like(hr),
             "grey": np.full_like(hr, 0.4),
+            "noise": rng.random(hr.shape, np.float32),
         }.items()
     }
     print(f"x{scale}, dB above no reference: {gains}")
