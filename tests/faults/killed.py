@@ -1,8 +1,8 @@
 """A training run of a small network that is killed again and again.
 
-`python -m tests.faults.killed FOLDER STEPS TIMES SEED`: trains FOLDER/whole to its end
+`python -m tests.faults.killed FOLDER STEPS TIMES KIND`: trains FOLDER/whole to its end
 in one child, then FOLDER/parts, whose children are killed (SIGKILL) at TIMES random
-moments.
+moments. KIND is `network`, or `counting`: a step that costs nothing.
 """
 
 from __future__ import annotations
@@ -22,22 +22,38 @@ from daasr_jax.runtime import devices
 from daasr_jax.runtime.stopping import StopRequest
 from daasr_jax.training import loop
 from daasr_jax.training.checkpoints import Checkpoints
+from daasr_jax.training.state import TrainState
+from daasr_jax.training.step import Step
 from daasr_jax.training.writers import RunWriter
 from tests.data_fixtures import table
-from tests.unit.test_training import CROP, SCALE, game, make, tiny
+from tests.unit.test_training import (
+    CROP,
+    SCALE,
+    counting_step,
+    game,
+    make,
+    small_state,
+    tiny,
+)
 
 SAVE_EVERY = 4
 
 
-def train(folder: Path, steps: int) -> None:
-    """The whole of it: generator, discriminator, both optimisers, EMA, key, data."""
-    jax.config.update("jax_num_cpu_devices", 1)
-    state, step = make(
+def network() -> tuple[TrainState, Step]:
+    """The whole of it: generator, discriminator, both optimisers, EMA, key."""
+    return make(
         tiny(),
         ema_decay=0.9,
         axis=devices.AXIS,
         adversarial=game("wgan-gp", start_step=3),
     )
+
+
+def train(folder: Path, steps: int, kind: str) -> None:
+    """Trains on the batches of the data layer."""
+    jax.config.update("jax_num_cpu_devices", 1)
+    counting = small_state(), counting_step
+    state, step = network() if kind == "network" else counting
     slices = table(size=32)
     run = {"batch_size": 2, "crop": CROP, "scale": SCALE, "steps": steps, "seed": 1}
     checkpoints = Checkpoints(folder)
@@ -63,13 +79,13 @@ def train(folder: Path, steps: int) -> None:
     checkpoints.close()
 
 
-def child(folder: Path, steps: int) -> int:
+def child(folder: Path, steps: int, kind: str) -> int:
     """Process id of a child that trains; nothing of JAX was started before."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            train(folder, steps)
+            train(folder, steps, kind)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -86,14 +102,14 @@ def lines(folder: Path) -> int:
 def main() -> None:
     """The command."""
     root, steps, times = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    rng = random.Random(int(sys.argv[4]))
+    kind, rng = sys.argv[4], random.Random(times)
     whole, parts = root / "whole", root / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    _, status = os.waitpid(child(whole, steps), 0)
+    _, status = os.waitpid(child(whole, steps, kind), 0)
     assert status == 0
     for n in range(times):
-        pid = child(parts, steps)
+        pid = child(parts, steps, kind)
         # about as far as its share of the kills, so that the last one has begun late
         wanted = min(1 + n * steps // times + rng.randrange(4), steps - 2)
         while lines(parts) < wanted:
@@ -104,7 +120,7 @@ def main() -> None:
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         print(f"kill {n + 1} after {lines(parts)} reports: {status}", flush=True)
-    _, status = os.waitpid(child(parts, steps), 0)
+    _, status = os.waitpid(child(parts, steps, kind), 0)
     assert status == 0
 
 
