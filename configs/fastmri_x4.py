@@ -76,6 +76,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "contrasts": "",
             "folders": "",
             "target": "auto",
+            "skip_bad": False,  # leave out files that cannot be used, and count them
             "subject_from": "auto",  # "attribute" patient_id, or "file" name
             "pattern": "auto",  # or a regular expression with (?P<subject>...)
             "slice_axis": "auto",

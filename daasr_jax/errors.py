@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says of a full disk
 
 
 class UserError(Exception):
@@ -60,6 +64,25 @@ class Preempted(UserError):
     """Asked to stop; the state was saved and the same command resumes (code 75)."""
 
     exit_code = 75
+
+
+def unwritable(place: Path | str, error: OSError) -> UserError:
+    """The report of a file or folder of a run that the system refuses to write.
+
+    It is a `ResourceError` where the disk is full (E617), else a `ConfigError` (E209).
+    """
+    words = error.strerror or str(error)
+    if error.errno in FULL:
+        return ResourceError(
+            "E617",
+            f"{place} cannot be written: {words}; free disk space and run the same "
+            "command again.",
+        )
+    return ConfigError(
+        "E209",
+        f"{place} cannot be written: {words}; correct its permissions, or give another "
+        "--workdir.",
+    )
 
 
 def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

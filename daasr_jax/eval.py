@@ -78,18 +78,23 @@ def evaluate(config: Any, workdir: str | None) -> None:
         lpips=LPIPS.value,
         names=cli.NAMES.value,
     )
-    if CONTROLS.value:
-        results, show = iter([control_run(workdir, request)]), make_controls_table
-    else:
-        results, show = evaluate_tracks(workdir, request), make_table
-    for report, result, picture in results:
+
+    def show(report: dict[str, Any]) -> None:
         if hosts.number():
-            continue  # the first process reports
-        console(width=120 if LPIPS.value else 80).print(show(report))
+            return  # the first process reports
+        table = make_controls_table if CONTROLS.value else make_table
+        console(width=120 if LPIPS.value else 80).print(table(report))
         lines = describe_controls(report) if CONTROLS.value else {}
         for name, text in (lines | describe_run(report)).items():
             print(f"{name + ':':<12}{text}")
-        print(f"result:     {result}\npicture:    {picture}")
+
+    if CONTROLS.value:
+        results = iter([control_run(workdir, request, show)])
+    else:
+        results = evaluate_tracks(workdir, request, show)
+    for _, result, picture in results:
+        if not hosts.number():
+            print(f"result:     {result}\npicture:    {picture}")
 
 
 def main() -> None:

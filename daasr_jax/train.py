@@ -22,6 +22,12 @@ ALLOW_CHANGE = flags.DEFINE_bool(
     False,
     "Go on with settings that decide what is learned and are not those of the run.",
 )
+CHECK_DATA = flags.DEFINE_bool(
+    "check_data",
+    False,
+    "Read every file, list those that cannot be used, prepare the others; train "
+    "nothing.",
+)
 
 
 def train(config: Any, workdir: str | None) -> None:
@@ -34,10 +40,13 @@ def train(config: Any, workdir: str | None) -> None:
     Raises:
         UserError: For anything a user can mend, see `daasr_jax.errors`.
     """
+    from daasr_jax.experiment.check_data import check_data
     from daasr_jax.experiment.dry_run import dry_run
     from daasr_jax.experiment.train import train_run
 
-    if DRY_RUN.value:
+    if CHECK_DATA.value:
+        check_data(config)
+    elif DRY_RUN.value:
         dry_run(config, workdir)
     else:
         train_run(

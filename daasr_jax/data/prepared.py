@@ -17,7 +17,7 @@ from daasr_jax.data.pseudonyms import salted
 from daasr_jax.data.references import with_reference
 from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources import choose_source
-from daasr_jax.data.sources.base import Volume, log
+from daasr_jax.data.sources.base import OnBad, Volume, log
 from daasr_jax.data.splits import (
     Splits,
     assign_splits,
@@ -47,6 +47,7 @@ class PreparedSet:
         volume_hashes: Content hashes of the volumes of each split, sorted.
         slice_hashes: Hashes of the slices of each split, sorted, without those of
             nearly empty slices; see `slices.slice_hash`.
+        left_out: Number of files that cannot be used and were left out.
     """
 
     splits: dict[str, SliceTable]
@@ -58,6 +59,7 @@ class PreparedSet:
     subjects: dict[str, list[str]]
     volume_hashes: dict[str, list[str]]
     slice_hashes: dict[str, list[str]]
+    left_out: int = 0
 
     def subject_hashes(self, salt: str) -> dict[str, list[str]]:
         """SHA-256 of salt and name of each split's subjects, sorted, hexadecimal."""
@@ -76,7 +78,9 @@ class PreparedSet:
             write_json(path, {**_salted(self.split, salt), "salt": salt})
 
 
-def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
+def prepare(
+    settings: DataSettings, *, check: bool = True, on_bad: OnBad | None = None
+) -> PreparedSet:
     """Finds the volumes, assigns the splits and prepares what is not yet prepared.
 
     Several processes may call it at the same time: one prepares, the others wait. A
@@ -86,6 +90,9 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
         settings: Where the data lie and how they are prepared.
         check: Compare the prepared files with their SHA-256. One of several processes
             that share a cache is enough.
+        on_bad: Called with each file that cannot be used and the reason; the file is
+            left out. By default it is a warning with `settings.skip_bad`, else an
+            error.
 
     Raises:
         ConfigError: If the settings do not fit the data (E201 to E214).
@@ -95,8 +102,15 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
             (E602).
     """
     source = choose_source(settings)
+    left_out: list[Path] = []
+
+    def leave_out(path: Path, reason: str) -> None:
+        left_out.append(path)
+        (on_bad or _warn_of_bad)(path, reason)
+
+    skip = leave_out if on_bad or settings.skip_bad else None
     try:
-        volumes = [_printable(volume) for volume in source.scan(settings)]
+        volumes = [_printable(volume) for volume in source.scan(settings, skip)]
     except OSError as error:
         raise DataError(
             "E301",
@@ -108,7 +122,11 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
     cache = settings.cache_path
     try:
         os.fspath(cache).encode()
-        stored = prepare_volumes(source, used, settings)
+        stored = prepare_volumes(source, used, settings, skip)
+        splits = {
+            split: [volume for volume in members if volume.key in stored]
+            for split, members in splits.items()
+        }
         beside = {}
         if settings.companions:
             beside = prepare_companions(source, splits, stored, settings, check=check)
@@ -158,7 +176,11 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
         slice_hashes={
             s: sorted(r.sha256 for r in rs if r.sha256) for s, rs in records.items()
         },
+        left_out=len(left_out),
     )
+    if left_out:
+        log.warning("%d files that cannot be used are left out", len(left_out))
+    _warn_of_small(used, settings.size)
     log.info(
         "%s, prepared set %s: %s",
         prepared.dataset,
@@ -174,6 +196,28 @@ def prepare(settings: DataSettings, *, check: bool = True) -> PreparedSet:
 
 def _salted(lists: Mapping[str, Sequence[str]], salt: str) -> dict[str, list[str]]:
     return {s: sorted(salted(n, salt) for n in names) for s, names in lists.items()}
+
+
+def _warn_of_bad(path: Path, reason: str) -> None:
+    log.warning("left out %s: %s", path, reason)
+
+
+def _warn_of_small(volumes: Sequence[Volume], size: int) -> None:
+    """Names slices that the prepared grid blows up to more than twice their sides."""
+    small = [volume for volume in volumes if 2 * max(volume.shape[1:]) < size]
+    if small:
+        height, width = small[0].shape[1:]
+        log.warning(
+            "%d of %d volumes have slices of less than half of data.size=%d; the first "
+            "is %s: %dx%d. They hold no detail of that size: give a smaller "
+            "--config.data.size",
+            len(small),
+            len(volumes),
+            size,
+            small[0].key,
+            height,
+            width,
+        )
 
 
 def _printable(volume: Volume) -> Volume:

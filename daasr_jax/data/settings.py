@@ -125,6 +125,8 @@ class DataSettings:
             out, because none of their slices has a reference.
         companions: Resample the other contrasts of a visit onto the grid of each
             volume, where headers tell how they lie.
+        skip_bad: Leave out files that cannot be used, each with a warning, instead of
+            stopping at them.
         folders: fastMRI only: the `*_train` and `*_val` folders to use; empty uses all.
         subject_from: fastMRI only: whether the subject is the `attribute` patient_id of
             a file or the name of the `file`. `auto` takes the name where the attribute
@@ -164,6 +166,7 @@ class DataSettings:
     track: str = "random"
     aligned: str = "neighbour"
     companions: bool = False
+    skip_bad: bool = False
     folders: tuple[str, ...] = ()
     subject_from: str = "auto"
     target: str = "auto"

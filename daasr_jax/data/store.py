@@ -37,7 +37,7 @@ from daasr_jax.data.slices import (
     slice_hash,
     voxel_fault,
 )
-from daasr_jax.data.sources.base import Source, Volume, log, report_bad_files
+from daasr_jax.data.sources.base import OnBad, Source, Volume, log, report_bad_files
 from daasr_jax.data.table import SliceRecord
 from daasr_jax.errors import DataError, ResourceError
 from daasr_jax.files import file_hash
@@ -64,7 +64,10 @@ class Stored:
 
 
 def prepare_volumes(
-    source: Source, volumes: Sequence[Volume], settings: DataSettings
+    source: Source,
+    volumes: Sequence[Volume],
+    settings: DataSettings,
+    on_bad: OnBad | None = None,
 ) -> dict[str, Stored]:
     """Every volume prepared, by its key; a file is read once, then remembered.
 
@@ -75,6 +78,7 @@ def prepare_volumes(
         source: Reads the volumes.
         volumes: Those that are in a split.
         settings: How slices are prepared, and the cache.
+        on_bad: See `report_bad_files`; a volume that is left out is not returned.
 
     Raises:
         DataError: If files cannot be read or their voxels cannot be used (E302, all of
@@ -100,9 +104,11 @@ def prepare_volumes(
                 remove_leftovers(place)
             check_disk(missing, settings, place)
             try:
-                _prepare(source, missing, stamps, memory, settings, len(volumes))
+                bad = _prepare(source, missing, stamps, memory, settings)
             finally:
                 write_json(settings.cache_path / MEMORY_FILE, memory)
+            root = settings.root or source.name
+            report_bad_files(root, bad, len(volumes), on_bad)
         return _found(volumes, stamps, memory, settings)
 
 
@@ -271,8 +277,8 @@ def _prepare(
     stamps: Mapping[str, str],
     memory: dict[str, str],
     settings: DataSettings,
-    total: int,
-) -> None:
+) -> list[tuple[Path, str]]:
+    """Prepares what can be prepared; returns the files that cannot, with reasons."""
     bad: list[tuple[Path, str]] = []
     blank = 0
     for volume in track(volumes, "preparing volumes", len(volumes)):
@@ -297,9 +303,9 @@ def _prepare(
         if not folder.is_dir():
             blank += _write(folder, volume, array, content, settings)
         memory[stamps[volume.key]] = content
-    report_bad_files(settings.root or source.name, bad, total)
     if blank:
         log.info("%d slices of one constant value were dropped", blank)
+    return bad
 
 
 def _write(

@@ -309,6 +309,8 @@ def describe_run(report: dict[str, Any]) -> dict[str, str]:
         "checkpoint": f"step {report['checkpoint_step']} of "
         f"{report['trained_steps']}, {by}",
     }
+    if left_out := report.get("files_left_out"):
+        lines["left out"] = f"{left_out} files that cannot be used (data.skip_bad)"
     overlap = report["overlap"]
     learned = [
         f"{n['subjects']} subjects of {k}" for k, n in overlap.items() if k != "known"

@@ -16,13 +16,15 @@ from daasr_jax.evaluation.controls_panel import draw_controls_panel
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.panel import typical
 from daasr_jax.evaluation.predict import Prediction, of_all_processes
-from daasr_jax.experiment.evaluate import save
+from daasr_jax.experiment.evaluate import Show, save
 from daasr_jax.experiment.opening import Request, open_split
 from daasr_jax.runtime.failures import explained
 
 
 @explained()
-def control_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, Path]:
+def control_run(
+    workdir: str, request: Request, show: Show | None = None
+) -> tuple[dict[str, Any], Path, Path]:
     """Evaluates the best checkpoint of a run with each of `controls.CONTROLS`.
 
     Run, data and result follow the rules of `evaluate_run`. A control that the data
@@ -31,6 +33,7 @@ def control_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, P
     Args:
         workdir: Folder of the run.
         request: What is asked.
+        show: Is called with the report, before anything is written.
 
     Returns:
         The report, and the paths of result file and picture.
@@ -67,6 +70,8 @@ def control_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, P
         used=used,
         **run.measured(),
     )
+    if show:
+        show(report)
     chosen = typical(rows, "pair")
 
     def draw(path: Path) -> None:

@@ -23,9 +23,12 @@ from daasr_jax.experiment.opening import (
 from daasr_jax.files import replacing, write_atomically
 from daasr_jax.runtime.failures import explained
 
+# Is called with a report before it is written.
+Show = Callable[[dict[str, Any]], None]
+
 
 def evaluate_tracks(
-    workdir: str, request: Request
+    workdir: str, request: Request, show: Show | None = None
 ) -> Iterator[tuple[dict[str, Any], Path, Path]]:
     """Evaluates a run on its track; one of the track `mixed` on each of the others.
 
@@ -36,6 +39,7 @@ def evaluate_tracks(
     Args:
         workdir: Folder of the run.
         request: What is asked.
+        show: Is called with each report, before anything is written.
 
     Yields:
         What `evaluate_run` returns, for each track.
@@ -44,11 +48,13 @@ def evaluate_tracks(
         UserError: If data or checkpoint cannot be used.
     """
     for one in by_track(workdir, request):
-        yield evaluate_run(workdir, one)
+        yield evaluate_run(workdir, one, show)
 
 
 @explained()
-def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, Path]:
+def evaluate_run(
+    workdir: str, request: Request, show: Show | None = None
+) -> tuple[dict[str, Any], Path, Path]:
     """Evaluates the best checkpoint of a run.
 
     The run's own `config.json` is the experiment. What is evaluated is a split of its
@@ -57,6 +63,8 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
     Args:
         workdir: Folder of the run.
         request: What is asked.
+        show: Is called with the report, before anything is written: what was measured
+            outlasts a disk that refuses it.
 
     Returns:
         The report, and the paths of result file and picture. The pairs lie beside them
@@ -81,6 +89,8 @@ def evaluate_run(workdir: str, request: Request) -> tuple[dict[str, Any], Path, 
         predictions(show_progress=run.config.evaluate.show_progress), len(run.table)
     )
     report = make_report(rows, run.table, run.pairing, **run.measured())
+    if show:
+        show(report)
     chosen = typical(rows, run.method)
 
     def draw(path: Path) -> None:
@@ -122,6 +132,7 @@ def save(run: Opened, report: dict[str, Any], draw: Callable[[Path], None]) -> P
     except OSError as error:
         raise ResourceError(
             "E604",
-            f"cannot write beside {target}: {error.strerror}; give another --out.",
+            f"the result cannot be written to {target}: {error.strerror or error}; "
+            "give --out=FILE.json in a folder that can be written.",
         ) from None
     return picture

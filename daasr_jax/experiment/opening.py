@@ -200,6 +200,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             "dataset": prepared.dataset,
             "prepared_sha256": prepared.key,
             "companions_sha256": prepared.companions,
+            "files_left_out": prepared.left_out,
             "evaluated": what,
             "overlap": overlap,
             "given": _given(record, config, request),

@@ -63,6 +63,7 @@ def data_settings(config: Config) -> data.DataSettings:
         contrasts=names(d.contrasts),
         folders=names(d.folders),
         target=d.target,
+        skip_bad=d.skip_bad,
         subject_from=d.subject_from,
         pattern=d.pattern,
         slice_axis=d.slice_axis,

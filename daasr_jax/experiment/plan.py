@@ -230,6 +230,7 @@ def make_plan(
     inputs = {
         "prepared_sha256": prepared.key,
         "companions_sha256": prepared.companions,
+        "files_left_out": prepared.left_out,
         "perceptual": (perceptual := parts.describe_perceptual(config, vgg)),
         "perceptual_words": perceptual_words(perceptual),
         "start": source,

@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from daasr_jax.data import Shares
-from daasr_jax.errors import CheckpointError, ConfigError
+from daasr_jax.errors import CheckpointError, ConfigError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import write_atomically
 
@@ -29,6 +29,7 @@ _PLACES = (
     "data.links_out",
     "data.cache_dir",
     "data.split_file",
+    "data.skip_bad",  # what it leaves out is in the hash of the data
     "perceptual.weights",
     "perceptual.sha256",
     "perceptual.strict",
@@ -61,6 +62,7 @@ EVALUATED = (
     "data.layout",
     "data.folders",
     "data.target",
+    "data.skip_bad",
     "data.pattern",
     "data.subject_from",
     "data.contrasts",
@@ -78,6 +80,7 @@ RECORD = "config.json"
 _LATER: dict[str, Any] = {
     "data.links_out": False,
     "degradation": "bicubic",
+    "data.skip_bad": False,
     "model.data_consistency": False,
     "reference.distance_mm": 0.0,
     "reference.count": 1,
@@ -225,9 +228,7 @@ def record_config(
         try:
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
-            raise ConfigError(
-                "E209", f"{path} cannot be written: {error.strerror}."
-            ) from None
+            raise unwritable(path, error) from None
 
 
 def no_run(folder: Path) -> CheckpointError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daasr_jax.data import PreparedSet
-from daasr_jax.errors import CheckpointError, DataError
+from daasr_jax.errors import CheckpointError, DataError, unwritable
 from daasr_jax.experiment.record import RECORD
 from daasr_jax.files import file_hash, write_atomically
 
@@ -34,6 +34,9 @@ def record_subjects(
         prepared: The data of the run.
         folder: Of the run.
         names: Write the names into `split.json` instead.
+
+    Raises:
+        UserError: If they cannot be written (E209, E617).
     """
     old = read_seen(folder)
     salt = old["salt"] if old else secrets.token_hex(16)
@@ -50,8 +53,11 @@ def record_subjects(
                 seen[kind][split] = sorted({*known, *before})
         if all(seen[k] == old[k] for k in ("subjects", "volumes")):
             return
-    prepared.write_split(folder / SPLIT, None if names else salt)
-    write_atomically(folder / SEEN, json.dumps(seen, indent=1))
+    try:
+        prepared.write_split(folder / SPLIT, None if names else salt)
+        write_atomically(folder / SEEN, json.dumps(seen, indent=1))
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def read_seen(folder: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from daasr_jax import data
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import unwritable
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.controls import (
     black,
@@ -35,7 +35,7 @@ from daasr_jax.runtime import devices
 from daasr_jax.runtime.claim import alone
 from daasr_jax.runtime.failures import explained
 from daasr_jax.runtime.stopping import StopRequest
-from daasr_jax.training import loop
+from daasr_jax.training import disk, loop
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.state import TrainState, generator_variables
 from daasr_jax.training.writers import NullWriter, RunWriter
@@ -106,6 +106,7 @@ def _train(
     if not begun:
         saves = (settings.validate_every, settings.checkpoint_every, settings.steps)
         check_new(folder, min(n for n in saves if n))
+    disk.require(folder, plan.state)
     given = config.to_dict()
     record_config(given, folder, plan.inputs, begun=begun, allow=allow_change)
     if jax.process_index() == 0:
@@ -240,6 +241,4 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            "E209", f"--workdir={folder} cannot be made: {error.strerror}."
-        ) from None
+        raise unwritable(f"--workdir={folder}", error) from None

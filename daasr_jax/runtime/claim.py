@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
-from daasr_jax.errors import ConfigError, ResourceError
+from daasr_jax.errors import ResourceError, unwritable
 from daasr_jax.files import take_lock, write_atomically
 
 _FREE, _TAKEN, _REFUSED = range(3)
@@ -28,11 +28,11 @@ def alone(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: If the folder cannot be written (E209).
-        ResourceError: If another program holds it (E614).
+        ResourceError: If another program holds it (E614), or its disk is full (E617).
     """
     lock: FileLock | None = None
     holder = folder / ".running"
-    answer, said = _FREE, ""
+    answer, said, refused = _FREE, "", OSError("see the first process")
     if jax.process_index() == 0:
         try:
             lock = take_lock(folder / ".lock", wait=False)
@@ -45,7 +45,7 @@ def alone(folder: Path) -> Iterator[None]:
         except Timeout:
             answer, said = _TAKEN, _content(holder)
         except OSError as error:
-            answer, said = _REFUSED, error.strerror or str(error)
+            answer, refused = _REFUSED, error
     if jax.process_count() > 1:
         answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
     if answer and lock:
@@ -57,9 +57,7 @@ def alone(folder: Path) -> Iterator[None]:
             "stop it, or give another --workdir.",
         )
     if answer == _REFUSED:
-        raise ConfigError(
-            "E209", f"{folder} cannot be written: {said or 'see the first process'}."
-        )
+        raise unwritable(folder, refused)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from daasr_jax.errors import CheckpointError, ResourceError
+from daasr_jax.errors import FULL, CheckpointError, ResourceError, unwritable
+from daasr_jax.training.disk import first_line, quiet, refused, remedy, require
 from daasr_jax.training.manifest import seal, verify
 
 log = logging.getLogger("daasr_jax")
@@ -90,6 +90,10 @@ class Checkpoints:
         if not read_only and jax.process_index() == 0:
             with self._system():
                 self._manifests.mkdir(parents=True, exist_ok=True)
+        with self._system():
+            self._manager = self._open(read_only)
+
+    def _open(self, read_only: bool) -> ocp.CheckpointManager:
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(2),
@@ -101,7 +105,7 @@ class Checkpoints:
                 ),
             ]
         )
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
@@ -164,7 +168,8 @@ class Checkpoints:
         A step that is there already is saved anew.
 
         Raises:
-            ResourceError: If the disk refuses; earlier steps stay intact.
+            ResourceError: If the step does not fit on the disk (E616), or the disk
+                refuses (E603); earlier steps stay intact.
         """
         stored = {k: float(v) for k, v in metrics.items()}
         rank = BEST_BY[self._best_by](step, metrics)
@@ -172,27 +177,30 @@ class Checkpoints:
             stored[SKIPPED] = float(skipped)
         elif step >= self._best_from and math.isfinite(rank):
             stored[_RANK] = rank
+        require(self._root, state)
         try:
             if step in self._manager.all_steps():
                 if jax.process_index() == 0:
                     self._manifest(step).unlink(missing_ok=True)
                 self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-                metrics=stored,
-                force=True,
-            )
-            self._manager.wait_until_finished()
+            with quiet():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                    metrics=stored,
+                    force=True,
+                )
+                self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 seal(self._root / str(step), self._manifest(step))
         except (OSError, ValueError, RuntimeError) as error:
-            if not _is_disk(error):
+            if not refused(error):
                 raise
             raise ResourceError(
                 "E603",
-                f"could not write checkpoint {step} in {self._root}: {_first(error)}; "
-                f"{_remedy(error)} and run the same command again.",
+                f"could not write checkpoint {step} in {self._root}: "
+                f"{first_line(error)}; {remedy(error)} and run the same "
+                "command again.",
             ) from error
         self._bad.pop(step, None)
         if jax.process_index() == 0:
@@ -271,11 +279,13 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
+            if error.errno in FULL:
+                raise unwritable(error.filename or self._root, error) from error
             raise CheckpointError(
                 "E410",
                 f"{error.filename or self._root} cannot be used "
-                f"({error.strerror or _first(error)}): {_remedy(error)} and run the "
-                "same command again.",
+                f"({error.strerror or first_line(error)}): {remedy(error)} "
+                "and run the same command again.",
             ) from error
 
     def _saved(self, step: int) -> dict[str, str]:
@@ -369,26 +379,3 @@ def _leaves(tree: Any) -> dict[str, str]:
         for path, x in leaves
         if hasattr(x, "dtype")
     }
-
-
-def _is_disk(error: Exception) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, OSError)
-        or "RESOURCE_EXHAUSTED" in text
-        or "No space left" in text
-    )
-
-
-def _remedy(error: Exception) -> str:
-    """What helps against a refusal of the system."""
-    number = getattr(error, "errno", None)
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "correct its permissions"
-    if number in (None, errno.ENOSPC, errno.EDQUOT):
-        return "free disk space"
-    return "see to the disk"
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error) else repr(error)

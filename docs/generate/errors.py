@@ -23,7 +23,6 @@ COMMAND = "python docs/generate/errors.py"
 SHARED = {
     "E201": "no data are named",
     "E204": "data.contrasts names a contrast that no volume has",
-    "E209": "the folder of the run cannot be written",
     "E210": "a setting of the configuration does not fit",
     "E211": "a setting of the data is outside its range",
     "E225": "the command line or the configuration file cannot be read",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from daasr_jax.experiment import (
+    check_data,
     checks,
     cli,
     controls,
@@ -35,7 +36,7 @@ _parse_args = argparse.ArgumentParser.parse_args
 
 
 def read_config(config, *_, **__) -> NoReturn:
-    """Stands for `train_run` and `dry_run`."""
+    """Stands for `train_run`, `dry_run` and `check_data`."""
     checks.check_ranges(config)
     parts.data_settings(config)
     parts.make_model(config)
@@ -45,7 +46,7 @@ def read_config(config, *_, **__) -> NoReturn:
     raise SystemExit(0)
 
 
-def read_request(_, request) -> NoReturn:
+def read_request(_, request, __) -> NoReturn:
     """Stands for `evaluate_tracks` and `control_run`, of a run of `RUN`."""
     config = load(RUN).to_dict()
     if request.config is not None:
@@ -80,7 +81,7 @@ def script(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    train.train_run = dry_run.dry_run = read_config
+    train.train_run = dry_run.dry_run = check_data.check_data = read_config
     evaluate.evaluate_tracks = controls.control_run = read_request
     cli._open_run = open_run
     hosts.connect = lambda *_: None

@@ -71,13 +71,21 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
         pass
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "code", "kind"),
+    [
+        (errno.EACCES, "E209", ConfigError),
+        (errno.EROFS, "E209", ConfigError),
+        (errno.ENOSPC, "E617", ResourceError),
+        (errno.EDQUOT, "E617", ResourceError),
+    ],
+)
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, code, kind):
     def fails(*_, **__):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(FileLock, "acquire", fails)
-    with pytest.raises(ConfigError, match="E209") as caught, claim.alone(tmp_path):
+    with pytest.raises(kind, match=code) as caught, claim.alone(tmp_path):
         pass
     one_line(caught.value, os.strerror(number), tmp_path)
 

@@ -240,7 +240,10 @@ class TestFastMri:
     @pytest.mark.parametrize(
         ("arrays", "why"),
         [
-            ({"reconstruction_es": np.ones((2, 16, 16))}, "did you mean"),
+            (
+                {"reconstruction_es": np.ones((2, 16, 16))},
+                "reconstruction_es misspelt, did you mean reconstruction_esc?",
+            ),
             ({"reconstruction_rss": np.ones((2, 16, 16), "c8")}, "real, 3 axes"),
             ({"reconstruction_rss": np.ones((16, 16))}, "real, 3 axes"),
             ({"reconstruction_rss": np.ones((2, 6, 6))}, "under 11 pixels"),

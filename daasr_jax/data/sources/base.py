@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from daasr_jax.data.settings import DataSettings
 from daasr_jax.errors import ConfigError, DataError
 
 log = logging.getLogger("daasr_jax")
+
+# Called with a file that cannot be used and the reason; the file is then left out.
+OnBad = Callable[[Path, str], None]
 
 # Endings of the files of each layout, in small letters.
 ENDINGS = {"fastmri": (".h5",), "nifti": (".nii", ".nii.gz")}
@@ -70,12 +72,13 @@ class Source:
 
     Attributes:
         name: The layout, as in `DataSettings.layout`.
-        scan: Reads every header, reports all bad files in one `DataError`.
+        scan: `scan(settings, on_bad=None)` reads every header and reports the bad
+            files, see `report_bad_files`.
         read: Voxels of one volume, real, (slices, height, width), rows downwards.
     """
 
     name: str
-    scan: Callable[[DataSettings], list[Volume]]
+    scan: Callable[..., list[Volume]]
     read: Callable[[Volume], np.ndarray]
 
 
@@ -166,11 +169,21 @@ def some(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def report_bad_files(root: str, bad: Sequence[tuple[Path, str]], total: int) -> None:
+def report_bad_files(
+    root: str,
+    bad: Sequence[tuple[Path, str]],
+    total: int,
+    on_bad: OnBad | None = None,
+) -> None:
     """Raises one DataError (E302) that lists the bad files of a scan, if any.
 
-    More than five are listed in the log, as warnings.
+    More than five are listed in the log, as warnings. With `on_bad` nothing is raised:
+    it is called with each of them.
     """
+    if on_bad is not None:
+        for path, reason in bad:
+            on_bad(path, reason)
+        return
     if not bad:
         return
     named = "; ".join(f"{path}: {reason}" for path, reason in bad[:_NAMED_FILES])
@@ -184,7 +197,7 @@ def report_bad_files(root: str, bad: Sequence[tuple[Path, str]], total: int) -> 
         "E302",
         f"{len(bad)} of {total} files under {root} cannot be used: {named}{tail}; "
         "fetch damaged ones again; data.contrasts, data.pattern and data.folders can "
-        "leave files out",
+        "leave files out, and --config.data.skip_bad=true leaves out all that are bad",
     )
 
 

@@ -31,6 +31,7 @@ from daasr_jax.data.sources.base import (
     ENDINGS,
     MAX_DEFLATE_RATIO,
     BadFileError,
+    OnBad,
     Source,
     Volume,
     check_contrasts,
@@ -49,6 +50,7 @@ from daasr_jax.data.sources.base import (
 from daasr_jax.data.sources.fastmri_header import (
     READ_ERRORS,
     attribute,
+    check_max,
     read_header,
     spacing,
 )
@@ -71,8 +73,12 @@ class Found:
     remark: tuple[str, str] | None = None
 
 
-def scan(settings: DataSettings) -> list[Volume]:
+def scan(settings: DataSettings, on_bad: OnBad | None = None) -> list[Volume]:
     """Lists the volumes of a fastMRI root by reading every file's header.
+
+    Args:
+        settings: The root, and what is wanted of it.
+        on_bad: See `report_bad_files`.
 
     Raises:
         ConfigError: If `settings.folders` names a folder that is not there (E214), or
@@ -98,7 +104,8 @@ def scan(settings: DataSettings) -> list[Volume]:
         found.append(one)
         if one.remark:
             remarks.setdefault(one.remark[0], []).append((path, one.remark[1]))
-    report_bad_files(settings.root, bad, len(files))
+    report_bad_files(settings.root, bad, len(files), on_bad)
+    _check_folders([path for path, _ in files], bad)
     check_contrasts(settings.contrasts, {one.contrast for one in found})
     volumes = [one.volume for one in found if one.volume]
     if settings.contrasts:
@@ -121,6 +128,8 @@ def read(volume: Volume) -> np.ndarray:
     try:
         with h5py.File(volume.path, "r") as file:
             array = _dataset(file, name)[()]
+            if name != "kspace":
+                check_max(file, array)
     except (BadFileError, *READ_ERRORS) as error:
         raise DataError(
             "E302", f"{volume.path}: {complaint(error, 'HDF5 file')}"
@@ -192,6 +201,15 @@ def _find(
             f"{tree.remarks()}",
         )
     return [(path, "") for path in plain]
+
+
+def _check_folders(files: Sequence[Path], bad: Sequence[tuple[Path, str]]) -> None:
+    """Refuses folders of which nothing is left, without which the splits are others."""
+    unusable = {path for path, _ in bad}
+    left = {path.parent for path in files if path not in unusable}
+    for folder in sorted({path.parent for path in unusable} - left):
+        own = [(path, reason) for path, reason in bad if path.parent == folder]
+        report_bad_files(str(folder), own, len(own))
 
 
 def _warn(
@@ -295,17 +313,24 @@ def _choose(file: h5py.File, target: str) -> str:
     if target == "auto":
         target = next((n for n in FASTMRI_TARGETS[1:] if n in present), "auto")
     if target not in present:
-        known = [n for n in present if n in FASTMRI_TARGETS]
-        close = difflib.get_close_matches("reconstruction_esc", present, 1)
-        hint = known or close
         raise BadFileError(
             f"has no {'image' if target == 'auto' else target}; "
-            f"its keys are {', '.join(present[:8]) or 'none'}"
-            + (f", did you mean {hint[0]}?" if hint else "")
+            f"its keys are {', '.join(present[:8]) or 'none'}{_hint(present)}"
         )
     if target == "kspace" and "mask" in present:
         raise BadFileError("holds undersampled k-space only (it has a mask): no target")
     return target
+
+
+def _hint(present: Sequence[str]) -> str:
+    """What may be meant by the keys of a file without the image that is wanted."""
+    for name in FASTMRI_TARGETS[1:]:
+        if name in present:
+            return f", did you mean --config.data.target={name}?"
+    for name in present:
+        if meant := difflib.get_close_matches(name, FASTMRI_TARGETS[1:], 1, 0.7):
+            return f": is {name} misspelt, did you mean {meant[0]}?"
+    return ""
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -13,6 +13,8 @@ from daasr_jax.data.sources.base import BadFileError
 READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 # A text of variable length lies in the file outside of the arrays, as it is.
 _MAX_BESIDE_BYTES = 2**26
+# The attribute `max` is of one of a file's two images, whose maxima differ by less.
+_ABOVE_MAX = 1.5
 
 
 def spacing(file: h5py.File) -> float:
@@ -87,6 +89,27 @@ def attribute(file: h5py.File, name: str) -> str:
     if size > MAX_HEADER_BYTES:
         raise BadFileError(f"attribute {name} has {size} bytes")
     return _text(file.attrs[name])
+
+
+def check_max(file: h5py.File, array: np.ndarray) -> None:
+    """Raises BadFileError for voxels far above the maximum that the file states.
+
+    Args:
+        file: Its attribute `max`, where it has one, is what fastMRI's writers noted.
+        array: An image of it.
+    """
+    try:
+        if file.attrs.get_id("max").get_storage_size() > 16:
+            return
+        stated = np.asarray(file.attrs["max"]).astype(float).item()
+    except READ_ERRORS:  # none, or no number
+        return
+    high = float(array.max())
+    if stated > 0 and high > _ABOVE_MAX * stated:
+        raise BadFileError(
+            f"has a voxel of {high:.4g} beside its attribute max of {stated:.4g}: one "
+            "of them is damaged"
+        )
 
 
 def _text(value: object) -> str:

@@ -11,6 +11,7 @@ from daasr_jax.data.settings import DataSettings
 from daasr_jax.data.sources.base import (
     ENDINGS,
     BadFileError,
+    OnBad,
     Source,
     Volume,
     check_contrasts,
@@ -45,11 +46,15 @@ _SLACK_BYTES = 2**20
 _FEW_VALUES = 8
 
 
-def scan(settings: DataSettings) -> list[Volume]:
+def scan(settings: DataSettings, on_bad: OnBad | None = None) -> list[Volume]:
     """Lists the volumes of a NIfTI tree by reading every file's header.
 
     Masks and label maps by name, paths that do not fit the form of the tree, and
     contrasts that are not wanted are left out before any file is opened.
+
+    Args:
+        settings: The root, and what is wanted of it.
+        on_bad: See `report_bad_files`.
 
     Raises:
         ConfigError: If no path has a contrast of `settings.contrasts` (E204).
@@ -96,7 +101,7 @@ def scan(settings: DataSettings) -> list[Volume]:
                 affine=header.affine,
             )
         )
-    report_bad_files(settings.root, bad, len(places))
+    report_bad_files(settings.root, bad, len(places), on_bad)
     for remark, found in remarks.items():
         log.warning(
             "%d of %d NIfTI headers %s; the first is %s",

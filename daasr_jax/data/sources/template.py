@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.data.sources.base import Source, Volume, first_line
+from daasr_jax.data.sources.base import OnBad, Source, Volume, first_line
 from daasr_jax.data.sources.nifti import load, slices_of
 from daasr_jax.errors import DataError
 
@@ -25,13 +25,13 @@ _PLANE = (233, 197)
 _SLABS = {"train": (24, 91), "test": (95, 120), "val": (124, 141)}
 
 
-def scan(settings: DataSettings) -> list[Volume]:
+def scan(settings: DataSettings, on_bad: OnBad | None = None) -> list[Volume]:
     """Three slabs of the template, one volume each: `mni152/train` and so on.
 
     Raises:
         DataError: If nilearn's file is missing or not the known one (E310).
     """
-    del settings
+    del settings, on_bad
     path = _template_path()
     if hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
         raise DataError(
