@@ -12,6 +12,7 @@ from daasr_jax.data.content import write_json
 from daasr_jax.data.references import ReferenceRule
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import DataError
+from daasr_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,9 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
     """
     again = f"delete {path} to have the references drawn again"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(Path(path))
         stated = content.pop("sha256")
-        pairs = {target: list(others) for target, *others in content["pairs"]}
+        pairs = {target: [*map(str, others)] for target, *others in content["pairs"]}
         settings = {k: content[k] for k in ("track", "exclude", "seed", "aligned")}
         settings["distance_mm"] = float(content.get("distance_mm", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -139,7 +140,7 @@ def load_pairing(path: str | Path, table: SliceTable) -> Pairing:
         ) from None
     if _sha256(content) != stated:
         raise DataError("E313", f"{path} was changed: its SHA-256 differs; {again}")
-    if set(pairs) != set(table.keys):
+    if set(pairs) != set(table.keys) or len(content["pairs"]) != len(pairs):
         raise DataError(
             "E313",
             f"{path} pairs {len(pairs)} slices that are not the {len(table)} of split "
