@@ -83,6 +83,9 @@ fuzz: $(VENV)/installed-dev  ## Ten minutes of damaged files; FUZZ=--seed=N for 
 drill: $(VENV)/installed  ## A run that is killed, and one that is not; minutes
 	@PYTHON=$(BIN)/python scripts/drill.sh $(DRILL)
 
+sbom:  ## The bill of materials, from the lock, into dist/
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/sbom.py
+
 parity: $(VENV)/installed-dev  ## All that needs PyTorch, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(BIN)/python -m pytest tests/parity tests/unit/test_compared.py \

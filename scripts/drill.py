@@ -379,9 +379,9 @@ def report(
 interrupted {len(events)} times, ended with {arrays} arrays that are equal to the last
 bit to those of a run that nothing interrupted: parameters, optimiser, statistics,
 counters and keys. The log has every step once. There was no traceback, and no exit code
-but those of [errors](../errors.md) and of the signals. {minutes:.1f} minutes on
-{os.cpu_count()} cores that others used too; Python {platform.python_version()}, {packages}; commit {commit}. The
-disk was {disk}.
+but those of [errors](../errors.md) and of the signals. It took {minutes:.1f} minutes on
+{os.cpu_count()} cores that others used too. Python {platform.python_version()},
+{packages}; commit {commit}. The disk was {disk}.
 
 A checkpoint is written every 5 steps. `SIGKILL` saves nothing, so the next start
 repeats the steps since the newest one. `SIGTERM` and `SIGINT` save first (75), unless
