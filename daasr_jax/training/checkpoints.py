@@ -110,9 +110,10 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(
-                # with these it reads the metrics of all steps, also of damaged ones
-                preservation_policy=None if read_only else policy,
-                best_fn=None if read_only else _rank,
+                preservation_policy=policy,
+                best_fn=_rank,
+                # the metrics of a damaged step, which stays in place then, are not read
+                lightweight_initialize=read_only,
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=False,
