@@ -29,7 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMAND = "scripts/drill.sh --seed={seed}"
+COMMAND = "make drill DRILL=--seed={seed}"
 SMALL = (
     "--config=configs/quickstart_x4.py",
     "--config.model.kwargs.features=8",
@@ -350,7 +350,7 @@ def _small_files() -> None:
 
 def _row(event: Event) -> str:
     when = f"step {event.seen}" if event.at else f"{event.delay:.1f} s after the start"
-    words = event.words.replace(str(Path(tempfile.gettempdir())), "").strip()
+    words = re.sub(r"/\S*/disk/run", "RUN", event.words)
     return f"| {event.name} | {event.began} | {when} | {event.code} | {words[:120]} |"
 
 
