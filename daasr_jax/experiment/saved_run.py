@@ -145,7 +145,8 @@ def list_runs(place: Path) -> str:
     lines = []
     for folder in sorted({file.parent for file in found}):
         config = read_record(folder).get("config", {})
-        if not {"name", "preset", "scale", "model"} <= config.keys():
+        like = {"name": "", "preset": "", "scale": 0, "model": {"name": ""}}
+        if any(_misfits(config, like, ())):
             continue
         steps = [int(m.stem) for m in (folder / "manifests").glob("[0-9]*.json")]
         results = sorted(f.name for f in folder.glob("eval_*.json"))

@@ -207,6 +207,17 @@ class TestRecord:
             saved_run.open_record(tmp_path)
         one_line(caught.value, "E405", said)
 
+    @pytest.mark.parametrize("model", [{}, [], {"name": None}, "daasr"])
+    def test_list_of_runs(self, model, tmp_path):
+        content = json.loads(json.dumps(_record()))
+        for name, own in (("good", content["config"]["model"]), ("bad", model)):
+            content["config"]["model"] = own
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text(json.dumps(content))
+        listed = saved_run.list_runs(tmp_path)
+        assert "good: " in listed
+        assert "bad: " not in listed
+
     @pytest.mark.parametrize(
         "text", ["null", "[]", "3", '{"config": 1}', '{"config": {}, "batch": [0]}']
     )
