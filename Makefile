@@ -77,6 +77,15 @@ coverage: $(VENV)/installed-dev  ## Lines that all tests reach, or TESTS=FOLDER
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
+fuzz: $(VENV)/installed-dev  ## Ten minutes of damaged files; FUZZ=--seed=N for others
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
+
+drill: $(VENV)/installed  ## A run that is killed, and one that is not; minutes
+	@PYTHON=$(BIN)/python scripts/drill.sh $(DRILL)
+
+sbom:  ## The bill of materials, from the lock, into dist/
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/sbom.py
+
 parity: $(VENV)/installed-dev  ## All that needs PyTorch, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(BIN)/python -m pytest tests/parity tests/unit/test_compared.py \
@@ -103,4 +112,4 @@ lock:  ## Renew the locks (needs uv)
 		--extra cuda pyproject.toml -o requirements-cuda.txt
 
 .PHONY: help install cuda quickstart lint test test-all test-python quicker coverage \
-	parity bench docs lock
+	fuzz drill sbom parity bench docs lock

@@ -24,10 +24,21 @@ class UserError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        return f"error {self.code}: {self.args[0]}"
+        return f"error {self.code}: {_on_one_line(self.args[0])}"
 
     def __reduce__(self):
         return type(self), (self.code, self.args[0])
+
+
+def _on_one_line(message: str) -> str:
+    """The message, whatever texts of damaged files it quotes.
+
+    Surrogates, of names that are no UTF-8, are left to the stream.
+    """
+    return "".join(
+        c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1]
+        for c in message
+    )
 
 
 class ConfigError(UserError):

@@ -40,6 +40,8 @@ LONGEST = (
     "tests/e2e/test_wheel.py",
     "tests/parity/test_golden.py",
     "tests/docs/test_commands.py",
+    "tests/fuzz/test_fuzz.py",
+    "tests/faults/test_29_supply_chain.py",
     "tests/unit/test_plans.py",
     "tests/unit/test_adversarial.py",
     "tests/multiprocess/test_launcher.py",

@@ -13,7 +13,7 @@ from daasr_jax.data.sources.base import Source, Volume, log
 from daasr_jax.data.splits import Splits
 from daasr_jax.data.table import SliceRecord
 from daasr_jax.errors import DataError
-from daasr_jax.files import write_atomically
+from daasr_jax.files import read_json, write_atomically
 
 # Raise it when a reader changes what it returns for the same file.
 READER_VERSION = 2
@@ -55,7 +55,7 @@ def load_memory(cache: Path) -> dict[str, str]:
     """Content hashes by stamp, as written by an earlier preparation."""
     path = cache / MEMORY_FILE
     try:
-        memory = json.loads(path.read_text(encoding="utf-8"))
+        memory = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):

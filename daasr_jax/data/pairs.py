@@ -14,6 +14,7 @@ from daasr_jax.data.pseudonyms import Names
 from daasr_jax.data.references import ReferenceRule
 from daasr_jax.data.table import SliceTable
 from daasr_jax.errors import DataError
+from daasr_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +144,9 @@ def load_pairing(
     """
     again = f"delete {path} to have the references drawn again"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(Path(path))
         stated = content.pop("sha256")
-        pairs = {target: list(others) for target, *others in content["pairs"]}
+        pairs = {target: [*map(str, others)] for target, *others in content["pairs"]}
         settings = {k: content[k] for k in ("track", "exclude", "seed", "aligned")}
         settings["distance_mm"] = content.get("distance_mm", 0.0)
         float(settings["distance_mm"])
@@ -157,7 +158,7 @@ def load_pairing(
     if names is None and _sha256(content) != stated:
         raise changed
     labels = table.keys if names is None else names.slices(table)
-    if set(pairs) != set(labels):
+    if set(pairs) != set(labels) or len(content["pairs"]) != len(pairs):
         raise DataError(
             "E313",
             f"{path} pairs {len(pairs)} slices that are not the {len(table)} of split "

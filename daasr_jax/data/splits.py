@@ -1,7 +1,6 @@
 """Which volume trains, validates and tests: always by subject, drawn by a seed."""
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from daasr_jax.data.pseudonyms import salted
 from daasr_jax.data.settings import SPLITS, DataSettings
 from daasr_jax.data.sources.base import Volume, log
 from daasr_jax.errors import ConfigError, DataError
+from daasr_jax.files import read_json
 
 _DRAW_VOLUMES, _DRAW_SUBJECTS = 1, 2
 # A split needs two subjects for each to have a reference from the other.
@@ -252,7 +252,7 @@ def _setting(split: str) -> str:
 def _by_file(volumes: list[Volume], path: Path) -> Splits:
     wanted = "it must be JSON with the lists train, val and test of subjects"
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
+        lists = read_json(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(

@@ -40,7 +40,7 @@ from daasr_jax.data.slices import (
 from daasr_jax.data.sources.base import OnBad, Source, Volume, log, report_bad_files
 from daasr_jax.data.table import SliceRecord
 from daasr_jax.errors import DataError, ResourceError
-from daasr_jax.files import file_hash
+from daasr_jax.files import file_hash, read_json
 
 # Raise it when the same data and settings would give other prepared slices.
 PREPARATION_VERSION = 2
@@ -126,7 +126,7 @@ def read_index(stored: Stored, *, check: bool) -> list[tuple[int, str]]:
         verify(stored.folder)
     path = stored.folder / _INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         return [(int(i), str(digest)) for i, digest in index["slices"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
@@ -142,7 +142,7 @@ def verify(folder: Path) -> None:
     """
     remedy = _remedy(folder)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / _MANIFEST)
         expected: dict[str, str] = manifest["files"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(

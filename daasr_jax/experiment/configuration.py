@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import sys
 import types
 from importlib.machinery import SourceFileLoader
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.installation import shipped_folder
 from daasr_jax.experiment.places import place
+from daasr_jax.files import read_json
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -39,7 +39,7 @@ def load(name: str) -> Config:
         if Path(name).suffix == ".json":
             from daasr_jax.experiment.record import completed  # reads this module's
 
-            record = json.loads(Path(name).read_text(encoding="utf-8"))
+            record = read_json(Path(name))
             return ConfigDict(completed(record["config"])).lock()
         path = locate(file)
         _offer_shipped()

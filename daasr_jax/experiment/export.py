@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from daasr_jax import released
@@ -12,7 +11,7 @@ from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.saved_run import load_run
 from daasr_jax.experiment.weights import about_run, open_weights
-from daasr_jax.files import write_atomically
+from daasr_jax.files import read_json, write_atomically
 
 
 def write_weights(folder: str, out: Path, more: Path | None = None) -> str:
@@ -34,7 +33,7 @@ def write_weights(folder: str, out: Path, more: Path | None = None) -> str:
     given = {}
     if more is not None:
         try:
-            given = json.loads(more.read_text(encoding="utf-8"))
+            given = read_json(more)
             unknown = sorted(set(given) - set(released.USUAL))
             if unknown:
                 raise ValueError(f"{unknown[0]!r} is none of {[*released.USUAL]}")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from daasr_jax.data import Shares
 from daasr_jax.errors import CheckpointError, ConfigError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
-from daasr_jax.files import write_atomically
+from daasr_jax.files import read_json, write_atomically
 
 log = logging.getLogger("daasr_jax")
 
@@ -75,6 +75,9 @@ EVALUATED = (
     "train.devices",
 )
 RECORD = "config.json"
+
+# What reading a damaged record raises.
+_BAD_RECORD = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 # Keys that came later, with what the runs before them did.
 _LATER: dict[str, Any] = {
@@ -179,12 +182,14 @@ def record_config(
                 "--workdir.",
             )
         try:
-            old = json.loads(path.read_text(encoding="utf-8"))
+            old = read_json(path)
             before = _flat(completed(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
             allowed = list(old.get("changes") or [])
-        except (ValueError, KeyError, OSError) as error:
-            raise ConfigError("E208", f"{path} cannot be read: {error!r}.") from None
+        except _BAD_RECORD as error:
+            raise ConfigError(
+                "E208", f"{path} cannot be read ({type(error).__name__})."
+            ) from None
         free = _FREE_ON_RESUME
         optimisers = (config["optimiser"], config["adversarial"]["optimiser"])
         if any(o["schedule"] == "cosine" for o in optimisers):
@@ -243,20 +248,25 @@ def no_run(folder: Path) -> CheckpointError:
 def read_record(folder: Path) -> dict[str, Any]:
     """`config.json` of a run; empty where there is none that can be read."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        record = read_json(folder / RECORD)
+        own = {"config": completed(record["config"]), "batch": began_with(record)}
+        return record | own
+    except _BAD_RECORD:
         return {}
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        return {}
-    own = {"config": completed(record["config"]), "batch": began_with(record)}
-    return record | own
 
 
 def began_with(record: dict[str, Any]) -> dict[str, Any]:
-    """The batch that a run began with; before it was recorded, the configuration's."""
+    """The batch that a run began with; before it was recorded, the configuration's.
+
+    Raises:
+        TypeError: If it is no batch.
+    """
     size = record["config"].get("train", {}).get("batch_size")
     before = {"images": size, "rates_of": size, "rates_times": 1.0}
-    return record.get("batch") or before
+    batch = record.get("batch") or before
+    if not isinstance(batch["images"], int):
+        raise TypeError("the batch has no number of images")
+    return batch
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:

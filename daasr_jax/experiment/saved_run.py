@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,51 @@ def open_record(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     if not record:
         raise no_run(folder)
-    for key, value in load("fastmri_x4").items():
-        own = record["config"].get(key)
-        # the keys of these two are of the model and of the objective
-        inner = value if isinstance(value, ConfigDict) else {}
-        inner = {} if key in ("model", "losses") else inner
-        lacking = (
-            [key] if own is None else [f"{key}.{k}" for k in inner if k not in own]
+    # the keys of these two are of the model and of the objective
+    free = ("model.kwargs", "losses")
+    wrong = next(_misfits(record["config"], load("fastmri_x4").to_dict(), free), "")
+    if not wrong:
+        term = {"name": "", "weight": 0.0}
+        terms = record["config"]["losses"]
+        wrong = next(_misfits(terms, dict.fromkeys(terms, term), (), "losses."), "")
+    if wrong:
+        raise CheckpointError(
+            "E405",
+            f"{folder / RECORD} is of another version: {wrong}; train the run again "
+            "with this one.",
         )
-        if lacking:
-            raise CheckpointError(
-                "E405",
-                f"{folder / RECORD} is of another version: it has no {lacking[0]}; "
-                "train the run again with this one.",
-            )
     return record
+
+
+def _misfits(
+    own: dict[str, Any], like: dict[str, Any], free: tuple[str, ...], above: str = ""
+) -> Iterator[str]:
+    """Keys that a configuration lacks, or whose values are of another kind, in words.
+
+    Args:
+        own: A configuration of a run.
+        like: One that this version reads. Where it has None, any value fits.
+        free: Keys whose own keys may be any.
+        above: What the keys begin with, for the words.
+    """
+    for key, value in like.items():
+        name, found = f"{above}{key}", own.get(key)
+        if key not in own:
+            yield f"it has no {name}"
+        elif isinstance(value, dict) and isinstance(found, dict):
+            if name not in free:
+                yield from _misfits(found, value, free, f"{name}.")
+        elif value is not None and not isinstance(found, _fitting(value)):
+            yield f"{name} is {found!r:.99}"
+        elif isinstance(found, bool) != isinstance(value, bool) and value is not None:
+            yield f"{name} is {found!r}"
+
+
+def _fitting(value: Any) -> tuple[type, ...]:
+    """The types that JSON may have for a value."""
+    if isinstance(value, float):
+        return (int, float)
+    return (list,) if isinstance(value, tuple | list) else (type(value),)
 
 
 def load_run(folder: Path) -> TrainedRun:
@@ -114,7 +145,8 @@ def list_runs(place: Path) -> str:
     lines = []
     for folder in sorted({file.parent for file in found}):
         config = read_record(folder).get("config", {})
-        if not {"name", "preset", "scale", "model"} <= config.keys():
+        like = {"name": "", "preset": "", "scale": 0, "model": {"name": ""}}
+        if any(_misfits(config, like, ())):
             continue
         steps = [int(m.stem) for m in (folder / "manifests").glob("[0-9]*.json")]
         results = sorted(f.name for f in folder.glob("eval_*.json"))

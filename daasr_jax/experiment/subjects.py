@@ -11,7 +11,7 @@ from typing import Any
 from daasr_jax.data import PreparedSet
 from daasr_jax.errors import CheckpointError, DataError, unwritable
 from daasr_jax.experiment.record import RECORD
-from daasr_jax.files import file_hash, write_atomically
+from daasr_jax.files import file_hash, read_json, write_atomically
 
 log = logging.getLogger("daasr_jax")
 
@@ -70,10 +70,14 @@ def read_seen(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        seen = json.loads(path.read_text(encoding="utf-8"))
-        assert all(isinstance(seen[k], dict) for k in ("subjects", "volumes"))
-        assert isinstance(seen["salt"], str)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        seen = read_json(path)
+        lists = [x for k in ("subjects", "volumes") for x in seen[k].values()]
+        texts = [seen["salt"], *(x for hashes in lists for x in hashes)]
+        assert all(isinstance(x, list) for x in lists)
+        assert all(isinstance(x, str) for x in texts)
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError
+    ) as error:  # fmt: skip
         raise CheckpointError(
             "E416",
             f"{path} cannot be read ({type(error).__name__}), so nothing tells whom "

@@ -24,7 +24,7 @@ from safetensors import numpy as tensors
 
 import daasr_jax
 from daasr_jax.errors import CheckpointError, UserError
-from daasr_jax.files import write_atomically
+from daasr_jax.files import read_json, write_atomically
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.registry import MODELS, resolved
 
@@ -214,7 +214,7 @@ def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return read_json(folder / INDEX)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

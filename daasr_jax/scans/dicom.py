@@ -4,6 +4,7 @@ pydicom is imported where it is used; it is the extra `dicom`.
 """
 
 import copy
+import dataclasses
 import math
 import struct
 import warnings
@@ -27,7 +28,7 @@ from daasr_jax.scans.scan import Scan
 _SHOWN_SERIES = 12
 _READ_ERRORS = (
     OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
-    struct.error, NotImplementedError, RuntimeError,
+    struct.error, NotImplementedError, RuntimeError, MemoryError,
 )  # fmt: skip
 # Of the functional groups of an enhanced file, what its slices have in a classic one.
 _GROUPS = {
@@ -128,7 +129,16 @@ def _read_folder(folder: Path) -> Scan:
     if len(series) > 1:
         raise _several(folder, list(series.values()))
     ((_, members),) = series.items()
-    return _stacked(folder, members)
+    scan = _stacked(folder, members)
+    used = {path for path, _ in members}
+    others = sum(
+        path.is_file() and path.name != "DICOMDIR" and path.name[0] != "."
+        for path in {*folder.iterdir()} - used
+    )
+    if others:
+        remark = f"holds {others} files beside the images, which are left out"
+        scan = dataclasses.replace(scan, remarks=(*scan.remarks, remark))
+    return scan
 
 
 def _read_series_of(path: Path) -> Scan:

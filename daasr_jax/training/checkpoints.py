@@ -32,6 +32,8 @@ BEST_BY: dict[str, Callable[[int, Mapping[str, float]], float]] = {
 # Kept beside the metrics of a step: its rank, or that it was saved in trouble.
 _RANK = "rank"
 SKIPPED = "skipped_in_a_row"
+# What orbax raises for files that agree with their manifest and are no checkpoint.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
 _SMOOTHED = "ema_batch_stats"  # a field of the state that earlier checkpoints lack
 
 
@@ -110,6 +112,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=_rank,
+                # the metrics of a damaged step, which stays in place then, are not read
+                lightweight_initialize=read_only,
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=False,
@@ -145,14 +149,19 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Usable step of the highest rank; the newest where none has one."""
-        ranked = [(_rank(self._manager.metrics(s)), s) for s in self.steps()]
+        ranked = [(_rank(self._stored(s)), s) for s in self.steps()]
         measured = [pair for pair in ranked if pair[0] > -math.inf]
         return _agreed(max(measured)[1] if measured else self.latest())
 
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics stored with a step."""
-        stored = self._manager.metrics(step) or {}
+        stored = self._stored(step)
         return {k: v for k, v in stored.items() if k not in (_RANK, SKIPPED)}
+
+    def _stored(self, step: int) -> dict[str, float]:
+        """All that is stored beside the state of a step."""
+        with self._system():
+            return dict(self._manager.metrics(step) or {})
 
     def scored(self, step: int) -> bool:
         """Whether validation metrics are stored with a step; one answer to all."""
@@ -160,7 +169,7 @@ class Checkpoints:
 
     def clean_steps(self) -> list[int]:
         """Usable steps that were saved while updates were made, ascending."""
-        return [s for s in self.steps() if _clean(self._manager.metrics(s))]
+        return [s for s in self.steps() if _clean(self._stored(s))]
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Saves and seals one step; returns when it is on disk.
@@ -286,6 +295,12 @@ class Checkpoints:
                 f"{error.filename or self._root} cannot be used "
                 f"({error.strerror or first_line(error)}): {remedy(error)} "
                 "and run the same command again.",
+            ) from error
+        except _DAMAGE as error:
+            raise CheckpointError(
+                "E419",
+                f"{self._root} cannot be read ({type(error).__name__}: "
+                f"{_first(error)}); restore it from a copy, or give another --workdir.",
             ) from error
 
     def _saved(self, step: int) -> dict[str, str]:

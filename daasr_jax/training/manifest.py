@@ -6,7 +6,7 @@ import errno
 import json
 from pathlib import Path
 
-from daasr_jax.files import file_hash, write_atomically
+from daasr_jax.files import file_hash, read_json, write_atomically
 
 
 def seal(folder: Path, manifest: Path) -> None:
@@ -23,9 +23,14 @@ def verify(folder: Path, manifest: Path) -> str:
         OSError: If the system refuses to read, which says nothing of the content.
     """
     try:
-        sums = json.loads(manifest.read_text(encoding="utf-8"))
+        sums = read_json(manifest)
     except (FileNotFoundError, ValueError) as error:
         return f"its manifest {manifest} cannot be read ({type(error).__name__})"
+    if not isinstance(sums, dict):
+        return f"its manifest {manifest} has no list of sums"
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.relative_to(folder).as_posix() not in sums:
+            return f"{path} is not in its manifest {manifest}"
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():

@@ -153,8 +153,8 @@ class _Events:
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
     """The reports of a run, in order; none where it has no log.
 
-    A line that cannot be read is passed over: the last one of a killed run may be cut
-    short.
+    A line that cannot be read, or has no step, is passed over: the last one of a killed
+    run may be cut short.
     """
     path = Path(workdir) / _LOG
     if not path.is_file():
@@ -163,6 +163,7 @@ def read_log(workdir: str | Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-    return [row for row in rows if isinstance(row, dict)]
+    rows = [row for row in rows if isinstance(row, dict)]
+    return [row for row in rows if isinstance(row.get("step"), int)]

@@ -30,6 +30,8 @@ _LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # Below this an 11x11 SSIM window or an LR patch of a slice means nothing.
 MIN_SIDE = 11
 _NAMED_FILES = 5
+# What is quoted of a library's message.
+_QUOTED = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +89,12 @@ class BadFileError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
+    """The first line of an exception's message, or its type where it has none.
+
+    Libraries quote what they could not read, which may be long.
+    """
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return text.splitlines()[0][:_QUOTED] if text else type(error).__name__
 
 
 def check_size(shape: Sequence[int]) -> None:

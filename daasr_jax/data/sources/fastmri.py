@@ -4,9 +4,7 @@ A root holds folders whose names end in `_train` or `_val`; folders of the test 
 challenge sets have no targets and are ignored. Without such folders the .h5 files of
 the root itself are taken. Format: https://fastmri.med.nyu.edu (dataset description).
 
-Every check that needs no voxel is made on the header, before anything is allocated. One
-thing cannot be checked from Python: the HDF5 library itself may loop without end on a
-file whose heap of texts is damaged.
+Every check that needs no voxel is made on the header, before anything is allocated.
 """
 
 import dataclasses
@@ -54,6 +52,7 @@ from daasr_jax.data.sources.fastmri_header import (
     read_header,
     spacing,
 )
+from daasr_jax.data.sources.fastmri_probe import check_texts
 from daasr_jax.data.sources.tree import Tree, walk
 from daasr_jax.errors import ConfigError, DataError
 
@@ -257,6 +256,7 @@ def describe(path: Path, root: Path, role: str, settings: DataSettings) -> Found
         BadFileError: If the file cannot be used.
     """
     _check_signature(path)
+    check_texts(path)
     remark = None
     try:
         with h5py.File(path, "r") as file:
