@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from daasr_jax.enhancement.page import Views, make_page
 from daasr_jax.errors import ConfigError, Preempted, ResourceError, UserError
 from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, Cell, Plan, Trial
@@ -30,6 +31,7 @@ from daasr_jax.training.progress import clock
 
 IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
 WAIT_SECONDS = 5.0
+VIEWER_BYTES = 2_000_000
 
 Say = Callable[[str], None]
 
@@ -568,7 +570,8 @@ def write_tables(request: Request) -> dict[str, Path]:
         files[f"{part}.json"] = json.dumps(record, indent=1)
     files["report.html"] = page.make_report_page(
         list(records.values()),
-        pictures=_pictures(request, plan),
+        pictures=(shown := _pictures(request, plan)),
+        viewer=_viewer(shown),
         environment={
             "code": commit_id(),
             "device": devices.description(),
@@ -588,6 +591,38 @@ def write_tables(request: Request) -> dict[str, Path]:
     return {name: request.workdir / name for name in files}
 
 
+def _viewer(pictures: Sequence[page.Pictures]) -> str:
+    """The viewer of enhancements with the last row that has matches, else the last."""
+    rows = [(p, label, r) for p in pictures for label, r in p.rows.items()]
+    if not rows:
+        return ""
+    shown, label, found = ([x for x in rows if "index" in x[2]] or rows)[-1]
+    n = len(found["hr"]) - 2
+    lr, sr, hr, ref = (np.float32(found[k][:n]) for k in ("lr", "sr", "hr", "ref"))
+    whole = ref.shape == hr.shape
+    matched = whole and "index" in found and found["confidence"].shape[1:] == (
+        found["lr"].shape[1:]
+    )  # fmt: skip
+    return make_page(
+        Views(
+            lr=lr,
+            sr=sr,
+            references=ref[:, None] if whole else None,
+            confidence=np.float32(found["confidence"][:n]) if matched else None,
+            index=found["index"][:n].astype(np.int32) if matched else None,
+            names=[[str(k)] for k in found["references"][:n]],
+            spacing=(1.0, 1.0),
+            unit="pixels",
+            hr=hr,
+        ),
+        title=f"{label} x{shown.scale}",
+        subtitle=f"{n} test slices, {shown.track} reference",
+        facts=[("slices", ", ".join(map(str, found["keys"][:n])))],
+        warnings=[],
+        limit=VIEWER_BYTES,
+    )
+
+
 def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
     """Of every part the images of its rows, at its first scale and track."""
     out = []
@@ -604,6 +639,5 @@ def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
                 with np.load(path) as stored:
                     rows[label] = dict(stored)
         if rows:
-            title = cells.PARTS[part].title
-            out.append(page.Pictures(part, title, scale, track, rows))
+            out.append(page.Pictures(part, scale, track, rows))
     return out

@@ -79,7 +79,7 @@ def means(
         resamples: Of the bootstrap.
 
     Returns:
-        None where no run has the score, or the slices differ.
+        None where a run lacks the score, or the slices differ.
     """
     values, subjects, seeds = [], [], []
     for i, pairings in enumerate(runs):
@@ -91,7 +91,7 @@ def means(
             if minus:
                 others = minus[i % len(minus)]
                 other = others[k % len(others)]
-                if other.slices != one.slices:
+                if other.slices != one.slices or metric not in other.scores[name]:
                     return None
                 beside["other"] = other.scores[name][metric]
             use = compared(beside)
@@ -151,9 +151,8 @@ def compare(
                 for metric in first.scores["pair"]
             }
             gap = found["base_minus"]["psnr"]
-            found["p"] = (
-                sign_flip_test(list(gap["per_subject"].values())) if gap else None
-            )
+            if gap:
+                found["p"] = sign_flip_test(list(gap["per_subject"].values()))
         out[name] = found
     tested = [name for name, found in out.items() if "p" in found]
     corrected = holm([out[name]["p"] for name in tested])
