@@ -327,7 +327,7 @@ def _keep_pictures(
     if setting.masks:
         arrays |= _stripped(setting, run, positions)
     with path.with_suffix(".part.npz").open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     path.with_suffix(".part.npz").replace(path)
 
 

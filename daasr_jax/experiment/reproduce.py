@@ -598,7 +598,9 @@ def _viewer(pictures: Sequence[page.Pictures]) -> str:
         return ""
     shown, label, found = ([x for x in rows if "index" in x[2]] or rows)[-1]
     n = len(found["hr"]) - 2
-    lr, sr, hr, ref = (np.float32(found[k][:n]) for k in ("lr", "sr", "hr", "ref"))
+    lr, sr, hr, ref = (
+        np.asarray(found[k][:n], np.float32) for k in ("lr", "sr", "hr", "ref")
+    )
     whole = ref.shape == hr.shape
     matched = whole and "index" in found and found["confidence"].shape[1:] == (
         found["lr"].shape[1:]
@@ -608,7 +610,9 @@ def _viewer(pictures: Sequence[page.Pictures]) -> str:
             lr=lr,
             sr=sr,
             references=ref[:, None] if whole else None,
-            confidence=np.float32(found["confidence"][:n]) if matched else None,
+            confidence=np.asarray(found["confidence"][:n], np.float32)
+            if matched
+            else None,
             index=found["index"][:n].astype(np.int32) if matched else None,
             names=[[str(k)] for k in found["references"][:n]],
             spacing=(1.0, 1.0),

@@ -188,7 +188,9 @@ def _grid(
 ) -> str:
     """One slice by all rows, with HR and bicubic."""
     first = next(iter(rows.values()))
-    hr, bicubic = (np.float32(first[prefix + k][i]) for k in ("hr", "bicubic"))
+    hr, bicubic = (
+        np.asarray(first[prefix + k][i], np.float32) for k in ("hr", "bicubic")
+    )
     box, top = box_of(hr, bicubic), float(np.percentile(hr, 99.8)) or 1.0
     cells: list[tuple[str, np.ndarray]] = [("HR", shades(hr, top))]
     if not prefix and first["ref"][i].shape == hr.shape:
@@ -198,7 +200,7 @@ def _grid(
     def drawn(image: np.ndarray) -> np.ndarray:
         if not errors:
             return shades(image, top)
-        return heat(np.abs(np.float32(image) - hr), _ERROR_TOP * top)
+        return heat(np.abs(np.asarray(image, np.float32) - hr), _ERROR_TOP * top)
 
     score = "" if prefix else f" {first['psnr_bicubic'][i]:.2f} dB"
     cells.append((f"bicubic{score}", drawn(bicubic)))
@@ -206,8 +208,8 @@ def _grid(
         score = "" if prefix else f" {found['psnr'][i]:.2f} dB"
         cells.append((label + score, drawn(found[prefix + "sr"][i])))
         if maps and "confidence" in found:
-            c = np.float32(found["confidence"][i])
-            grown = np.kron(c, np.ones((hr.shape[0] // c.shape[0],) * 2, np.float32))
+            c = np.asarray(found["confidence"][i], np.float32)
+            grown = np.kron(c, np.ones((hr.shape[0] // c.shape[0],) * 2))
             if grown.shape == hr.shape:
                 cells.append((f"C of {label}", heat(grown, 1.0)))
     figures = "".join(

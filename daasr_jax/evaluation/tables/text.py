@@ -42,7 +42,7 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
     metrics = ["psnr", "ssim", *(("lpips_alex", "lpips_vgg") if lpips else ())]
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips_alex": "LPIPS alex",
               "lpips_vgg": "LPIPS vgg"}  # fmt: skip
-    found: dict[str, str] = {"network": row["label"]}
+    found = {"network": str(row["label"])}
     stats = row.get("statistics") or {}
     if stats:
         for m in metrics:
