@@ -194,8 +194,11 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """
     good = [t for t in trials if t["psnr"] is not None]
     if not good:
-        rates = ", ".join(f"{t['rate']:g}" for t in trials)
-        raise DivergedError("E503", f"no learning rate of {rates} trained to the end.")
+        raise DivergedError(
+            "E503",
+            "no trial of a learning rate came to its end: the folders in trials/ have "
+            "why.",
+        )
     return max(good, key=lambda t: (t["psnr"], -t["rate"]))
 
 

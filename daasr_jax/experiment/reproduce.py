@@ -226,14 +226,18 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
     folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
     begin, tried = time.monotonic(), set()
     waited = False
+
+    def done(job: Trial | Cell) -> bool:
+        return _done(folder, job, lpips=wants_lpips(plan, job))
+
     while True:
-        missing = [j for j in jobs if not _done(folder, j) and j not in tried]
+        missing = [j for j in jobs if not done(j) and j not in tried]
         if not missing:
             return
         moved = False
         for job in missing:
             with leased(folder / "leases" / f"{job.name.replace('/', '-')}") as mine:
-                if not mine or _done(folder, job):
+                if not mine or done(job):
                     continue
                 ready = _needs(request, plan, job, tried)
                 if ready is None:
@@ -241,7 +245,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                 moved = True
                 tried.add(job)
                 said = _one(request, plan, job, ready)
-                left = [j for j in jobs if not _done(folder, j) and j not in tried]
+                left = [j for j in jobs if not done(j) and j not in tried]
                 rest = seconds_left(request, left)
                 say(
                     f"{clock(time.monotonic() - begin):>8}  {job.name}: {said}; "
@@ -329,7 +333,7 @@ def _run_cell(
     return found, "not finite" if pair is None else f"{pair:.2f} dB"
 
 
-def wants_lpips(plan: Plan, job: Cell) -> bool:
+def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
     """Whether a table of the plan has LPIPS of a cell."""
     return any(
         cells.PARTS[part].lpips and job.row in {key for _, key in rows}
@@ -337,8 +341,10 @@ def wants_lpips(plan: Plan, job: Cell) -> bool:
     )
 
 
-def _done(folder: Path, job: Trial | Cell) -> bool:
-    return (folder / job.name / DONE).is_file()
+def _done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
+    """Whether a job is finished; without LPIPS it is not where that is wanted."""
+    found = _read(folder / job.name / DONE)
+    return found is not None and (found.get("lpips", True) or not lpips)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -435,7 +441,7 @@ def load_row(
     if found and len(found) < plan.seeds:
         status = f"{len(found)} of {plan.seeds} seeds"
     if trouble and not found:
-        status = f"failed: {trouble}"
+        status = f"failed: {trouble.replace('|', '/')}"
     return found, about, status
 
 
@@ -539,6 +545,7 @@ def notes(request: Request) -> list[str]:
     size = {"small": "Small networks", "published": "Networks of published size"}
     return [
         f"{size[b.size]} on the data of `{request.data}`, budget `{b.name}`, {long}. "
+        f"DAASR itself is the row `{ROWS[cells.full(b.size)].label}`. "
         f"Learning rate of each among {', '.join(f'{r:g}' for r in b.rates)}, by the "
         "PSNR of validation after trials of equal length, the same for every network. "
         "Images/s, minutes and peak memory are those of training.",

@@ -231,6 +231,12 @@ class TestText:
         assert "| not run | not run |" in line
         assert "33.09 / 0.8821" in line
 
+    def test_failed(self):
+        one = record()
+        one["groups"][0]["rows"][-1].update(statistics=None, status="failed: E312: why")
+        line = next(x for x in text.markdown(one).splitlines() if "without_cwt" in x)
+        assert line.startswith("| without_cwt (failed: E312: why) | failed | failed |")
+
     def test_csv(self):
         rows = list(csv.DictReader(io.StringIO(text.as_csv(record(), once=False))))
         assert [r["network"] for r in rows][:2] == ["bicubic", "without_sat"]

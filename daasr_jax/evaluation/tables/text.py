@@ -44,9 +44,15 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
               "lpips_vgg": "LPIPS vgg"}  # fmt: skip
     found = {"network": str(row["label"])}
     stats = row.get("statistics") or {}
+    shown = [
+        f"{data}: " + " / ".join(_paper(x, i) for i, x in enumerate(numbers))
+        for data, numbers in row.get("paper", {}).items()
+    ]
+    printed = "; ".join(shown) or "-"
     if stats:
         for m in metrics:
             found[titles[m]] = words(stats["pair"].get(m), DIGITS[m])
+        found["the paper"] = printed
         gaps = stats.get("base_minus", {})
         found["DAASR minus this, dB"] = words(gaps.get("psnr"), 2, "+")
         found["p (Holm)"] = _number(stats.get("p_holm"), ".3f")
@@ -54,7 +60,9 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
             found[kind] = words(stats[kind].get("psnr"), 2).partition(" [")[0]
         found["LR fit, dB"] = words(stats["pair"]["consistency"], 1).partition(" [")[0]
     else:
-        found |= dict.fromkeys((titles[m] for m in metrics), row["status"])
+        word = row["status"].partition(":")[0]
+        found |= dict.fromkeys((titles[m] for m in metrics), word)
+        found["the paper"] = printed
         names = ("DAASR minus this, dB", "p (Holm)", "black", "self", "LR fit, dB")
         found |= dict.fromkeys(names, "-")
     found["parameters"] = _number(row.get("parameters"), ",")
@@ -66,12 +74,7 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
     found["seeds x pairings"] = (
         f"{stats['seeds']} x {stats['pairings']}" if stats else "-"
     )
-    shown = [
-        f"{data}: " + " / ".join(_paper(x, i) for i, x in enumerate(numbers))
-        for data, numbers in row.get("paper", {}).items()
-    ]
-    found["the paper"] = "; ".join(shown) or "-"
-    if stats and row["status"] != "done":
+    if row["status"] not in ("done", NOT_RUN):
         found["network"] += f" ({row['status']})"
     return found
 
