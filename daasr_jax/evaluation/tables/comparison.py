@@ -166,5 +166,6 @@ def of_bicubic(runs: Runs) -> Runs:
     if not any(runs):
         return []
     one = next(pairings for pairings in runs if pairings)[0]
-    both = dict.fromkeys(("bicubic", "pair"), one.scores["bicubic"])
+    scores = one.scores["bicubic"]
+    both = {"bicubic": scores, "pair": scores}
     return [[Measured(one.slices, one.subjects, both)]]

@@ -42,7 +42,8 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
     metrics = ["psnr", "ssim", *(("lpips_alex", "lpips_vgg") if lpips else ())]
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips_alex": "LPIPS alex",
               "lpips_vgg": "LPIPS vgg"}  # fmt: skip
-    found = {"network": str(row["label"])}
+    status = "" if row["status"] in ("done", NOT_RUN) else f" ({row['status']})"
+    found: dict[str, str] = {"network": row["label"] + status}
     stats = row.get("statistics") or {}
     shown = [
         f"{data}: " + " / ".join(_paper(x, i) for i, x in enumerate(numbers))
@@ -60,7 +61,7 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
             found[kind] = words(stats[kind].get("psnr"), 2).partition(" [")[0]
         found["LR fit, dB"] = words(stats["pair"]["consistency"], 1).partition(" [")[0]
     else:
-        word = row["status"].partition(":")[0]
+        word = str(row["status"]).partition(":")[0]
         found |= dict.fromkeys((titles[m] for m in metrics), word)
         found["the paper"] = printed
         names = ("DAASR minus this, dB", "p (Holm)", "black", "self", "LR fit, dB")
@@ -74,8 +75,6 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
     found["seeds x pairings"] = (
         f"{stats['seeds']} x {stats['pairings']}" if stats else "-"
     )
-    if row["status"] not in ("done", NOT_RUN):
-        found["network"] += f" ({row['status']})"
     return found
 
 
