@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(given: argparse.Namespace, words: list[str]) -> int:
-    from daasr_jax.experiment.reproduce import reproduce, requested
+    from daasr_jax.experiment.reproduce import reproduce
+    from daasr_jax.experiment.reproduce_request import requested
 
     request = requested(given, words)
     files = reproduce(request, lambda x: print(x, flush=True), dry_run=given.dry_run)

@@ -12,13 +12,13 @@ from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.reproduce import (
-    DONE,
-    Request,
+    _equal_steps,
     describe,
     reproduce,
     seconds_left,
     wants_lpips,
 )
+from daasr_jax.experiment.reproduce_request import DONE, Request
 
 
 def setting(name="smoke", *, data="quickstart_x4", **changes):
@@ -83,6 +83,11 @@ def test_the_best_rate_of_validation_is_chosen():
 
 def test_steps_of_minutes():
     assert runs.steps_in_time([trial(1, 1, 8.0), trial(2, 1, 10.0)], 2) == 600
+
+
+def test_equal_steps_are_those_of_the_first(tmp_path):
+    assert [_equal_steps(tmp_path, 4, n) for n in (90, 70)] == [90, 90]
+    assert _equal_steps(tmp_path, 2, 70) == 70
 
 
 def test_time_left(tmp_path):

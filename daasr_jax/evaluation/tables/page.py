@@ -59,7 +59,7 @@ def make_report_page(
     then the pictures; the page says so.
 
     Args:
-        records: Of tables and figures, see `experiment.reproduce.table_record`.
+        records: Of tables and figures, see `experiment.reproduce_tables.table_record`.
         pictures: Of those that have some.
         viewer: Another page, shown within.
         environment: What it was made with: names and words.

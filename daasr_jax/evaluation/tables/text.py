@@ -98,7 +98,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The page of a table or figure.
 
     Args:
-        record: See `experiment.reproduce`.
+        record: See `experiment.reproduce_tables`.
     """
     lines = [f"# {record['name']}: {record['title']}", "", f"`{record['command']}`", ""]
     lines += [line for note in record["notes"] for line in (note, "")]
