@@ -100,9 +100,9 @@ def test_time_left(tmp_path):
         (tmp_path / trial.name).mkdir(parents=True)
         found = {"seconds": seconds, "row": trial.row}
         (tmp_path / trial.name / DONE).write_text(json.dumps(found))
-    # One trial of 15 s and four cells, each three times as long.
-    assert seconds_left(asked, left[2:]) == 15 + 4 * 45
-    assert describe(asked, plan)[-1].startswith("3 trials and 4 cells of 60 steps, 5")
+    # Four trials of 15 s and four cells, each three times as long.
+    assert seconds_left(asked, left[2:]) == 4 * 15 + 4 * 45
+    assert describe(asked, plan)[-1].startswith("6 trials and 4 cells of 60 steps, 8")
 
 
 def test_a_folder_has_one_budget(tmp_path):

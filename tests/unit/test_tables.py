@@ -31,8 +31,7 @@ class TestPlan:
         assert len(guided) == 6
         assert len(plan.cells) == 3 * (5 + 3 * 6)
         assert len(set(plan.cells)) == len(plan.cells)
-        # The one without SAT is an ablation, whose rate is that of DAASR.
-        assert len(plan.trials) == 3 * 10 * 3
+        assert len(plan.trials) == 3 * 11 * 3
 
     def test_every_network_has_as_many_trials(self):
         plan = cells.make_plan(list(cells.PARTS), SMOKE)
@@ -76,7 +75,7 @@ class TestPlan:
         plan = cells.make_plan(["table_2"], short, scales=[4])
         assert {c.match for c in plan.cells} == {"time", "steps"}
         # An ablation has a trial of its own for its speed alone.
-        own = [t for t in plan.trials if t.row == "without_sat"]
+        own = [t for t in plan.trials if t.row == "without_cwt"]
         assert [t.rate for t in own] == [short.rates[1]]
 
     def test_paper_is_the_recipe(self):
