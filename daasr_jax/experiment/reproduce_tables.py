@@ -178,7 +178,7 @@ def write_tables(request: Request) -> dict[str, Path]:
         The files by name.
 
     Raises:
-        ResourceError: If they cannot be written (E616).
+        ResourceError: If they cannot be written (E617).
     """
     plan = request.plan(shown=True)
     records = {part: table_record(request, plan, part) for part in plan.parts}
@@ -203,7 +203,7 @@ def write_tables(request: Request) -> dict[str, Path]:
             write_atomically(request.workdir / name, content)
     except OSError as error:
         raise ResourceError(
-            "E616",
+            "E617",
             f"cannot write into {request.workdir}: {error.strerror}; give another "
             "--workdir.",
         ) from None
