@@ -7,6 +7,7 @@ setup(
     package_dir={"daasr_jax.configs": "configs"},
     package_data={
         "daasr_jax.configs": ["splits/*.json"],
+        "daasr_jax.evaluation.tables": ["paper.json", "report.html"],
         "daasr_jax.enhancement": ["page.html"],
         "daasr_jax.released": ["*.safetensors", "*.md", "index.json"],
     },

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import row
+from benchmarks.reference import row
 from benchmarks.train_step import machine, peak_mib, timed
 
 SIZES = (256, 320)

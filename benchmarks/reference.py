@@ -19,6 +19,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,8 +28,6 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from benchmarks.compare import row
-from benchmarks.side_by_side import call
 from benchmarks.train_step import machine
 from configs import ablation_x4_small, edsr_x4
 from daasr_jax.experiment.configuration import load
@@ -60,6 +59,19 @@ class Cell:
 
 def flat(config: Any) -> dict[str, Any]:
     return traverse_util.flatten_dict(config.to_dict(), sep=".")
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def call(arguments: list[str], log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        done = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        last = log.read_text().strip().splitlines()[-1]
+        raise SystemExit(f"{log}: exit code {done.returncode}: {last}")
 
 
 def flags(cell: Cell, base: str) -> list[str]:

@@ -5,8 +5,8 @@ Reproduces: which way each row of Tables 2 to 6 and Figure 6 moves, by the small
     `configs/ablation_x4_small.py:ROW`, and mean the same, with two reservations: `full`
     has an LR crop of 16, so `crop_10`, `crop_20` and `crop_40` are compared among
     themselves; the perceptual term is off, so Table 6 weighs the L1 terms alone.
-Hardware: 2 CPU cores, about 20 minutes a row, `crop_40` several times that; five
-    minutes each: docs/results/ablations_small.md.
+Hardware: 2 CPU cores, about 20 minutes a row, `crop_40` several times that. All rows by
+    one command: docs/reproduce.md.
 Data: `--config.data.root` is a NIfTI folder tree or a fastMRI folder.
 Command:
     python train.py --config configs/ablation_x4_small.py:ROW \

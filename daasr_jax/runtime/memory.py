@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Mapping
@@ -45,6 +46,24 @@ def require(parts: Mapping[str, float], *, remedy: str) -> None:
 def free_bytes() -> int:
     """Bytes that one device of this process may still take, of the tightest limit."""
     return int(min(_free().values(), default=4 * GIB))
+
+
+def restart_peak() -> None:
+    """Forgets the resident peak of this process, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mib() -> float:
+    """Peak memory in MiB, of the device's allocator where it tells.
+
+    Else it is the resident peak of this process since `restart_peak`. An allocator
+    cannot forget: its peak is that of all that the process has run.
+    """
+    stats: Any = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    return _table(Path("/proc/self/status")).get("VmHWM", 0) / 1024
 
 
 def require_shared(need: int, *, workers: int) -> None:

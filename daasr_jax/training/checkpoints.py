@@ -300,7 +300,8 @@ class Checkpoints:
             raise CheckpointError(
                 "E419",
                 f"{self._root} cannot be read ({type(error).__name__}: "
-                f"{first_line(error)}); restore it from a copy, or give another --workdir.",
+                f"{first_line(error)}); restore it from a copy, or give another "
+                "--workdir.",
             ) from error
 
     def _saved(self, step: int) -> dict[str, str]:

@@ -30,7 +30,7 @@ FLOORS = (
     ("errors", "files", "forms", "registry", "resampling"),
 )
 # `python -m daasr_jax.train`: they stand on the roof.
-_DOORS = ("train", "eval", "enhance", "export")
+_DOORS = ("train", "eval", "enhance", "export", "reproduce")
 _WIDTH, _ROOF, _FLOOR, _GAP, _EDGE = 960, 84, 96, 10, 16
 
 
@@ -84,7 +84,7 @@ def picture() -> str:
         _text(
             _WIDTH // 2,
             _ROOF - 18,
-            "train.py   eval.py   enhance.py",
+            "train.py   eval.py   enhance.py   reproduce.py",
             17,
             "#ffffff",
             "middle",

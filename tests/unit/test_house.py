@@ -10,7 +10,7 @@ import pytest
 from tests.docs.test_pages import house
 
 PACKAGE = Path(__file__).parents[2] / "daasr_jax"
-DOORS = {"train", "eval", "enhance", "export"}
+DOORS = {"train", "eval", "enhance", "export", "reproduce"}
 GRAPH = {room: used for room, used in house.imports().items() if room not in DOORS}
 
 

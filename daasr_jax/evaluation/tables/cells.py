@@ -1,0 +1,374 @@
+"""The plan of the paper's tables: which networks are trained, and which row is which.
+
+A cell is one run: a row at a scale, on a track, with a seed. Rows that are the same
+network in several tables share their cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+
+TRACKS = {
+    "random": "a slice of another subject",
+    "neighbour": "the neighbouring slice",
+    "contrast": "the same place in another contrast",
+}
+NO_TRACK = "any"  # of networks without reference: they are trained once for all tracks
+SCALES = (2, 3, 4)
+BICUBIC = "bicubic"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A network of the tables.
+
+    Attributes:
+        label: For readers.
+        small, published: Configuration at each size, `file:preset`.
+        guided: Whether it takes a reference.
+        crop: LR crop of Table 5 for slices of 256 pixels; 0 for that of the
+            configuration.
+        ablation: Whether it is DAASR with one thing changed. Its learning rate is then
+            that of DAASR.
+    """
+
+    label: str
+    small: str
+    published: str
+    guided: bool = True
+    crop: int = 0
+    ablation: bool = False
+
+    def tuned_with(self, name: str, size: str) -> str:
+        """The row whose trials choose its learning rate; `name` is its own."""
+        return full(size) if self.ablation else name
+
+    def configuration(self, size: str) -> str:
+        """Of a size, `small` or `published`."""
+        return self.small if size == "small" else self.published
+
+
+def _system(label: str, file: str, *, guided: bool) -> Row:
+    return Row(label, f"{file}:small", f"{file}:common", guided)
+
+
+def _ablation(label: str, row: str, *, guided: bool = True, crop: int = 0) -> Row:
+    return Row(
+        label,
+        f"ablation_x4_small:{row}",
+        f"ablation_x4:{row}",
+        guided,
+        crop,
+        ablation=True,
+    )
+
+
+ROWS = {
+    "srcnn": _system("SRCNN", "srcnn_x4", guided=False),
+    "edsr": _system("EDSR", "edsr_x4", guided=False),
+    "swinir": _system("SwinIR", "swinir_x4", guided=False),
+    "mcsr": _system("MCSR", "mcsr_x4", guided=True),
+    "minet": _system("MINet", "minet_x4", guided=True),
+    "mcmrsr": _system("McMRSR", "mcmrsr_x4", guided=True),
+    "ttsr": _system("TTSR", "ttsr_x4", guided=True),
+    "hat": _system("HAT", "hat_x4", guided=False),
+    "daasr_paper": Row("DAASR, paper", "brain_x4_small:paper", "fastmri_x4:paper"),
+    "daasr_fast": Row("DAASR, fast", "brain_x4_small:fast", "fastmri_x4:fast"),
+    "without_both": _ablation("w/o CWT & SAT", "without_both", guided=False),
+    "without_cwt": _ablation("w/o CWT", "without_cwt"),
+    # Table 1 has it too, so its rate is chosen as that of a system.
+    "without_sat": Row(
+        "w/o SAT (no reference)",
+        "ablation_x4_small:without_sat",
+        "ablation_x4:without_sat",
+        guided=False,
+    ),
+    "cwt_to_conv": _ablation("CWT to Conv", "cwt_to_conv"),
+    "cwt_to_se": _ablation("CWT to CA (SE block)", "cwt_to_se"),
+    "cwt_to_window": _ablation("CWT to S(W)MSA", "cwt_to_window"),
+    "without_matching": _ablation("w/o K-V matching", "without_matching"),
+    "without_f_cwt": _ablation("w/o F_CWT", "without_f_cwt"),
+    "cross_attention": _ablation("RC to CrossAlign", "cross_attention"),
+    "without_p": _ablation("w/o index map (P)", "without_p"),
+    "without_c": _ablation("w/o score map (C)", "without_c"),
+    "crop_10": _ablation("10 x 10", "crop_10", crop=10),
+    "crop_20": _ablation("20 x 20", "crop_20", crop=20),
+    "crop_40": _ablation("40 x 40", "crop_40", crop=40),
+    "lambda_0.1_0.02": _ablation("0.1, 0.02", "lambda_0.1_0.02"),
+    "lambda_0.5_0.01": _ablation("0.5, 0.01", "lambda_0.5_0.01"),
+    "lambda_0.01_0.1": _ablation("0.01, 0.1", "lambda_0.01_0.1"),
+    "lambda_0.3_0.09": _ablation("0.3, 0.09", "lambda_0.3_0.09"),
+}
+_SYSTEMS = ("srcnn", "edsr", "swinir", "mcsr", "minet", "mcmrsr", "ttsr", "hat")
+_ALIKE = {  # other names of one network
+    "without_p_c": "without_matching",
+    "lambda_0.1_0.01": "full",
+}
+
+
+def full(size: str) -> str:
+    """The row that is DAASR itself: what ablations change, and all are compared to."""
+    return "daasr_fast" if size == "small" else "daasr_paper"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A table or a figure of the paper.
+
+    Attributes:
+        title: What it shows.
+        rows: Keys of `ROWS`, or `full`, in the paper's order.
+        scales: That the paper has.
+        tracks: That it is evaluated on; the first alone for ablations.
+        labels: Names of rows where they differ from that of `ROWS`.
+        lpips: Whether LPIPS is a column.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    scales: tuple[int, ...] = SCALES
+    tracks: tuple[str, ...] = ("random",)
+    labels: tuple[tuple[str, str], ...] = ()
+    lpips: bool = False
+
+
+_GRID = ("without_sat", "daasr_paper", "daasr_fast")
+PARTS = {
+    "table_1": Part(
+        "Systems", (*_SYSTEMS, *_GRID), tracks=("random", "neighbour", "contrast")
+    ),
+    "table_2": Part(
+        "Parts of a group", ("without_both", "without_cwt", "without_sat", "full")
+    ),
+    "table_3": Part(
+        "In the place of the CWT, at matched parameters",
+        ("cwt_to_conv", "cwt_to_se", "cwt_to_window", "full"),
+    ),
+    "table_4": Part(
+        "In the place of the SAT",
+        ("without_matching", "without_f_cwt", "cross_attention", "full"),
+    ),
+    "table_5": Part(
+        "Patch size, read as the LR training crop",
+        ("crop_10", "crop_20", "crop_40"),
+        scales=(4,),
+    ),
+    "table_6": Part(
+        "Weights of the CWT and SAT terms",
+        ("lambda_0.1_0.02", "lambda_0.5_0.01", "lambda_0.01_0.1", "lambda_0.3_0.09",
+         "lambda_0.1_0.01"),
+        labels=(("lambda_0.1_0.01", "0.1, 0.01 (DAASR)"),),
+        lpips=True,
+    ),
+    "figure_4": Part("Slices by all systems", (*_SYSTEMS, *_GRID), scales=(4,)),
+    "figure_5": Part("Their errors", (*_SYSTEMS, *_GRID), scales=(4,)),
+    "figure_6": Part(
+        "Index map and score map",
+        ("without_p", "without_c", "without_p_c", "full"),
+        scales=(4,),
+        labels=(("without_p_c", "w/o P & C"),),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long the networks of a plan are trained, and how large they are.
+
+    Attributes:
+        name: `smoke`, `short` or `paper`.
+        size: `small` or `published`.
+        rates: Learning rates, among which each network's is chosen.
+        steps: Of a cell; 0 for `epochs`, or for `minutes`.
+        trial_steps: Of a trial of one rate; 0 for a tenth of the epochs.
+        epochs: Of the paper's recipe.
+        minutes: Wall time of a cell, from the rate that its trials measured; 0 for a
+            number of steps.
+        side: Of the slices in pixels; 0 for that of the data's configuration.
+        batch: Images of a step; 0 for that of the row's configuration.
+        sparser: Of so many slices of the data one is kept.
+        resamples: Of the bootstrap.
+    """
+
+    name: str
+    size: str
+    rates: tuple[float, ...]
+    steps: int = 0
+    trial_steps: int = 0
+    epochs: int = 0
+    minutes: float = 0.0
+    side: int = 0
+    batch: int = 0
+    sparser: int = 1
+    resamples: int = 10_000
+
+    def matches(self) -> tuple[str, ...]:
+        """What the cells of a row may have equal to those of other rows."""
+        return ("time", "steps") if self.minutes else ("steps",)
+
+
+_SMALL, _PUBLISHED = (5e-4, 1e-3, 2e-3), (1e-4, 2e-4, 4e-4)
+
+
+def budget(
+    name: str, *, size: str = "", steps: int = 0, minutes: float = 0.0, gpu: bool
+) -> Budget:
+    """A budget by its name.
+
+    Args:
+        name: `smoke`, `short` or `paper`.
+        size: `small` or `published`; empty for the usual one.
+        steps: Of a cell instead; with `short` they replace the minutes.
+        minutes: Of a cell with `short`; 0 for ten.
+        gpu: Whether there is one: `short` has published sizes there, small ones else.
+    """
+    usual = {"smoke": "small", "paper": "published"}
+    size = size or usual.get(name, "published" if gpu else "small")
+    rates = _SMALL if size == "small" else _PUBLISHED
+    if name == "smoke":
+        steps = steps or 60
+        return Budget(name, size, rates, steps, max(1, steps // 3), side=64, batch=2,
+                      sparser=4, resamples=1000)  # fmt: skip
+    if name == "short":
+        minutes = 0.0 if steps else minutes or 10.0
+        trial = max(1, steps // 10) if steps else 200
+        return Budget(name, size, rates, steps, trial, minutes=minutes)
+    return Budget(name, size, rates, steps, steps // 10, epochs=0 if steps else 200)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A short run that measures one learning rate, and the speed, of a row."""
+
+    row: str
+    scale: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"trials/{self.row}-x{self.scale}-rate{self.rate:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a row.
+
+    Attributes:
+        row: Key of `ROWS`.
+        scale: s.
+        track: Of training and evaluation; `NO_TRACK` without reference.
+        seed: Of the training.
+        match: What it has equal to other rows' cells: `steps` or `time`.
+    """
+
+    row: str
+    scale: int
+    track: str
+    seed: int
+    match: str = "steps"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        at = f"{self.row}-x{self.scale}-{self.track}-seed{self.seed}"
+        return f"cells/{at}-equal_{self.match}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made.
+
+    Attributes:
+        parts: Names of the tables and figures.
+        rows: Part -> its rows as `(name in the paper, key of ROWS)`.
+        scales, tracks: Part -> its own of those that were asked for.
+        seeds: Of training, from 0.
+        trials, cells: What is run, each once.
+    """
+
+    parts: tuple[str, ...]
+    rows: dict[str, list[tuple[str, str]]]
+    scales: dict[str, tuple[int, ...]]
+    tracks: dict[str, tuple[str, ...]]
+    seeds: int
+    trials: list[Trial]
+    cells: list[Cell]
+
+    def needed(self, cell: Cell, size: str) -> list[Trial]:
+        """The trials that choose the learning rate of a cell, and measure its speed."""
+        rows = {cell.row, ROWS[cell.row].tuned_with(cell.row, size)}
+        return [t for t in self.trials if t.row in rows and t.scale == cell.scale]
+
+    def of(
+        self, row: str, scale: int, track: str, match: str, seeds: int | None = None
+    ) -> list[Cell]:
+        """The cells of a row, one for each seed."""
+        seen = track if ROWS[row].guided else NO_TRACK
+        number = self.seeds if seeds is None else seeds
+        return [Cell(row, scale, seen, seed, match) for seed in range(number)]
+
+
+def make_plan(
+    parts: Sequence[str],
+    wanted: Budget,
+    *,
+    only: Collection[str] = (),
+    scales: Iterable[int] = (),
+    tracks: Iterable[str] = (),
+    seeds: int = 1,
+) -> Plan:
+    """The runs that tables and figures need.
+
+    Args:
+        parts: Keys of `PARTS`.
+        wanted: Budget.
+        only: Rows to keep: keys of `ROWS`, `daasr` for DAASR itself; empty for all.
+        scales, tracks: To keep; empty for those of the paper.
+        seeds: Number of training seeds.
+    """
+    scales, tracks = tuple(scales), tuple(tracks)
+    kept = {full(wanted.size) if x in ("daasr", "full") else x for x in only}
+    rows: dict[str, list[tuple[str, str]]] = {}
+    own_scales, own_tracks = {}, {}
+    trials: dict[Trial, None] = {}
+    cells: dict[Cell, None] = {}
+    for part in parts:
+        about = PARTS[part]
+        labels = dict(about.labels)
+        own_scales[part] = tuple(s for s in about.scales if not scales or s in scales)
+        chosen = tuple(t for t in TRACKS if not tracks or t in tracks)
+        # An ablation is made on one track: the first that is asked for.
+        several = len(about.tracks) > 1
+        one = (chosen if tracks else about.tracks)[:1]
+        own_tracks[part] = chosen if several else one
+        rows[part] = []
+        for name in about.rows:
+            key = _ALIKE.get(name, name)
+            key = full(wanted.size) if key == "full" else key
+            if kept and not kept & {key, name}:
+                continue
+            label = labels.get(name, "DAASR" if name == "full" else ROWS[key].label)
+            rows[part].append((label, key))
+    plan = Plan(tuple(parts), rows, own_scales, own_tracks, seeds, [], [])
+    for seed in range(seeds):  # all rows have one seed before any has two
+        for part in parts:
+            # A figure shows one network of a row.
+            if part.startswith("figure") and seed:
+                continue
+            for scale in reversed(own_scales[part]):
+                for track in own_tracks[part]:
+                    for match in wanted.matches():
+                        for _, key in rows[part]:
+                            found = plan.of(key, scale, track, match)
+                            cells[found[seed]] = None
+    for cell in cells:
+        row = ROWS[cell.row].tuned_with(cell.row, wanted.size)
+        for rate in wanted.rates:
+            trials[Trial(row, cell.scale, rate)] = None
+        if wanted.minutes:  # its own speed
+            trials[Trial(cell.row, cell.scale, wanted.rates[1])] = None
+    plan.trials.extend(trials)
+    plan.cells.extend(cells)
+    return plan

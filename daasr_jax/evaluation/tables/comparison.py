@@ -1,0 +1,176 @@
+"""Rows of a table from the scores of their runs: means, intervals, differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from daasr_jax.evaluation.statistics import compared, summary
+from daasr_jax.evaluation.tables.paired import holm, sign_flip_test
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One evaluation of one run.
+
+    Attributes:
+        slices: What names the set and its N slices: equal for equal slices.
+        subjects: Number of the subject of each slice, from 1, `"1"`.
+        scores: `bicubic`, `pair` and, where they were measured, `black` and `self` ->
+            metric -> N values, infinite where a slice is restored exactly.
+    """
+
+    slices: tuple[str, ...]
+    subjects: tuple[str, ...]
+    scores: Mapping[str, Mapping[str, np.ndarray]]
+
+
+Runs = Sequence[Sequence[Measured]]  # of a row: seed -> pairing -> scores
+
+
+def measured_of(report: Mapping[str, Any], method: str) -> Measured:
+    """The scores of a result file.
+
+    Each run names its subjects by hashes of its own. So they are numbered here in the
+    order of the slices, which is that of the set.
+
+    A report has no value where one is infinite or NaN. Where it counts values that are
+    not finite, all that lack are taken for NaN.
+
+    Args:
+        report: From `make_report` or `make_controls_report`.
+        method: Its name for the network with its own references.
+    """
+    rows, means = report["per_slice"], report["methods"]
+
+    def column(name: str, metric: str) -> np.ndarray:
+        bad = means[name][metric]["n_nonfinite"]
+        lacking = math.nan if bad else math.inf
+        found = (row[name][metric] for row in rows)
+        return np.array([lacking if x is None else x for x in found], np.float64)
+
+    names = {"bicubic": "bicubic", "pair": method, "black": "black", "self": "self"}
+    people = list(dict.fromkeys(row["subject"] for row in rows))
+    whole = f"{report['prepared_sha256']}/{report['split']}"
+    return Measured(
+        tuple(f"{whole}/{i}" for i in range(len(rows))),
+        tuple(str(people.index(row["subject"]) + 1) for row in rows),
+        {
+            name: {metric: column(own, metric) for metric in means[own]}
+            for name, own in names.items()
+            if own in means
+        },
+    )
+
+
+def means(
+    runs: Runs, name: str, metric: str, *, minus: Runs = (), resamples: int = 10_000
+) -> dict[str, Any] | None:
+    """Statistics of a row: `statistics.summary` with seeds, and the mean by subject.
+
+    The interval resamples subjects and training seeds, independently of one another.
+    A reference pairing is one of several values of a slice.
+
+    Args:
+        runs: Of the row.
+        name: Of the scores.
+        metric: Such as `psnr`.
+        minus: Runs of another row, whose score is taken off slice by slice; a seed or
+            pairing that lacks there is that of the same number, counted round.
+        resamples: Of the bootstrap.
+
+    Returns:
+        None where a run lacks the score, or the slices differ.
+    """
+    values, subjects, seeds = [], [], []
+    for i, pairings in enumerate(runs):
+        for k, one in enumerate(pairings):
+            if metric not in one.scores.get(name, {}):
+                continue
+            x = one.scores[name][metric]
+            beside = {"own": x, "bicubic": one.scores["bicubic"][metric]}
+            if minus:
+                others = minus[i % len(minus)]
+                other = others[k % len(others)]
+                if other.slices != one.slices or metric not in other.scores[name]:
+                    return None
+                beside["other"] = other.scores[name][metric]
+            use = compared(beside)
+            if minus:
+                x = np.subtract(x, beside["other"], where=use, out=np.zeros_like(x))
+            values += x[use].tolist()
+            subjects += np.array(one.subjects)[use].tolist()
+            seeds += [i] * int(use.sum())
+    if not values:
+        return None
+    found = summary(values, subjects, seeds=seeds, resamples=resamples)
+    column = np.array(subjects)
+    by_subject = {
+        subject: float(np.mean(np.array(values)[column == subject]))
+        for subject in sorted(set(subjects))
+    }
+    return found | {"per_subject": by_subject}
+
+
+def compare(
+    rows: Mapping[str, Runs], base: str, *, resamples: int = 10_000
+) -> dict[str, dict[str, Any]]:
+    """Statistics of the rows of one table, at one scale and on one track.
+
+    Args:
+        rows: Name -> its runs; those that have none yet are left out.
+        base: The row that all others are compared with.
+        resamples: Of the bootstrap.
+
+    Returns:
+        Name -> `pair`, `black` and `self`, metric -> `means`; `n_subjects`,
+        `n_slices`, `seeds`, `pairings`; and where `base` has runs, for all but itself
+        `base_minus`, metric -> `means`, `p` of the differences in PSNR, over subjects,
+        and `p_holm`, corrected for the rows of this call.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for name, runs in rows.items():
+        if not any(runs):
+            continue
+        first = next(one for pairings in runs for one in pairings)
+        found: dict[str, Any] = {
+            "n_subjects": len(set(first.subjects)),
+            "n_slices": len(first.slices),
+            "seeds": len(runs),
+            "pairings": max(map(len, runs)),
+        }
+        for kind in ("pair", "black", "self"):
+            found[kind] = {
+                metric: means(runs, kind, metric, resamples=resamples)
+                for metric in first.scores.get(kind, {})
+            }
+        if name != base and any(rows.get(base, ())):
+            found["base_minus"] = {
+                metric: means(
+                    rows[base], "pair", metric, minus=runs, resamples=resamples
+                )
+                for metric in first.scores["pair"]
+            }
+            gap = found["base_minus"]["psnr"]
+            if gap:
+                found["p"] = sign_flip_test(list(gap["per_subject"].values()))
+        out[name] = found
+    tested = [name for name, found in out.items() if "p" in found]
+    corrected = holm([out[name]["p"] for name in tested])
+    for name, p in zip(tested, corrected.tolist(), strict=True):
+        out[name]["p_holm"] = p
+    return out
+
+
+def of_bicubic(runs: Runs) -> Runs:
+    """Bicubic as a row, from the runs of any other."""
+    if not any(runs):
+        return []
+    one = next(pairings for pairings in runs if pairings)[0]
+    scores = one.scores["bicubic"]
+    both = {"bicubic": scores, "pair": scores}
+    return [[Measured(one.slices, one.subjects, both)]]

@@ -1,0 +1,389 @@
+"""A cell of the paper's tables: an ordinary run, trained, evaluated and summed up."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import gc
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from daasr_jax import data
+from daasr_jax.errors import ConfigError, DataError, DivergedError
+from daasr_jax.evaluation import predict as evaluation
+from daasr_jax.evaluation.controls import (
+    draw_controls,
+    evenly_spaced,
+    measured,
+    run_controls,
+    uses_reference,
+)
+from daasr_jax.evaluation.controls_report import make_controls_report
+from daasr_jax.evaluation.report import make_report
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Budget, Cell, Trial
+from daasr_jax.experiment import parts
+from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.opening import Opened, Request, open_split
+from daasr_jax.experiment.record import read_record
+from daasr_jax.experiment.train import train_run
+from daasr_jax.files import write_atomically
+from daasr_jax.runtime import memory
+from daasr_jax.runtime.failures import explained
+from daasr_jax.training.writers import read_log
+
+Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
+
+SHOWN = 4  # slices of every cell that pictures are kept of, beside the worst and best
+CONTROLS = ("pair", "black", "self")
+TRACK_KEYS = {
+    "random": {"track": "random"},
+    "neighbour": {"track": "aligned", "aligned": "neighbour"},
+    "contrast": {"track": "aligned", "aligned": "contrast"},
+}
+SCORES, PICTURES = "eval_pairing_{}.json", "pictures.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all cells of a work folder share.
+
+    Attributes:
+        data: Configuration whose data and references all cells have.
+        budget: Lengths and sizes.
+        changes: Key -> value of every cell's configuration; a keyword of a network is
+            left out where the network has none of that name.
+        pairings: Reference pairings of the random track that are evaluated.
+        masks: Folder of brain masks, a tree as that of the data; empty for none.
+    """
+
+    data: Config
+    budget: Budget
+    changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pairings: int = 3
+    masks: str = ""
+
+
+def configuration(
+    setting: Setting,
+    row: str,
+    scale: int,
+    *,
+    track: str,
+    seed: int,
+    rate: float,
+    steps: int = 0,
+    epochs: int = 0,
+) -> Config:
+    """The configuration of a run of a row.
+
+    Args:
+        setting: Shared by all.
+        row: Key of `ROWS`.
+        scale: s.
+        track: See `cells.TRACKS`.
+        seed: Of the training.
+        rate: Learning rate.
+        steps, epochs: Of the training; the one that is not 0.
+
+    Raises:
+        ConfigError: If a key of `changes` is none (E282).
+    """
+    budget = setting.budget
+    config: Any = load(ROWS[row].configuration(budget.size))
+    config = config.copy_and_resolve_references().unlock()
+    source = setting.data.copy_and_resolve_references()
+    config.data, config.reference = source.data, source.reference
+    config.degradation = source.degradation
+    config.reference.update(TRACK_KEYS["random" if track == NO_TRACK else track])
+    config.scale, config.seed = scale, seed
+    config.evaluate.show_progress = False
+    config.evaluate.resamples = budget.resamples
+    if budget.side:
+        config.data.size = budget.side
+        crop = ROWS[row].crop or config.train.crop
+        config.train.crop = max(4, round(crop * budget.side / 256)) if (
+            ROWS[row].crop) else config.train.crop  # fmt: skip
+    config.train.crop = min(config.train.crop, config.data.size // scale)
+    config.data.slice_step *= budget.sparser
+    config.train.batch_size = budget.batch or config.train.batch_size
+    config.optimiser.learning_rate = rate
+    config.train.steps, config.train.epochs = steps, epochs or 1
+    if steps:
+        tenth = max(1, steps // 10)
+        config.optimiser.warmup_steps = min(config.optimiser.warmup_steps, tenth)
+        config.train.checkpoint_every = tenth
+        config.train.log_every = min(config.train.log_every, tenth)
+    for key, text in setting.changes.items():
+        _change(config, key, text)
+    return config.lock()
+
+
+def _change(config: Config, key: str, text: str) -> None:
+    *path, name = key.split(".")
+    inner = config
+    for part in path:
+        inner = inner.get(part) if hasattr(inner, "get") else None
+        if inner is None:
+            break
+    if inner is None or name not in inner:
+        if key.startswith("model.kwargs."):
+            return
+        raise ConfigError("E282", f"--set {key}: a configuration has no such key.")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    try:
+        inner[name] = value
+    except TypeError as error:
+        raise ConfigError("E282", f"--set {key}={text}: {error}") from None
+
+
+def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
+    """Trains one learning rate for a short time.
+
+    Returns:
+        `psnr`, the best of validation in dB, None where it diverged; `rate`;
+        `images_per_second` and `seconds`.
+
+    Raises:
+        UserError: If it cannot be trained.
+    """
+    budget, begin = setting.budget, time.monotonic()
+    config = configuration(
+        setting, trial.row, trial.scale, track="random", seed=0, rate=trial.rate,
+        steps=budget.trial_steps, epochs=0 if budget.trial_steps else
+        max(1, budget.epochs // 10),
+    )  # fmt: skip
+    why = ""
+    try:
+        train_run(config, str(folder))
+    except DivergedError as error:
+        why = str(error)
+    rows = read_log(folder)
+    scores = [float(r["val/psnr"]) for r in rows if "val/psnr" in r]
+    scores = [x for x in scores if math.isfinite(x)]
+    if not scores and not why:
+        raise ConfigError(
+            "E283",
+            "the data have no validation split, on which learning rates are chosen: "
+            "name its subjects, --set data.subjects.val=A,B.",
+        )
+    return {
+        "rate": trial.rate,
+        "psnr": max(scores) if scores and not why else None,
+        "images_per_second": _speed(rows),
+        "batch": config.train.batch_size,
+        "diverged": why,
+        "seconds": time.monotonic() - begin,
+    }
+
+
+def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trial of the highest PSNR of validation; the lowest rate of equals.
+
+    Raises:
+        DivergedError: If none of the rates trained (E503).
+    """
+    good = [t for t in trials if t["psnr"] is not None]
+    if not good:
+        raise DivergedError(
+            "E503",
+            "no trial of a learning rate came to its end: the folders in trials/ have "
+            "why.",
+        )
+    return max(good, key=lambda t: (t["psnr"], -t["rate"]))
+
+
+def steps_in_time(trials: list[dict[str, Any]], minutes: float) -> int:
+    """Steps of a row in a wall time, by the fastest of its trials."""
+    rates = [t["images_per_second"] / t["batch"] for t in trials
+             if t["images_per_second"]]  # fmt: skip
+    return max(1, math.ceil(60 * minutes * max(rates, default=1.0)))
+
+
+@explained()
+def run_cell(
+    setting: Setting, cell: Cell, folder: Path, *, steps: int, rate: float, lpips: bool
+) -> dict[str, Any]:
+    """Trains and evaluates a cell, and keeps scores and pictures in its folder.
+
+    Args:
+        setting: Shared by all.
+        cell: Which.
+        folder: Of the run.
+        steps: Of the training; 0 for the epochs of the budget.
+        rate: Learning rate.
+        lpips: Measure LPIPS too.
+
+    Returns:
+        What the table needs beside the scores.
+
+    Raises:
+        UserError: If it cannot be trained or evaluated.
+    """
+    begin = time.monotonic()
+    config = configuration(
+        setting, cell.row, cell.scale, track=cell.track, seed=cell.seed, rate=rate,
+        steps=steps, epochs=setting.budget.epochs,
+    )  # fmt: skip
+    memory.restart_peak()
+    train_run(config, str(folder))
+    peak = memory.peak_mib()
+    jax.clear_caches()
+    gc.collect()
+    number = setting.pairings if cell.track == "random" else 1
+    about = evaluate_cell(setting, folder, pairings=number, lpips=lpips)
+    rows = read_log(folder)
+    speed = _speed(rows)
+    done = max((int(r["step"]) for r in rows), default=steps)
+    images = done * read_record(folder)["batch"]["images"]
+    return about | {
+        "row": cell.row,
+        "steps": done,
+        "learning_rate": rate,
+        "images_per_second": speed,
+        "minutes": images / speed / 60 if speed else None,
+        "peak_mib": peak,
+        "pairings": number,
+        "lpips": lpips,
+        "curve": [[r["step"], r["val/psnr"]] for r in rows if "val/psnr" in r],
+        "seconds": time.monotonic() - begin,
+    }
+
+
+def evaluate_cell(
+    setting: Setting, folder: Path, *, pairings: int, lpips: bool
+) -> dict[str, Any]:
+    """Scores of the test split with all pairings and controls, and some pictures.
+
+    Returns:
+        `parameters`, `uses_reference`, and what names the data and the code.
+    """
+    asked = Request(out=str(folder / SCORES.format(0)), force=True, lpips=lpips)
+    run = open_split(str(folder), asked, "controls")
+    scale = run.config.scale
+    used = uses_reference(run.model, run.variables, scale=scale)
+    controls, left_out = draw_controls(run.table, run.pairing, scale=scale, used=used)
+    controls = {name: controls[name] for name in CONTROLS}
+    found = run_controls(
+        run.predict, run.variables, run.table, run.pairing, controls, scale=scale
+    )
+    rows = evaluation.of_all_processes(
+        (measured(x, run.method) for x in found), len(run.table)
+    )
+    report = make_controls_report(
+        rows, run.table, run.pairing, controls, left_out, used=used, **run.measured()
+    )
+    report["measured_as"] = "pair"
+    _write(folder / SCORES.format(0), report)
+    for k in range(1, pairings if used else 1):
+        other = run.config.copy_and_resolve_references()
+        with other.unlocked():
+            other.reference.seed = run.config.reference.seed + k
+        pairing = parts.make_pairing(other, run.table)
+        rows_k = evaluation.of_all_processes(_predicted(run, pairing), len(run.table))
+        again = make_report(rows_k, run.table, pairing, **run.measured())
+        again["measured_as"] = run.method
+        _write(folder / SCORES.format(k), again)
+    gains = [r.scores["pair"]["psnr"] - r.scores["bicubic"]["psnr"] for r in rows]
+    order = np.argsort(gains)
+    positions = evenly_spaced(len(run.table), SHOWN)
+    extremes = [int(order[0]), int(order[-1])]
+    _keep_pictures(setting, run, folder / PICTURES, positions, extremes)
+    kept = ("dataset", "parameters", "commit", "device", "versions", "config_sha256",
+            "uses_reference", "pairing_sha256", "protocol", "training",
+            "checkpoint_step")  # fmt: skip
+    return {"pairings_used": pairings if used else 1} | {k: report[k] for k in kept}
+
+
+def _predicted(run: Opened, pairing: data.Pairing, **kwargs: Any) -> Any:
+    return evaluation.run_split(
+        run.predict, run.variables, run.table, pairing, scale=run.config.scale, **kwargs
+    )
+
+
+def _keep_pictures(
+    setting: Setting, run: Opened, path: Path, positions: list[int], extremes: list[int]
+) -> None:
+    """Images of some slices, the same in every cell, then the worst and the best."""
+    every = [*positions, *extremes]
+    shown = list(_predicted(run, run.pairing, positions=every))
+    arrays: dict[str, np.ndarray] = {
+        "keys": np.array([run.table.keys[p] for p in every]),
+        "references": np.array([run.table.keys[s.reference] for s in shown]),
+        "psnr": np.array([s.scores[run.method]["psnr"] for s in shown]),
+        "psnr_bicubic": np.array([s.scores["bicubic"]["psnr"] for s in shown]),
+    }
+    for name in ("lr", "ref", "hr", "bicubic", "sr", "confidence", "index"):
+        if name in shown[0].images:
+            stack = np.stack([s.images[name] for s in shown])
+            exact = name == "index"
+            arrays[name] = stack if exact else stack.astype(np.float16)
+    if setting.masks:
+        arrays |= _stripped(setting, run, positions)
+    with path.with_suffix(".part.npz").open("wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    path.with_suffix(".part.npz").replace(path)
+
+
+def _stripped(
+    setting: Setting, run: Opened, positions: list[int]
+) -> dict[str, np.ndarray]:
+    """The same slices without skull: target and reference times their masks.
+
+    Raises:
+        DataError: If a slice has no mask (E364).
+    """
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.root = setting.masks
+    prepared = data.prepare(parts.data_settings(config))
+    masks = {
+        key: (table, i)
+        for table in prepared.splits.values()
+        for i, key in enumerate(table.keys)
+    }
+
+    def masked(i: int, image: np.ndarray, key: str) -> np.ndarray:
+        if key not in masks:
+            raise DataError(
+                "E364",
+                f"{setting.masks} has no mask of {key}: it needs a file for each "
+                "volume, in folders and with names as those of the data.",
+            )
+        table, k = masks[key]
+        return image * (table.image(k) > 0.5)
+
+    found: dict[str, list[np.ndarray]] = {"hr": [], "bicubic": [], "sr": []}
+    scale = run.config.scale
+    for i in positions:
+        target, reference = run.table.keys[i], int(run.pairing.references[i])
+        hr = masked(i, run.table.image(i), target)
+        ref = masked(reference, run.table.image(reference), run.table.keys[reference])
+        hr, ref = (data.crop_to_multiple(x, scale)[None] for x in (hr, ref))
+        at_once = run.predict.at_once
+        images, _ = jax.device_get(
+            run.predict(run.variables, *(np.repeat(x, at_once, 0) for x in (hr, ref)))
+        )
+        for name in found:
+            found[name].append(images[name][0, ..., 0])
+    return {f"stripped_{k}": np.stack(v).astype(np.float16) for k, v in found.items()}
+
+
+def _speed(rows: list[dict[str, Any]]) -> float | None:
+    """Images per second: the harmonic mean of the reports, without the first step."""
+    speeds = [r["images_per_second"] for r in rows if r.get("images_per_second")]
+    speeds = [s for s in speeds if isinstance(s, int | float) and math.isfinite(s)]
+    return len(speeds) / sum(1 / s for s in speeds) if speeds else None
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(report, allow_nan=False))

@@ -1,0 +1,269 @@
+"""The paper's tables and figures: their cells run, resumed and shared."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from daasr_jax.errors import Preempted, ResourceError, UserError
+from daasr_jax.evaluation.tables import cells
+from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
+from daasr_jax.experiment import cell as runs
+from daasr_jax.experiment.reproduce_request import (
+    DONE,
+    FAILED,
+    Request,
+    check_identity,
+    is_done,
+    read_json,
+)
+from daasr_jax.experiment.reproduce_tables import write_tables
+from daasr_jax.files import write_atomically
+from daasr_jax.runtime.lease import holder, leased
+from daasr_jax.training.progress import clock
+
+WAIT_SECONDS = 5.0
+
+Say = Callable[[str], None]
+
+
+def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str, Path]:
+    """Runs what is missing and writes tables and report.
+
+    A cell that fails is left out, said, and tried again by the next command.
+
+    Args:
+        request: What is asked for.
+        say: Takes a line of progress.
+        dry_run: Say what would be run and how long it may take; run nothing.
+
+    Returns:
+        The files written, by name.
+
+    Raises:
+        ConfigError: If a name is unknown, or the folder holds cells of other settings.
+        Preempted: If it was asked to stop; the same command goes on.
+    """
+    request.check()
+    plan = request.plan()
+    if request.setting.budget.name == "smoke":  # compiling would take most of its time
+        jax.config.update("jax_disable_most_optimizations", True)
+    check_identity(request, write=not dry_run)
+    if dry_run:
+        for line in describe(request, plan):
+            say(line)
+        return {}
+    _run(request, plan, say)
+    return write_tables(request)
+
+
+def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
+    """Trials, each before the first cell that needs it."""
+    out: dict[Trial | Cell, None] = {}
+    equal = [c for c in plan.cells if c.match == "steps"]
+    timed = [c for c in plan.cells if c.match == "time"]
+    for cell in [*timed, *equal]:
+        out |= dict.fromkeys(plan.needed(cell, size))
+        out[cell] = None
+    return list(out)
+
+
+def _run(request: Request, plan: Plan, say: Say) -> None:
+    folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
+    begin, tried = time.monotonic(), set()
+    waited = False
+
+    def done(job: Trial | Cell) -> bool:
+        return is_done(folder, job, lpips=wants_lpips(plan, job))
+
+    while True:
+        missing = [j for j in jobs if not done(j) and j not in tried]
+        if not missing:
+            return
+        moved = False
+        for job in missing:
+            with leased(folder / "leases" / f"{job.name.replace('/', '-')}") as mine:
+                if not mine or done(job):
+                    continue
+                ready = _needs(request, plan, job, tried)
+                if ready is None:
+                    continue
+                moved = True
+                tried.add(job)
+                said = _one(request, plan, job, ready)
+                left = [j for j in jobs if not done(j) and j not in tried]
+                rest = seconds_left(request, left)
+                say(
+                    f"{clock(time.monotonic() - begin):>8}  {job.name}: {said}; "
+                    f"{len(left)} of {len(jobs)} left, "
+                    + (f"about {clock(rest)}" if rest is not None else "time unknown")
+                )
+        if not moved:
+            if not waited:
+                names = [holder(folder / "leases" / j.name.replace("/", "-"))
+                         for j in missing]  # fmt: skip
+                others = ", ".join(sorted({n for n in names if n})) or "others"
+                say(f"waiting for {len(missing)} cells of {others}")
+            waited = True
+            time.sleep(WAIT_SECONDS)
+
+
+def _needs(
+    request: Request, plan: Plan, job: Trial | Cell, tried: Collection[Any]
+) -> list[dict[str, Any]] | None:
+    """Results of the trials that a cell needs; None while another makes them."""
+    if isinstance(job, Trial):
+        return []
+    needed = plan.needed(job, request.setting.budget.size)
+    if job.match == "steps" and request.setting.budget.minutes:
+        needed = [t for t in plan.trials if t.scale == job.scale]
+    found = [read_json(request.workdir / t.name / DONE) for t in needed]
+    settled = all(f or t in tried for f, t in zip(found, needed, strict=True))
+    return [f for f in found if f] if settled else None
+
+
+def _one(
+    request: Request, plan: Plan, job: Trial | Cell, ready: list[dict[str, Any]]
+) -> str:
+    """Runs one job, and notes that it is done or why not; what to say of it."""
+    folder, setting = request.workdir / job.name, request.setting
+    try:
+        if isinstance(job, Trial):
+            found = runs.run_trial(setting, job, folder)
+            score = found["psnr"]
+            said = found["diverged"] or f"validation {score:.2f} dB"
+            found |= {"row": job.row, "scale": job.scale}
+        else:
+            found, said = _run_cell(request, plan, job, ready)
+        write_atomically(folder / DONE, json.dumps(found, indent=1))
+        (folder / FAILED).unlink(missing_ok=True)
+    except Preempted:
+        raise
+    except UserError as error:
+        if isinstance(error, ResourceError) and error.code == "E614":
+            return f"another program has it: {error}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / FAILED, json.dumps({"error": str(error)}))
+        said = f"FAILED: {error}"
+    finally:
+        jax.clear_caches()
+        gc.collect()
+    return said
+
+
+def _run_cell(
+    request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
+) -> tuple[dict[str, Any], str]:
+    setting, budget = request.setting, request.setting.budget
+    tuned = ROWS[job.row].tuned_with(job.row, budget.size)
+    own = [t for t in ready if (t["row"], t["scale"]) == (tuned, job.scale)]
+    best, steps = runs.chosen(own), budget.steps
+    if budget.minutes:
+        by_row: dict[str, list[dict[str, Any]]] = {}
+        for trial in ready:
+            by_row.setdefault(trial["row"], []).append(trial)
+        given = {r: runs.steps_in_time(t, budget.minutes) for r, t in by_row.items()}
+        # What the slowest row gets in its minutes, so that all rows have as many.
+        steps = given[job.row]
+        if job.match == "steps":
+            steps = _equal_steps(request.workdir, job.scale, min(given.values()))
+    found = runs.run_cell(
+        setting,
+        job,
+        request.workdir / job.name,
+        steps=steps,
+        rate=best["rate"],
+        lpips=budget.name != "smoke" or wants_lpips(plan, job),
+    )
+    report = read_json(request.workdir / job.name / runs.SCORES.format(0)) or {}
+    pair = report["methods"]["pair"]["psnr"]["mean"]
+    found["trials"] = {f"{t['rate']:g}": t["psnr"] for t in own}
+    return found, "not finite" if pair is None else f"{pair:.2f} dB"
+
+
+def _equal_steps(folder: Path, scale: int, fewest: int) -> int:
+    """The steps of all equal cells of a scale: what the first of them was given."""
+    path = folder / f"equal_steps_x{scale}.json"
+    found = read_json(path)
+    if found is None:
+        found = {"steps": fewest}
+        write_atomically(path, json.dumps(found))
+    return found["steps"]
+
+
+def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
+    """Whether a table of the plan has LPIPS of a cell."""
+    return any(
+        cells.PARTS[part].lpips and job.row in {key for _, key in rows}
+        for part, rows in plan.rows.items()
+    )
+
+
+def seconds_left(request: Request, left: Sequence[Trial | Cell]) -> float | None:
+    """Seconds that jobs may take here, from those that are done; None if unknown.
+
+    A job is taken to last as the mean of its row, else of all of its kind. Where no
+    cell is done, minutes of the budget count, else the trials and the lengths.
+    """
+    budget = request.setting.budget
+    spent: dict[tuple[type, str], list[float]] = {}
+    for path in request.workdir.glob(f"*/*/{DONE}"):
+        found = read_json(path) or {}
+        if "seconds" in found:
+            kind = Trial if path.parts[-3] == "trials" else Cell
+            for row in (found["row"], ""):
+                spent.setdefault((kind, row), []).append(found["seconds"])
+    total = 0.0
+    for job in left:
+        known = spent.get((type(job), job.row)) or spent.get((type(job), ""))
+        if known:
+            total += float(np.mean(known))
+        elif isinstance(job, Cell) and budget.minutes:
+            total += 60 * budget.minutes
+        elif spent.get((Trial, "")) and budget.trial_steps:
+            part = budget.steps / budget.trial_steps or 1.0
+            total += part * float(np.mean(spent[Trial, ""]))
+        else:
+            return None
+    return total
+
+
+def describe(request: Request, plan: Plan) -> list[str]:
+    """The lines of a dry run: every job with its state, the cost and the time left."""
+    folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
+    lines, left = [], []
+    for job in jobs:
+        state = "missing"
+        if is_done(folder, job, lpips=wants_lpips(plan, job)):
+            spent = (read_json(folder / job.name / DONE) or {}).get("seconds", 0.0)
+            state = f"done in {clock(spent)}"
+        else:
+            left.append(job)
+            who = holder(folder / "leases" / job.name.replace("/", "-"))
+            failed = read_json(folder / job.name / FAILED)
+            if who:
+                state = f"held by {who}"
+            elif failed:
+                state = failed["error"]
+            elif (folder / job.name).is_dir():
+                state = "begun"
+        lines.append(f"{job.name}: {state}")
+    trials = sum(isinstance(j, Trial) for j in jobs)
+    budget = request.setting.budget
+    each = f"{budget.minutes:g} minutes" if budget.minutes else (
+        f"{budget.steps:,} steps" if budget.steps else f"{budget.epochs} epochs"
+    )  # fmt: skip
+    rest = seconds_left(request, left)
+    lines.append(
+        f"{trials} trials and {len(jobs) - trials} cells of {each}, {len(left)} left: "
+        + (f"about {clock(rest)} in one process" if rest is not None else
+           "the time is known when the first of them is done")
+    )  # fmt: skip
+    return lines

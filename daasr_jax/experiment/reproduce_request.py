@@ -1,0 +1,182 @@
+"""What is asked of the paper's tables, and the folder that their cells lie in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from daasr_jax.errors import ConfigError, unwritable
+from daasr_jax.evaluation.tables import cells
+from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
+from daasr_jax.experiment import checks
+from daasr_jax.experiment.cell import Setting
+from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.places import place
+from daasr_jax.files import write_atomically
+from daasr_jax.runtime import devices
+
+IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        parts: Keys of `cells.PARTS`.
+        setting: Of all cells.
+        data: Name of the data's configuration, for the record.
+        workdir: Folder of cells and tables.
+        only: Rows to run; empty for all. The tables show the others as not run.
+        scales, tracks: To run and show; empty for those of the paper.
+        seeds: Of training, from 0.
+        arguments: Of the command, for the tables.
+    """
+
+    parts: Sequence[str]
+    setting: Setting
+    data: str
+    workdir: Path
+    only: Collection[str] = ()
+    scales: Sequence[int] = ()
+    tracks: Sequence[str] = ()
+    seeds: int = 1
+    arguments: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Refuses names that no table has.
+
+        Raises:
+            ConfigError: If there is one (E280).
+        """
+        known = {
+            "--only": ({*ROWS, "daasr", "full"}, self.only),
+            "--scales": ({*cells.SCALES}, self.scales),
+            "--tracks": ({*cells.TRACKS}, self.tracks),
+        }
+        for flag, (names, given) in known.items():
+            for name in given:
+                if name not in names:
+                    raise ConfigError(
+                        "E280",
+                        f"{flag} names {name}; there are "
+                        f"{', '.join(map(str, sorted(names)))}.",
+                    )
+
+    def plan(self, *, shown: bool = False) -> Plan:
+        """What is run, or with `shown` what the tables show."""
+        return cells.make_plan(
+            self.parts,
+            self.setting.budget,
+            only=() if shown else self.only,
+            scales=self.scales,
+            tracks=self.tracks,
+            seeds=self.seeds,
+        )
+
+
+def requested(given: Any, words: Sequence[str]) -> Request:
+    """A request from the options of the command.
+
+    Args:
+        given: Options, see `daasr_jax.reproduce`.
+        words: As they were typed, for the tables.
+
+    Raises:
+        ConfigError: If a part, a number or a key cannot be used.
+    """
+    parts = [f"table_{n}" for n in given.table] + [f"figure_{n}" for n in given.figure]
+    parts = list(cells.PARTS) if given.all else list(dict.fromkeys(parts))
+    if not parts:
+        raise ConfigError("E284", "give --table N, --figure N or --all.")
+    for name, least in (("seeds", 1), ("pairings", 1), ("steps", 0), ("minutes", 0)):
+        if getattr(given, name) < least:
+            raise ConfigError(
+                "E285",
+                f"--{name} is {getattr(given, name):g}; it must be {least} or more.",
+            )
+    source: Any = load(given.data).copy_and_resolve_references().unlock()
+    source.data.root = given.data_root or source.data.root
+    source = checks.place_of_data(source.lock())
+    changes = {}
+    for word in given.set:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError("E285", f"--set {word}: give --set KEY=VALUE.")
+        changes[key] = value
+    devices.find()
+    gpu = jax.default_backend() != "cpu"
+    budget = cells.budget(
+        given.budget, size=given.size, steps=given.steps, minutes=given.minutes, gpu=gpu
+    )
+    masks = str(place(given.masks).absolute()) if given.masks else ""
+
+    def listed(words: str) -> list[str]:
+        return [word for word in words.split(",") if word]
+
+    try:
+        scales = [int(x) for x in listed(given.scales)]
+    except ValueError:
+        raise ConfigError("E285", f"--scales {given.scales}: give 2, 3 or 4.") from None
+    return Request(
+        parts=parts,
+        setting=Setting(source, budget, changes, given.pairings, masks),
+        data=given.data,
+        workdir=given.workdir.absolute(),
+        only=listed(given.only),
+        scales=scales,
+        tracks=listed(given.tracks),
+        seeds=given.seeds,
+        arguments=[w for w in words if w not in ("--debug", "--dry_run")],
+    )
+
+
+def check_identity(request: Request, *, write: bool) -> None:
+    """Refuses a folder whose cells have other data or another budget (E281)."""
+    s = request.setting
+    places = ("root", "usual_root", "cache_dir", "split_file")  # machines have others
+    data = {k: v for k, v in s.data.to_dict()["data"].items() if k not in places}
+    own = {
+        "data": data,
+        "budget": dataclasses.asdict(s.budget),
+        "changes": dict(s.changes),
+        "pairings": s.pairings,
+        "masks": bool(s.masks),
+    }
+    own = json.loads(json.dumps(own))
+    path = request.workdir / IDENTITY
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if before is not None and before != own:
+        changed = ", ".join(k for k in own if before.get(k) != own[k])
+        raise ConfigError(
+            "E281",
+            f"{request.workdir} holds cells of another {changed}: give another "
+            "--workdir, or what it began with.",
+        )
+    if before is None and write:
+        try:
+            write_atomically(path, json.dumps(own, indent=1))
+        except OSError as error:
+            raise unwritable(path, error) from None
+
+
+def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
+    """Whether a job is finished; without LPIPS it is not where that is wanted."""
+    found = read_json(folder / job.name / DONE)
+    return found is not None and (found.get("lpips", True) or not lpips)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of the work folder; None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

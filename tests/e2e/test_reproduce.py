@@ -1,0 +1,83 @@
+"""The paper's tables by one command: killed, shared, and equal to what was not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from daasr_jax.evaluation.tables import text
+from tests.data_fixtures import fastmri_root
+from tests.e2e.commands import complaint, run_all, start, until_saved
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def command(root, workdir, *more):
+    return ["reproduce.py", "--table", "1", "--figure", "4",
+            "--data", "configs/brain_x4_small.py", "--data_root", str(root),
+            "--workdir", str(workdir), "--only", "srcnn,edsr", "--scales", "4",
+            "--tracks", "random", "--steps", "10", "--masks", str(root),
+            "--set", "model.kwargs.features=8", "--set", "model.kwargs.blocks=1",
+            *more]  # fmt: skip
+
+
+def rows(workdir):
+    made = json.loads((workdir / "table_1.json").read_text())
+    return text.as_csv(made | {"command": ""}, once=False)
+
+
+@pytest.mark.full
+def test_killed_and_shared_is_as_in_one_go(tmp_path):
+    root = fastmri_root(tmp_path / "data", train=6, val=3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    begun = parts / "cells/srcnn-x4-any-seed0-equal_steps"
+    first = start(command(root, parts), tmp_path / "cache", **own)
+    until_saved(first, begun, 2)
+    first.kill()
+    first.communicate()
+    assert not (begun / "done.json").exists()
+    # Two go on at once, and share what is left.
+    both = [start(command(root, parts), tmp_path / "cache", **own) for _ in range(2)]
+    said = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    done = [line for out, _ in said for line in out.splitlines() if " left, " in line]
+    assert len({line.split()[1] for line in done}) == len(done)
+    assert "resuming at step" in "".join(err for _, err in said)
+    single = start(command(root, whole), tmp_path / "cache", **own)
+    out, err = single.communicate(timeout=600)
+    assert single.returncode == 0, err
+    assert rows(parts) == rows(whole)
+    assert "not finite" not in rows(whole)
+    with np.load(begun / "pictures.npz") as kept:
+        assert kept["sr"].shape == kept["hr"].shape
+        assert (kept["stripped_hr"] == 0).any()
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "without skull" in page
+    assert "not run" in page
+    again = start(command(root, whole, "--dry_run"), tmp_path / "cache")
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    assert "0 left: about 0:00" in out
+
+
+def test_wrong_input_is_one_line(tmp_path):
+    root, work = fastmri_root(tmp_path / "data", train=6, val=3), tmp_path / "w"
+    usual = command(root, work, "--dry_run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "reproduce.json").write_text('{"data": {}, "budget": {}}')
+    cases = {
+        "no table": (usual[:1] + usual[5:], "E284", 2, "--table"),
+        "row": ([*usual, "--only", "hut"], "E280", 2, "hut"),
+        "set": ([*usual, "--set", "train.crop"], "E285", 2, "KEY=VALUE"),
+        "seeds": ([*usual, "--seeds", "0"], "E285", 2, "--seeds"),
+        "scale": ([*usual, "--scales", "x4"], "E285", 2, "x4"),
+        "table": ([*usual, "--table", "9"], "E225", 2, "9"),
+        "other": (command(root, tmp_path / "other", "--dry_run"), "E281", 2, "data"),
+    }
+    done = run_all([argv for argv, *_ in cases.values()], tmp_path / "cache")
+    for (name, (_, *expected)), result in zip(cases.items(), done, strict=True):
+        assert not (wrong := complaint(result, *expected)), (name, wrong)
+    assert not work.exists()

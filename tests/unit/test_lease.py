@@ -1,0 +1,92 @@
+"""Leases: one holder, given up by the dead, kept by the living."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from daasr_jax.runtime.lease import holder, leased
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from daasr_jax.runtime.lease import leased
+with leased(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_holder(tmp_path):
+    path = tmp_path / "a" / "cell"
+    with leased(path) as mine, leased(path) as second:
+        assert mine
+        assert not second
+        assert f"process {os.getpid()}" in holder(path)
+    assert list(path.parent.iterdir()) == []
+    assert holder(path) == ""
+
+
+def test_a_dead_process_gives_it_up_at_once(tmp_path):
+    path = tmp_path / "cell"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], text=True,
+                             stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    with leased(path) as mine:
+        assert not mine
+    other.kill()
+    other.communicate()
+    with leased(path) as mine:
+        assert mine
+
+
+def test_another_machine_that_is_silent_gives_it_up(tmp_path):
+    path = tmp_path / "cell"
+    path.write_text('{"host": "elsewhere", "process": 1, "key": "k"}')
+    with leased(path, stale=30) as mine:
+        assert not mine
+    past = time.time() - 60
+    os.utime(path, (past, past))
+    with leased(path, stale=30) as mine:
+        assert mine
+
+
+def test_the_living_keep_it(tmp_path):
+    path = tmp_path / "cell"
+    with leased(path, beat=0.05, stale=1.0):
+        before = path.stat().st_mtime_ns
+        time.sleep(0.3)
+        assert path.stat().st_mtime_ns > before
+
+
+def test_a_lease_that_was_taken_is_not_removed(tmp_path):
+    path = tmp_path / "cell"
+    with leased(path, beat=0.05) as mine:
+        assert mine
+        path.write_text('{"host": "elsewhere", "process": 1, "key": "k"}')
+        time.sleep(0.2)
+    assert holder(path) == "process 1 on elsewhere"
+
+
+def test_many_at_once_have_one_winner(tmp_path):
+    path = tmp_path / "cell"
+    path.write_text('{"host": "elsewhere", "process": 1, "key": "k"}')
+    os.utime(path, (1, 1))
+    won, begin, end = [], threading.Barrier(8), threading.Barrier(8)
+
+    def take():
+        begin.wait()
+        with leased(path, stale=5) as mine:
+            won.append(mine)
+            end.wait()
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(won) == 1

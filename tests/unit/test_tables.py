@@ -1,0 +1,327 @@
+"""The paper's tables: plan, statistics, text, page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from configs.ablation_x4 import ROWS as ABLATIONS
+from daasr_jax.evaluation.statistics import summary
+from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
+from daasr_jax.evaluation.tables.paired import holm, sign_flip_test
+from daasr_jax.evaluation.tables.pictures import box_of, curves, zoomed
+from daasr_jax.experiment.configuration import load
+
+SMOKE = cells.budget("smoke", gpu=False)
+
+
+class TestPlan:
+    def test_table_1(self):
+        plan = cells.make_plan(["table_1"], SMOKE)
+        # Four networks without reference and the one without SAT are trained once.
+        guided = [k for _, k in plan.rows["table_1"] if cells.ROWS[k].guided]
+        assert len(guided) == 6
+        assert len(plan.cells) == 3 * (5 + 3 * 6)
+        assert len(set(plan.cells)) == len(plan.cells)
+        assert len(plan.trials) == 3 * 11 * 3
+
+    def test_every_network_has_as_many_trials(self):
+        plan = cells.make_plan(list(cells.PARTS), SMOKE)
+        found = {}
+        for trial in plan.trials:
+            found.setdefault((trial.row, trial.scale), set()).add(trial.rate)
+        assert {frozenset(rates) for rates in found.values()} == {
+            frozenset(SMOKE.rates)
+        }
+        for cell in plan.cells:
+            assert len(plan.needed(cell, "small")) == 3
+
+    def test_every_ablation_of_the_paper_is_a_row(self):
+        plan = cells.make_plan([p for p in cells.PARTS if p != "table_1"], SMOKE)
+        names = {x for p in cells.PARTS.values() for x in p.rows}
+        assert set(ABLATIONS) <= names | {"full"} | {"crop_40"}
+        for cell in plan.cells:
+            assert load(cells.ROWS[cell.row].small).preset
+
+    def test_tables_share_cells(self):
+        one = cells.make_plan(["table_2", "table_3", "figure_6"], SMOKE, scales=[4])
+        rows = [c.row for c in one.cells]
+        assert rows.count("daasr_fast") == 1
+        assert rows.count("without_matching") == 1
+
+    def test_selection(self):
+        plan = cells.make_plan(
+            ["table_1"], SMOKE, only=["daasr", "hat"], scales=[4], tracks=["neighbour"],
+            seeds=2,
+        )  # fmt: skip
+        assert [c.name for c in plan.cells] == [
+            "cells/hat-x4-any-seed0-equal_steps",
+            "cells/daasr_fast-x4-neighbour-seed0-equal_steps",
+            "cells/hat-x4-any-seed1-equal_steps",
+            "cells/daasr_fast-x4-neighbour-seed1-equal_steps",
+        ]
+
+    def test_short_has_equal_time_and_equal_steps(self):
+        short = cells.budget("short", gpu=True, minutes=3)
+        assert short.size == "published"
+        plan = cells.make_plan(["table_2"], short, scales=[4])
+        assert {c.match for c in plan.cells} == {"time", "steps"}
+        # An ablation has a trial of its own for its speed alone.
+        own = [t for t in plan.trials if t.row == "without_cwt"]
+        assert [t.rate for t in own] == [short.rates[1]]
+
+    def test_paper_is_the_recipe(self):
+        made = cells.budget("paper", gpu=False)
+        assert (made.size, made.epochs, made.steps) == ("published", 200, 0)
+        assert 2e-4 in made.rates
+
+
+class TestPairedTest:
+    @pytest.mark.parametrize("n", [2, 6, 11])
+    def test_against_scipy(self, n):
+        x = np.random.default_rng(n).normal(0.3, 1, n)
+        theirs = stats.permutation_test(
+            (x,), np.mean, permutation_type="samples", n_resamples=np.inf
+        )
+        assert sign_flip_test(x) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+    def test_many_subjects_are_drawn(self):
+        x = np.random.default_rng(1).normal(0.35, 1, 30)
+        theirs = stats.permutation_test(
+            (x,), np.mean, permutation_type="samples", n_resamples=100_000,
+            rng=np.random.default_rng(5),
+        )  # fmt: skip
+        assert sign_flip_test(x) == pytest.approx(theirs.pvalue, abs=0.005)
+
+    def test_smallest(self):
+        assert sign_flip_test(np.arange(1.0, 7)) == 2 / 64
+        assert sign_flip_test(np.zeros(5)) == 1
+        assert np.isnan(sign_flip_test([1.0, np.nan]))
+
+    def test_it_keeps_its_level(self):
+        rng = np.random.default_rng(0)
+        p = [sign_flip_test(rng.normal(size=8)) for _ in range(400)]
+        assert np.mean(np.array(p) <= 0.05) < 0.08
+
+    def test_holm(self):
+        np.testing.assert_allclose(
+            holm([0.01, 0.02, 0.03, 0.005]), [0.03, 0.04, 0.04, 0.02]
+        )
+        assert np.isnan(holm([0.2, np.nan])[1])
+        assert holm([0.2, np.nan])[0] == 0.2
+        assert holm([0.9, 0.8]).max() == 1
+
+
+def measured(gain, *, subjects=7, slices=4, seed=0, noise=0.2, controls=True):
+    """A run that is better than bicubic by `gain` dB, with noise of each slice."""
+    rng = np.random.default_rng(9)
+    level = np.repeat(rng.normal(30, 2, subjects), slices)
+    own = level + gain + np.random.default_rng(seed).normal(0, noise, level.size)
+
+    def scores(x):
+        return {"psnr": x, "ssim": x / 50, "consistency": x + 10}
+
+    names = {"bicubic": level, "pair": own}
+    names |= {"black": own - 0.5, "self": own + 4} if controls else {}
+    people = tuple(np.repeat([f"s{k}" for k in range(subjects)], slices).tolist())
+    return comparison.Measured(
+        tuple(f"v#{i}" for i in range(level.size)), people,
+        {name: scores(x) for name, x in names.items()},
+    )  # fmt: skip
+
+
+class TestComparison:
+    def test_means_and_differences(self):
+        rows = {
+            "bicubic": comparison.of_bicubic([[measured(2)]]),
+            "daasr": [[measured(2, seed=i)] for i in range(3)],
+            "hat": [[measured(1, seed=10 + i)] for i in range(3)],
+            "none": [],
+        }
+        found = comparison.compare(rows, "daasr", resamples=2000)
+        assert set(found) == {"bicubic", "daasr", "hat"}
+        gap = found["hat"]["base_minus"]["psnr"]
+        assert gap["mean"] == pytest.approx(1, abs=0.1)
+        assert gap["ci95"][0] < 1 < gap["ci95"][1]
+        assert found["hat"]["p"] == 2 / 2**7
+        assert found["hat"]["p_holm"] == 4 / 2**7
+        assert "base_minus" not in found["daasr"]
+        assert found["daasr"]["self"]["psnr"]["mean"] == pytest.approx(
+            found["daasr"]["pair"]["psnr"]["mean"] + 4
+        )
+
+    def test_interval_is_over_subjects_and_seeds(self):
+        runs = [[measured(2, seed=i, noise=0), measured(2, seed=i, noise=0)]
+                for i in range(2)]  # fmt: skip
+        found = comparison.means(runs, "pair", "psnr", resamples=500)
+        one = runs[0][0]
+        values = np.tile(one.scores["pair"]["psnr"], 4)
+        seeds = np.repeat([0, 1], len(values) // 2)
+        same = summary(values, one.subjects * 4, seeds=seeds, resamples=500)
+        assert found["ci95"] == same["ci95"]
+
+    def test_few_subjects_have_no_interval(self):
+        found = comparison.means([[measured(1, subjects=5)]], "pair", "psnr")
+        assert found["ci95"] is None
+        assert len(found["per_subject"]) == 5
+
+    def test_interval_is_near_that_of_scipy(self):
+        one = measured(1, subjects=24, slices=1, noise=0.5)
+        found = comparison.means([[one]], "pair", "psnr")
+        values, rng = one.scores["pair"]["psnr"], np.random.default_rng(0)
+        theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=rng)
+        low, high = theirs.confidence_interval
+        # Ours allows for the number of subjects: wider by t and sqrt(n / (n - 1)).
+        wider = (found["ci95"][1] - found["ci95"][0]) / (high - low)
+        assert 1.0 < wider < 1.15
+
+    def test_other_slices_are_not_compared(self):
+        other = measured(1, slices=3)
+        assert (
+            comparison.means([[measured(2)]], "pair", "psnr", minus=[[other]]) is None
+        )
+
+
+def record(part="table_2", status="done"):
+    rows = {
+        "bicubic": comparison.of_bicubic([[measured(2)]]),
+        "without_sat": [[measured(1)]],
+        "daasr_fast": [[measured(2, seed=3)]],
+    }
+    found = comparison.compare(rows, "daasr_fast", resamples=200)
+    lines = [
+        {
+            "label": key, "row": key, "status": status, "statistics": found.get(key),
+            "paper": paper.beside(part, key, 4, full="daasr_fast"),
+            "curves": [[[10, 25.0], [20, 26.0 + i]]], "parameters": 12345,
+            "images_per_second": 3.2, "steps": 20, "minutes": 1.5,
+            "learning_rate": 1e-3, "peak_mib": 900.0,
+        }
+        for i, key in enumerate([*rows, "without_cwt"])
+    ]  # fmt: skip
+    group = {"scale": 4, "track": "random", "match": "steps", "rows": lines,
+             "pairing_sha256": ["ab" * 32], "protocol": {"border": 4}}  # fmt: skip
+    return {"name": part.replace("_", " ").capitalize(), "title": "Parts <of> a group",
+            "command": "python reproduce.py --table 2", "notes": ["A `note`."],
+            "lpips": False, "groups": [group]}  # fmt: skip
+
+
+class TestText:
+    def test_markdown(self):
+        made = text.markdown(record())
+        assert "FastMRI: 32.60 / 0.8732" in made
+        assert "Pairing SHA-256: abababababab." in made
+        assert "0.016" in made  # no p below, of seven subjects
+        rows = [line for line in made.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows[:6]}) == 1
+
+    def test_not_run(self):
+        one = record()
+        one["groups"][0]["rows"][-1].update(statistics=None, status=text.NOT_RUN)
+        line = next(x for x in text.markdown(one).splitlines() if "without_cwt" in x)
+        assert "| not run | not run |" in line
+        assert "33.09 / 0.8821" in line
+
+    def test_failed(self):
+        one = record()
+        one["groups"][0]["rows"][-1].update(statistics=None, status="failed: E312: why")
+        line = next(x for x in text.markdown(one).splitlines() if "without_cwt" in x)
+        assert line.startswith("| without_cwt (failed: E312: why) | failed | failed |")
+
+    def test_csv(self):
+        rows = list(csv.DictReader(io.StringIO(text.as_csv(record(), once=False))))
+        assert [r["network"] for r in rows][:2] == ["bicubic", "without_sat"]
+        assert "images/s" not in rows[0]
+        assert float(rows[1]["rate"]) == 1e-3
+
+    def test_every_number_of_the_paper_has_a_row(self):
+        for part, table in paper.printed()["tables"].items():
+            for data in paper.printed()["data"]:
+                for row, scales in table.get(data, {}).items():
+                    assert row in {*cells.ROWS, "bicubic", "full"}, (part, row)
+                    for numbers in scales.values():
+                        assert 20 < numbers[0] < 40
+                        assert all(0 < x < 1 for x in numbers[1:])
+
+
+def pictures(part, side=32, n=6, stripped=False):
+    rng = np.random.default_rng(0)
+    hr = rng.random((n, side, side)).astype(np.float16)
+    one = dict.fromkeys(("hr", "bicubic", "sr", "ref"), hr)
+    one |= {"lr": hr[:, ::4, ::4], "keys": np.array([f"<v>#{i}" for i in range(n)])}
+    one |= {"references": one["keys"], "psnr": np.ones(n), "psnr_bicubic": np.ones(n)}
+    one["confidence"] = hr[:, ::4, ::4]
+    if stripped:
+        one |= {f"stripped_{k}": hr[:2] for k in ("hr", "bicubic", "sr")}
+    return page.Pictures(part, 4, "random", {"EDSR": one, "DAASR": one})
+
+
+class TestPage:
+    def made(self, **kwargs):
+        shown = [pictures("table_2"), pictures("figure_4", stripped=True)]
+        return page.make_report_page(
+            [record(), record("figure_4")], pictures=shown, viewer="<p>viewer</p>",
+            environment={"code": "c" * 40}, **kwargs,
+        )  # fmt: skip
+
+    def test_it_needs_no_network(self):
+        made = self.made()
+        assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', made)
+        assert "http" not in made.replace("http://www.w3.org/2000/svg", "")
+        assert "{{" not in made
+        assert "Parts &lt;of&gt; a group" in made
+        assert "without skull" in made
+        assert "Worst and best" in made
+        assert made.count("<polyline") >= 4
+        assert len(made.encode()) < page.LIMIT
+
+    def test_too_large_pages_lose_pictures(self):
+        made = self.made(limit=25_000)
+        assert "The pictures are left out" in made
+        assert len(made.encode()) < 25_000
+
+    def test_box_and_zoom(self):
+        hr, bicubic = np.zeros((16, 16)), np.zeros((16, 16))
+        hr[9:12, 5:8] = 1
+        row, column, side = box_of(hr, bicubic)
+        assert side == 4
+        assert row <= 9 <= 12 <= row + side
+        assert column <= 5 <= 8 <= column + side
+        rgb = np.zeros((16, 16, 3), np.uint8)
+        assert zoomed(rgb, (row, column, side)).shape == (32, 16, 3)
+
+    def test_curves_of_nothing(self):
+        assert curves({"a": [[1, 30.0]]}) == ""
+        assert curves({"a": [[1, "nan"], [2, 30.0], [3, 30.0]]}).endswith("</svg>")
+
+    @pytest.mark.parametrize("width", [390, 1200])
+    def test_in_a_browser(self, tmp_path, width):
+        browser = shutil.which("chromium") or shutil.which("google-chrome")
+        if browser is None:
+            pytest.skip("no Chromium on this machine")
+        probe = "<script>document.title = JSON.stringify([innerWidth, "
+        probe += "document.documentElement.scrollWidth, [...document.images].filter("
+        probe += "i => i.complete && !i.naturalWidth).length])</script></body>"
+        file = tmp_path / "report.html"
+        file.write_text(
+            self.made().replace("</body>", probe).replace(' loading="lazy"', "")
+        )
+        done = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+             f"--user-data-dir={tmp_path}/profile", f"--window-size={width},800",
+             file.as_uri()],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        title = re.search(r"<title>(\[.*?\])</title>", done.stdout)
+        assert title, done.stderr[-500:]
+        inner, scroll, broken = json.loads(title[1])
+        assert scroll <= inner
+        assert broken == 0
