@@ -203,18 +203,17 @@ def _warn_of_bad(path: Path, reason: str) -> None:
 
 
 def _warn_of_small(volumes: Sequence[Volume], size: int) -> None:
-    """Names slices that the prepared grid blows up to more than twice their sides."""
+    """Counts slices that the prepared grid blows up to more than twice their sides."""
     small = [volume for volume in volumes if 2 * max(volume.shape[1:]) < size]
     if small:
-        height, width = small[0].shape[1:]
+        height, width = min(volume.shape[1:] for volume in small)
         log.warning(
-            "%d of %d volumes have slices of less than half of data.size=%d; the first "
-            "is %s: %dx%d. They hold no detail of that size: give a smaller "
+            "%d of %d volumes have slices of less than half of data.size=%d, such as "
+            "%dx%d. They hold no detail of that size: give a smaller "
             "--config.data.size",
             len(small),
             len(volumes),
             size,
-            small[0].key,
             height,
             width,
         )

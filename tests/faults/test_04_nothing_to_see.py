@@ -65,7 +65,7 @@ def test_04_constant_slices_are_left_out(tmp_path, caplog, value):
         assert np.ptp(found.image(i)) > 0
 
 
-def test_04_small_images_are_named(tmp_path, caplog):
+def test_04_small_images_are_counted(tmp_path, caplog):
     root = fastmri_root(tmp_path / "data")
     image = scan_voxels(101, (4, 12, 12)).astype(np.float32)
     path = root / "multicoil_val/file_001.h5"
