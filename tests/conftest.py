@@ -48,12 +48,14 @@ LONGEST = (
     "tests/faults/test_23_workers.py",
     "tests/faults/test_27_names.py",
 )
+DEVICES = "DAASR_TEST_DEVICES"
 SHARED = "DAASR_TEST_COMPILED"  # names the folder of compiled programs of the session
 # With a size comes a lock. Without, one reads what another has half written.
 KEPT_BYTES = 2 * 2**30
 KEPT_SECONDS = 0.3  # what took less is compiled anew
 
-jax.config.update("jax_num_cpu_devices", 4)
+# A test of more devices starts itself again with more.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get(DEVICES, "4")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
