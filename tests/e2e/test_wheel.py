@@ -123,7 +123,11 @@ def test_contents(installed):
         if p.suffix in (".json", ".md", ".safetensors")
     }
     assert "daasr_jax/released/index.json" in released
-    released.add("daasr_jax/enhancement/page.html")
+    released |= {
+        "daasr_jax/enhancement/page.html",
+        "daasr_jax/evaluation/tables/paper.json",
+        "daasr_jax/evaluation/tables/report.html",
+    }
     copies = {f"daasr_jax/{name}" for name in configs}
     assert names - metadata == package | released | copies
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
