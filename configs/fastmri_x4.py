@@ -98,7 +98,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
                 "stranger": 0.35,  # another subject's slice
                 "neighbour": 0.35,  # slice
                 "contrast": 0.0,  # another of the subject; else the neighbour
-                "corrupted": 0.2,  # copy: moved, blurred, recoloured or partly blank
+                "corrupted": 0.2,  # copy: moved, blurred, recoloured, blanked, noisy
                 "none": 0.1,  # no reference: zeros
             },
         }

@@ -24,17 +24,9 @@ import sys
 import traceback
 import types
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from daasr_jax.errors import ConfigError, UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its complaints are one line, as all others of the package."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises the complaint."""
-        raise ConfigError("E225", f"{message}; --help tells more")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     from daasr_jax.experiment.manual import command_parser
     from daasr_jax.experiment.places import place
 
-    made = command_parser("enhance.py", __doc__, _Parser)
+    made = command_parser("enhance.py", __doc__, raises=True)
     add = made.add_argument
     add(
         "--input",
@@ -105,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("--no-view", action="store_true", help="write no HTML page")
     add("--force", action="store_true", help="replace results that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
-    return made  # fmt: skip
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says of a full disk
+_QUOTED = 300  # characters of a library's message
 
 
 class UserError(Exception):
@@ -75,6 +76,15 @@ class Preempted(UserError):
     """Asked to stop; the state was saved and the same command resumes (code 75)."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none.
+
+    Libraries quote what they could not read, which may be long.
+    """
+    text = str(error).strip()
+    return text.splitlines()[0][:_QUOTED] if text else type(error).__name__
 
 
 def unwritable(place: Path | str, error: OSError) -> UserError:

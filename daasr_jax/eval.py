@@ -56,7 +56,8 @@ def evaluate(config: Any, workdir: str | None) -> None:
         describe_controls,
         make_controls_table,
     )
-    from daasr_jax.evaluation.report import describe_run, make_table
+    from daasr_jax.evaluation.report import make_table
+    from daasr_jax.evaluation.words import describe_run
     from daasr_jax.experiment.controls import control_run
     from daasr_jax.experiment.evaluate import evaluate_tracks
     from daasr_jax.experiment.opening import Request

@@ -15,17 +15,8 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
-from daasr_jax.errors import ConfigError, UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its complaints are one line, as all others of the package."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises the complaint."""
-        raise ConfigError("E225", f"{message}; --help tells more")
+from daasr_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     from daasr_jax.experiment.manual import command_parser
     from daasr_jax.experiment.places import place
 
-    made = command_parser("reproduce.py", __doc__, _Parser)
+    made = command_parser("reproduce.py", __doc__, raises=True)
     add = made.add_argument
     numbers = {"nargs": "+", "type": int, "default": [], "metavar": "N"}
     add("--table", choices=range(1, 7), help="1 to 6", **numbers)
@@ -90,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dry_run", action="store_true", help="print cells, cost and time left")
     add("--debug", action="store_true", help="show the traceback of an error")
-    return made  # fmt: skip
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ occurs twice.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -88,6 +89,14 @@ def compiled_of_one_file():
     """What a file has compiled goes with it, so that a worker never holds more."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def logging_of_one_test():
+    """A command that a test has called in its process shows logs for itself alone."""
+    logger = logging.getLogger("daasr_jax")
+    logger.propagate, logger.handlers = True, []
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Damage to a reference, so that training meets references not to be trusted.
 
-One of four ways, each equally likely: moved, blurred, recoloured, partly blank.
+One of five ways, each equally likely: moved, blurred, recoloured, partly blank, noisy.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import ndimage
 _SHIFT = (1 / 64, 1 / 8)
 _SIGMA = (1 / 256, 1 / 64)
 _EXPONENT = (0.3, 3.0)
+_NOISE = (0.05, 1.0)  # standard deviation
 _BLOCKS = 8  # along each side, of which half are blanked
 
 
@@ -64,4 +65,10 @@ def _blanked(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(blank[np.ix_(rows, columns)][..., None], 0.0, image)
 
 
-_WAYS = (_moved, _blurred, _recoloured, _blanked)
+def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """White Gaussian noise is added, from a little to so much that nothing is left."""
+    low, high = np.log(_NOISE)
+    return image + np.exp(rng.uniform(low, high)) * rng.standard_normal(image.shape)
+
+
+_WAYS = (_moved, _blurred, _recoloured, _blanked, _noisy)

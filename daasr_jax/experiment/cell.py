@@ -107,9 +107,8 @@ def configuration(
     config.evaluate.resamples = budget.resamples
     if budget.side:
         config.data.size = budget.side
-        crop = ROWS[row].crop or config.train.crop
-        config.train.crop = max(4, round(crop * budget.side / 256)) if (
-            ROWS[row].crop) else config.train.crop  # fmt: skip
+        if crop := ROWS[row].crop:
+            config.train.crop = max(4, round(crop * budget.side / 256))
     config.train.crop = min(config.train.crop, config.data.size // scale)
     config.data.slice_step *= budget.sparser
     config.train.batch_size = budget.batch or config.train.batch_size
@@ -317,8 +316,8 @@ def _keep_pictures(
     every = [*positions, *extremes]
     shown = list(_predicted(run, run.pairing, positions=every))
     arrays: dict[str, np.ndarray] = {
-        "keys": np.array([run.table.keys[p] for p in every]),
-        "references": np.array([run.table.keys[s.reference] for s in shown]),
+        "keys": np.array([run.label(p) for p in every]),
+        "references": np.array([run.label(s.reference) for s in shown]),
         "psnr": np.array([s.scores[run.method]["psnr"] for s in shown]),
         "psnr_bicubic": np.array([s.scores["bicubic"]["psnr"] for s in shown]),
     }

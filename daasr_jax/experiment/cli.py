@@ -54,6 +54,9 @@ PROCESS = flags.DEFINE_integer("process", None, "Number of this one from 0, like
 NAMES = flags.DEFINE_bool(
     "names", False, "Write names of subjects and files; by default salted hashes."
 )
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "The same bits in every run on a GPU too; slower."
+)
 LINGER_SECONDS = 5
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -91,8 +94,10 @@ def run(main: Callable[[Any, str | None], None], *, of_run: bool = False) -> Non
                 raise ConfigError(
                     "E223", "give --config=configs/NAME.py; --help has examples"
                 )
-            from daasr_jax.runtime import hosts
+            from daasr_jax.runtime import devices, hosts
 
+            if DETERMINISTIC.value:
+                devices.make_deterministic()
             hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
             if hosts.number():
                 logging.getLogger("daasr_jax").setLevel(logging.ERROR)

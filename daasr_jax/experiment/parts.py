@@ -11,7 +11,7 @@ import optax
 
 from daasr_jax import data
 from daasr_jax.errors import ConfigError, checked
-from daasr_jax.evaluation.report import perceptual_words
+from daasr_jax.evaluation.words import perceptual_words
 from daasr_jax.experiment.places import place
 from daasr_jax.losses.adversarial import OBJECTIVES
 from daasr_jax.losses.perceptual import (

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from daasr_jax import data
 from daasr_jax.errors import checked
-from daasr_jax.evaluation.report import perceptual_words
+from daasr_jax.evaluation.words import perceptual_words
 from daasr_jax.experiment import parts
 from daasr_jax.experiment.batch import Layout, lay_out
 from daasr_jax.experiment.places import place

@@ -22,7 +22,8 @@ from daasr_jax.experiment.reproduce_request import (
     Request,
     check_identity,
     is_done,
-    read_json,
+    kept,
+    lease_of,
 )
 from daasr_jax.experiment.reproduce_tables import write_tables
 from daasr_jax.files import write_atomically
@@ -89,7 +90,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
             return
         moved = False
         for job in missing:
-            with leased(folder / "leases" / f"{job.name.replace('/', '-')}") as mine:
+            with leased(lease_of(folder, job)) as mine:
                 if not mine or done(job):
                     continue
                 ready = _needs(request, plan, job, tried)
@@ -107,7 +108,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                 )
         if not moved:
             if not waited:
-                names = [holder(folder / "leases" / j.name.replace("/", "-"))
+                names = [holder(lease_of(folder, j))
                          for j in missing]  # fmt: skip
                 others = ", ".join(sorted({n for n in names if n})) or "others"
                 say(f"waiting for {len(missing)} cells of {others}")
@@ -124,7 +125,7 @@ def _needs(
     needed = plan.needed(job, request.setting.budget.size)
     if job.match == "steps" and request.setting.budget.minutes:
         needed = [t for t in plan.trials if t.scale == job.scale]
-    found = [read_json(request.workdir / t.name / DONE) for t in needed]
+    found = [kept(request.workdir / t.name / DONE) for t in needed]
     settled = all(f or t in tried for f, t in zip(found, needed, strict=True))
     return [f for f in found if f] if settled else None
 
@@ -182,7 +183,7 @@ def _run_cell(
         rate=best["rate"],
         lpips=budget.name != "smoke" or wants_lpips(plan, job),
     )
-    report = read_json(request.workdir / job.name / runs.SCORES.format(0)) or {}
+    report = kept(request.workdir / job.name / runs.SCORES.format(0)) or {}
     pair = report["methods"]["pair"]["psnr"]["mean"]
     found["trials"] = {f"{t['rate']:g}": t["psnr"] for t in own}
     return found, "not finite" if pair is None else f"{pair:.2f} dB"
@@ -191,7 +192,7 @@ def _run_cell(
 def _equal_steps(folder: Path, scale: int, fewest: int) -> int:
     """The steps of all equal cells of a scale: what the first of them was given."""
     path = folder / f"equal_steps_x{scale}.json"
-    found = read_json(path)
+    found = kept(path)
     if found is None:
         found = {"steps": fewest}
         write_atomically(path, json.dumps(found))
@@ -215,7 +216,7 @@ def seconds_left(request: Request, left: Sequence[Trial | Cell]) -> float | None
     budget = request.setting.budget
     spent: dict[tuple[type, str], list[float]] = {}
     for path in request.workdir.glob(f"*/*/{DONE}"):
-        found = read_json(path) or {}
+        found = kept(path) or {}
         if "seconds" in found:
             kind = Trial if path.parts[-3] == "trials" else Cell
             for row in (found["row"], ""):
@@ -242,12 +243,12 @@ def describe(request: Request, plan: Plan) -> list[str]:
     for job in jobs:
         state = "missing"
         if is_done(folder, job, lpips=wants_lpips(plan, job)):
-            spent = (read_json(folder / job.name / DONE) or {}).get("seconds", 0.0)
+            spent = (kept(folder / job.name / DONE) or {}).get("seconds", 0.0)
             state = f"done in {clock(spent)}"
         else:
             left.append(job)
-            who = holder(folder / "leases" / job.name.replace("/", "-"))
-            failed = read_json(folder / job.name / FAILED)
+            who = holder(lease_of(folder, job))
+            failed = kept(folder / job.name / FAILED)
             if who:
                 state = f"held by {who}"
             elif failed:

@@ -17,7 +17,7 @@ from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
-from daasr_jax.files import write_atomically
+from daasr_jax.files import read_json, write_atomically
 from daasr_jax.runtime import devices
 
 IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
@@ -150,10 +150,7 @@ def check_identity(request: Request, *, write: bool) -> None:
     }
     own = json.loads(json.dumps(own))
     path = request.workdir / IDENTITY
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
+    before = kept(path)
     if before is not None and before != own:
         changed = ", ".join(k for k in own if before.get(k) != own[k])
         raise ConfigError(
@@ -170,13 +167,18 @@ def check_identity(request: Request, *, write: bool) -> None:
 
 def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
     """Whether a job is finished; without LPIPS it is not where that is wanted."""
-    found = read_json(folder / job.name / DONE)
+    found = kept(folder / job.name / DONE)
     return found is not None and (found.get("lpips", True) or not lpips)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def lease_of(folder: Path, job: Trial | Cell) -> Path:
+    """The file that says who has a job, see `runtime.lease`."""
+    return folder / "leases" / job.name.replace("/", "-")
+
+
+def kept(path: Path) -> dict[str, Any] | None:
     """A file of the work folder; None where there is none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -22,12 +22,17 @@ from daasr_jax.experiment.reproduce_request import (
     FAILED,
     Request,
     is_done,
-    read_json,
+    kept,
 )
 from daasr_jax.files import write_atomically
 from daasr_jax.runtime import devices
 
 VIEWER_BYTES = 2_000_000
+# What a row of a table takes from the first of its runs.
+_OF_A_RUN = (
+    "parameters", "steps", "learning_rate", "uses_reference", "commit", "device",
+    "config_sha256", "trials", "checkpoint_step",
+)  # fmt: skip
 
 
 def load_row(
@@ -36,14 +41,14 @@ def load_row(
     """Scores of a row by seed and pairing, what is known of its runs, its status."""
     folder, found, about, trouble = request.workdir, [], [], ""
     for cell in plan.of(row, scale, track, match):
-        own = read_json(folder / cell.name / DONE)
+        own = kept(folder / cell.name / DONE)
         if own is None:
-            failed = read_json(folder / cell.name / FAILED)
+            failed = kept(folder / cell.name / FAILED)
             trouble = trouble or (failed or {}).get("error", "")
             continue
         about.append(own)
         reports = [
-            read_json(folder / cell.name / runs.SCORES.format(k))
+            kept(folder / cell.name / runs.SCORES.format(k))
             for k in range(own["pairings_used"])
         ]
         found.append(
@@ -117,18 +122,7 @@ def _group(
         }
         if about:
             first = about[0]
-            kept = (
-                "parameters",
-                "steps",
-                "learning_rate",
-                "uses_reference",
-                "commit",
-                "device",
-                "config_sha256",
-                "trials",
-                "checkpoint_step",
-            )
-            row |= {k: first[k] for k in kept}  # fmt: skip
+            row |= {name: first[name] for name in _OF_A_RUN}
             row["curves"] = [a["curve"] for a in about]
             for name in ("images_per_second", "minutes", "peak_mib"):
                 values = [a[name] for a in about if a[name] is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from daasr_jax.errors import ConfigError, ResourceError
 log = logging.getLogger("daasr_jax")
 
 AXIS = "data"
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 # Settings of JAX, by variables of the environment, and their values that work here.
 _FIT = {
@@ -33,6 +35,17 @@ _WHY = {
     "jax_numpy_dtype_promotion": "it mixes types as NumPy does",
     "jax_transfer_guard": "it puts batches on the devices and reads losses",
 }
+
+
+def make_deterministic() -> None:
+    """Has a GPU compute the same bits in every run, by slower operations.
+
+    XLA reads its flags once, so this comes before any device is used. A CPU computes
+    the same bits anyhow.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
+    log.info("operations are deterministic (%s)", DETERMINISTIC)
 
 
 def find() -> list[Any]:

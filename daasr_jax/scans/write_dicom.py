@@ -15,8 +15,8 @@ import numpy as np
 
 import daasr_jax
 from daasr_jax.data.pseudonyms import Names
-from daasr_jax.data.sources.base import first_line, system_words
-from daasr_jax.errors import DataError
+from daasr_jax.data.sources.base import system_words
+from daasr_jax.errors import DataError, first_line
 from daasr_jax.files import sync_folder
 from daasr_jax.scans.dicom import errors_of, library
 from daasr_jax.scans.grids import Grid

@@ -16,8 +16,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from daasr_jax.errors import FULL, CheckpointError, ResourceError, unwritable
-from daasr_jax.training.disk import first_line, quiet, refused, remedy, require
+from daasr_jax.errors import (
+    FULL,
+    CheckpointError,
+    ResourceError,
+    first_line,
+    unwritable,
+)
+from daasr_jax.training.disk import quiet, refused, remedy, require
 from daasr_jax.training.manifest import seal, verify
 
 log = logging.getLogger("daasr_jax")

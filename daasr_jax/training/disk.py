@@ -84,8 +84,3 @@ def remedy(error: Exception) -> str:
     if number is None or number in FULL:
         return "free disk space"
     return "see to the disk"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, at most 200 characters."""
-    return str(error).strip().splitlines()[0][:200] if str(error) else repr(error)

@@ -24,8 +24,8 @@ from daasr_jax.training.state import TrainState
 Batch = Mapping[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
-# Whatever of these is not finite leaves an update out.
 LOWERED = 0.5  # factor of the learning rates once a run has gone back
+# Whatever of these is not finite leaves an update out.
 _DECISIVE = ("g/total", "g/gradient_norm", "d/total", "d/gradient_norm")
 
 

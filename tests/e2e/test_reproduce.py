@@ -54,8 +54,11 @@ def test_killed_and_shared_is_as_in_one_go(tmp_path):
     with np.load(begun / "pictures.npz") as kept:
         assert kept["sr"].shape == kept["hr"].shape
         assert (kept["stripped_hr"] == 0).any()
+        named = [*kept["keys"], *kept["references"]]
+    assert not [name for name in named if "file_" in name]  # hashes, as in all results
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert "without skull" in page
+    assert "file_" not in page
     assert "not run" in page
     again = start(command(root, whole, "--dry_run"), tmp_path / "cache")
     out, err = again.communicate(timeout=200)

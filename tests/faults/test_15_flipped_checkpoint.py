@@ -7,8 +7,6 @@ none is left, the run stops with exit code 4.
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -16,11 +14,6 @@ from daasr_jax.errors import CheckpointError
 from daasr_jax.training.checkpoints import Checkpoints
 from tests.unit.test_checkpoints import opened, state, write
 from tests.unit.test_training import rows, run_loop
-
-
-@pytest.fixture(autouse=True)
-def _heard(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
 
 
 def files(folder):

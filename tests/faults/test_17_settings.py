@@ -8,13 +8,12 @@ report tell it, and the subjects seen before stay known.
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 
 from daasr_jax.data import prepare
 from daasr_jax.errors import ConfigError
-from daasr_jax.evaluation.report import describe_training
+from daasr_jax.evaluation.words import describe_training
 from daasr_jax.experiment import record, subjects
 from daasr_jax.experiment.configuration import load
 from tests.data_fixtures import nifti_root, one_line, settings
@@ -84,8 +83,7 @@ def test_17_a_lost_record_is_refused(tmp_path, config):
             one_line(error.value, "E208", "config.json")
 
 
-def test_17_an_allowed_change_is_recorded(tmp_path, config, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+def test_17_an_allowed_change_is_recorded(tmp_path, config, caplog):
     config.seed = 9
     resumed(config, tmp_path, allow=True)
     assert "goes on with other settings: seed was 0, is 9" in caplog.text

@@ -9,7 +9,6 @@ the best.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from types import SimpleNamespace
 
@@ -23,17 +22,14 @@ from daasr_jax.errors import DivergedError
 from daasr_jax.experiment.train import record_blame
 from daasr_jax.models.srcnn import SRCNN
 from daasr_jax.registry import LOSSES
-from daasr_jax.runtime import devices
-from daasr_jax.runtime.stopping import StopRequest
 from daasr_jax.training import loop
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.schedules import make_optimiser
 from daasr_jax.training.state import create_state
 from daasr_jax.training.step import LOWERED, make_train_step
-from daasr_jax.training.writers import RunWriter
 from tests.data_fixtures import table
 from tests.unit.test_checkpoints import opened, write
-from tests.unit.test_training import batch, counting_step, numbers, rows, small_state
+from tests.unit.test_training import batch, rows, run_loop
 
 NAN = math.nan
 
@@ -49,36 +45,12 @@ def small():
     return state, make_train_step(model, optimiser, losses, scale=2, ema_decay=0.0)
 
 
-def run(folder, values, blame=None):
-    checkpoints = Checkpoints(folder)
-    try:
-        with StopRequest() as stop:
-            return loop.train(
-                counting_step,
-                small_state(),
-                numbers(values),
-                mesh=devices.make_mesh(1, 1),
-                settings=loop.LoopSettings(
-                    steps=len(values), steps_per_epoch=2, batch_size=1, log_every=1,
-                    validate_every=4, checkpoint_every=2,
-                ),
-                checkpoints=checkpoints,
-                writer=lambda start: RunWriter(folder, start_step=start),
-                validate=None,
-                stop=stop,
-                blame=blame,
-            )  # fmt: skip
-    finally:
-        checkpoints.close()
-
-
 def test_19_back_once_then_the_end(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
     blamed = []
     values = [1, 2, 4, 8, NAN, NAN, NAN, 16, 32, NAN, NAN, NAN, 1]
     with pytest.raises(DivergedError, match="E501") as error:
-        run(tmp_path, values, blamed.append)
+        run_loop(tmp_path, values, blame=blamed.append)
     assert error.value.exit_code == 5
     assert "going back to checkpoint 4, once, with learning rates times 0.5" in (
         caplog.text

@@ -1,23 +1,32 @@
 """Fault 20: two runs of one seed that differ.
 
 Expected: on a CPU the same seed gives the same bits: initial weights, order, crops,
-references and every step. Another seed gives others. `tests/gpu` holds it on a GPU with
-`XLA_FLAGS=--xla_gpu_deterministic_ops=true`, and prints what that costs.
+references and every step. Another seed gives others. `--deterministic` has a GPU do so;
+`tests/gpu` holds that there, and prints what it costs.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import optax
+import pytest
 
 from daasr_jax.data import training_batches
 from daasr_jax.models.srcnn import SRCNN
 from daasr_jax.registry import LOSSES
+from daasr_jax.runtime import devices
 from daasr_jax.training.state import create_state
 from daasr_jax.training.step import make_train_step
 from tests.data_fixtures import table
 
+ROOT = Path(__file__).parents[2]
 SCALE, CROP, STEPS = 2, 8, 3
 
 
@@ -47,3 +56,37 @@ def test_20_one_seed_gives_the_same_bits():
     for a, b in zip(first, again, strict=True):
         assert a.tobytes() == b.tobytes()
     assert any(a.tobytes() != b.tobytes() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("given", ["", "--xla_gpu_autotune_level=0"])
+def test_20_the_flag_reaches_xla_beside_those_of_the_user(given):
+    """Asked in a process of its own, as flags are read once; it compiles with them."""
+    code = (
+        "import json, os; from daasr_jax.runtime import devices;"
+        "devices.make_deterministic(); devices.find();"
+        "import jax; jax.jit(lambda x: x + 1)(1.0);"
+        "print(json.dumps(os.environ['XLA_FLAGS'].split()))"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"XLA_FLAGS": given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(asked.stdout) == [*given.split(), devices.DETERMINISTIC]
+
+
+def test_20_the_command_takes_the_flag(tmp_path):
+    """It is said, and before the data are looked for."""
+    ended = subprocess.run(
+        [sys.executable, "train.py", "--config=configs/fastmri_x4.py",
+         "--deterministic", f"--config.data.root={tmp_path / 'none'}",
+         f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 2, said
+    assert said.index(devices.DETERMINISTIC) < said.index("error E201"), said

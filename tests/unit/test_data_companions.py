@@ -137,8 +137,7 @@ def correlation(a, b):
 
 
 class TestPrepared:
-    def test_the_reference_is_registered(self, root, cache, caplog, monkeypatch):
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+    def test_the_reference_is_registered(self, root, cache, caplog):
         wanted = settings(root, cache, whole="test", slice_range=(0.2, 0.8), **CONTRAST)
         with caplog.at_level(logging.INFO, "daasr_jax"):
             table = prepare(wanted).splits["test"]
@@ -229,10 +228,7 @@ class TestPrepared:
             prepare(wanted)
         one_line(error.value, "E311", folder)
 
-    def test_without_geometry_the_relative_number_stays(
-        self, tmp_path, cache, caplog, monkeypatch
-    ):
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+    def test_without_geometry_the_relative_number_stays(self, tmp_path, cache, caplog):
         root = fastmri_root(tmp_path / "data", train=0, val=0)
         for i in range(3):
             for contrast in ("AXT1", "AXT2"):

@@ -19,13 +19,9 @@ from daasr_jax.data.table import SliceRecord, SliceTable
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
-from daasr_jax.evaluation.report import (
-    describe_training,
-    make_report,
-    make_table,
-    reference_words,
-)
+from daasr_jax.evaluation.report import make_report, make_table
 from daasr_jax.evaluation.statistics import compared, finite_mean, summary
+from daasr_jax.evaluation.words import describe_training, reference_words
 from daasr_jax.experiment import evaluate, opening
 from daasr_jax.experiment.record import record_config
 from daasr_jax.metrics.lpips import load_lpips, lpips

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,7 +55,6 @@ def test_a_tilde_in_every_place(home, capsys):
 @pytest.mark.parametrize("raised", [RuntimeError, ConfigError])
 def test_without_a_home(monkeypatch, caplog, raised):
     """No programs are kept; the data then say what they need."""
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
 
     def none(self):
         raise raised("E602", "Could not determine home directory.")

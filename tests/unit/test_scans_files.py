@@ -33,8 +33,7 @@ SHAPE = (20, 24, 12)
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+def said(caplog):
     return caplog
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 
 import nibabel as nib
 import numpy as np
@@ -220,8 +219,7 @@ class TestSlices:
             ((3, 3, 1), 0, "no longest side; the slices are taken sagittal"),
         ],
     )
-    def test_the_thickest_side(self, sides, axis, says, caplog, monkeypatch):
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+    def test_the_thickest_side(self, sides, axis, says, caplog):
         scan = scan_of(affine_of((0, 1, 2), (-1, -1, 1), sides=sides))
         assert slice_axis(scan) == axis
         assert says in caplog.text

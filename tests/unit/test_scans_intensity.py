@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -14,8 +12,7 @@ from tests.data_fixtures import one_line, scan_voxels
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+def said(caplog):
     return caplog
 
 

@@ -6,7 +6,6 @@ import builtins
 import errno
 import io
 import json
-import logging
 import math
 import os
 import signal
@@ -434,7 +433,7 @@ def numbers(values):
     return lambda start: [{"hr": np.float32([[v]])} for v in values[start:]]
 
 
-def run_loop(folder, values, *, steps=None, validate=None, **changes):
+def run_loop(folder, values, *, steps=None, validate=None, blame=None, **changes):
     settings = loop.LoopSettings(
         **{
             "steps": steps or len(values),
@@ -459,6 +458,7 @@ def run_loop(folder, values, *, steps=None, validate=None, **changes):
                 writer=lambda start: RunWriter(folder, start_step=start),
                 validate=validate,
                 stop=stop,
+                blame=blame,
             )
     finally:
         checkpoints.close()
@@ -615,7 +615,6 @@ class TestLoop:
     def test_a_row_of_bad_updates_goes_back_once(self, tmp_path, monkeypatch, caplog):
         """Back to the checkpoint of step 4; that of step 6 was saved in trouble."""
         monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
         values = [1, 2, 4, 8, NAN, NAN, NAN, 16, 32, NAN, 64]
         state = run_loop(tmp_path, values)
         assert "going back to checkpoint 4, once" in caplog.text
@@ -644,7 +643,6 @@ class TestLoop:
         self, tmp_path, monkeypatch, caplog, bad, changes
     ):
         monkeypatch.setattr(loop, "MAX_SKIPPED", bad)
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
         values = [1, 2, *[NAN] * (bad + 2), 4, 4, 4, 4]
         values = values[: len(values) // 4 * 4]
         state = run_loop(
@@ -707,8 +705,7 @@ class TestLoop:
         )
         assert a == b
 
-    def test_few_bad_updates_are_said(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
+    def test_few_bad_updates_are_said(self, tmp_path, caplog):
         run_loop(tmp_path, [1, NAN, 1, 1], log_every=2)
         assert "1 updates up to step 2 were not finite" in caplog.text
         assert caplog.text.count("not finite") == 1
@@ -784,7 +781,6 @@ class TestWriter:
         self, tmp_path, caplog, monkeypatch, refused, when
     ):
         """The log, its copy on resume, the events, all: until there is room again."""
-        monkeypatch.setattr(logging.getLogger("daasr_jax"), "propagate", True)
         run_loop(tmp_path, range(4), steps=2)
         disk = FullDisk(refused, when)
         monkeypatch.setattr(writers, "FLUSH_SECONDS", -1, raising=False)

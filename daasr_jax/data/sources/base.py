@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from daasr_jax.errors import ConfigError, DataError
+from daasr_jax.errors import ConfigError, DataError, first_line
 
 log = logging.getLogger("daasr_jax")
 
@@ -30,8 +30,6 @@ _LARGE_BYTES, _LIKELY_RATIO = 2**26, 250
 # Below this an 11x11 SSIM window or an LR patch of a slice means nothing.
 MIN_SIDE = 11
 _NAMED_FILES = 5
-# What is quoted of a library's message.
-_QUOTED = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +84,6 @@ class Source:
 
 class BadFileError(Exception):
     """A file that cannot be used; the message says why, without the file's name."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none.
-
-    Libraries quote what they could not read, which may be long.
-    """
-    text = str(error).strip()
-    return text.splitlines()[0][:_QUOTED] if text else type(error).__name__
 
 
 def check_size(shape: Sequence[int]) -> None:

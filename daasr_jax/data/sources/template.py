@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from daasr_jax.data.settings import DataSettings
-from daasr_jax.data.sources.base import OnBad, Source, Volume, first_line
+from daasr_jax.data.sources.base import OnBad, Source, Volume
 from daasr_jax.data.sources.nifti import load, slices_of
-from daasr_jax.errors import DataError
+from daasr_jax.errors import DataError, first_line
 
 _FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 # The same bytes in nilearn 0.12.1 and 0.14.1.
