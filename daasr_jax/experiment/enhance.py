@@ -27,6 +27,7 @@ from daasr_jax.enhancement.inputs import (
 )
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.enhance_files import (
+    SHARED,
     Request,
     by,
     in_mm,
@@ -148,6 +149,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         write_files(request, target, guides, made, report, times)
     for name, path in written_files(request, made, guides).items():
         say(name, str(path))
+    say("share", SHARED)
     say("time", ", ".join(f"{k} {v:.1f} s" for k, v in times.items()))
     return report
 

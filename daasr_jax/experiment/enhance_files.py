@@ -19,6 +19,7 @@ from daasr_jax.experiment.installation import commit_id
 from daasr_jax.files import write_atomically
 
 _NIFTI = (".nii.gz", ".nii")
+SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,7 @@ def _page(
         ("LR fit", f"{report['data_consistency_db']} dB"),
         ("made by", f"daasr_jax {daasr_jax.__version__}, {commit_id()}"),
         ("not for", "diagnosis: detail beyond the input is estimated"),
+        ("share", SHARED),
     ]  # fmt: skip
     views = Views(
         lr=target.lr,

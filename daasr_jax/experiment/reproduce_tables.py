@@ -68,8 +68,9 @@ def table_record(request: Request, plan: Plan, part: str) -> dict[str, Any]:
     Returns:
         `name`, `title`, `command`, `notes`, `lpips` and `groups`, of which each has
         `scale`, `track`, `match`, `pairing_sha256`, `protocol` and `rows`; a row has
-        `label`, `row`, `status`, `paper`, and of runs `statistics`, see
-        `comparison.compare`, `parameters`, `images_per_second` and so on.
+        `label`, `row`, `status`, `paper`, at equal time `equal_steps`, and of runs
+        `statistics`, see `comparison.compare`, `parameters`, `images_per_second` and
+        so on.
     """
     size, about = request.setting.budget.size, cells.PARTS[part]
     full = cells.full(size)
@@ -82,6 +83,7 @@ def table_record(request: Request, plan: Plan, part: str) -> dict[str, Any]:
                 groups.append(
                     _group(request, plan, part, rows, base, scale, track, match)
                 )
+    _beside_equal_time(groups)
     return {
         "name": part.replace("_", " ").capitalize(),
         "title": about.title,
@@ -91,6 +93,18 @@ def table_record(request: Request, plan: Plan, part: str) -> dict[str, Any]:
         "notes": notes(request),
         "groups": groups,
     }
+
+
+def _beside_equal_time(groups: list[dict[str, Any]]) -> None:
+    """Adds to each row of equal time what it has at equal steps, `equal_steps`."""
+    steps = {(g["scale"], g["track"]): g for g in groups if g["match"] == "steps"}
+    for group in groups:
+        if group["match"] != "time":
+            continue
+        other = {r["row"]: r for r in steps[group["scale"], group["track"]]["rows"]}
+        for row in group["rows"]:
+            found = other[row["row"]]["statistics"]
+            row["equal_steps"] = found["pair"]["psnr"] if found else None
 
 
 def _group(

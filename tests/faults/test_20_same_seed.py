@@ -80,7 +80,7 @@ def test_20_the_flag_reaches_xla_beside_those_of_the_user(given):
 def test_20_the_command_takes_the_flag(tmp_path):
     """It is said, and before the data are looked for."""
     ended = subprocess.run(
-        [sys.executable, "train.py", "--config=configs/fastmri_x4.py",
+        [sys.executable, "train.py", "--config=configs/srcnn_x4.py",
          "--deterministic", f"--config.data.root={tmp_path / 'none'}",
          f"--workdir={tmp_path / 'run'}"],
         cwd=ROOT,
@@ -88,5 +88,5 @@ def test_20_the_command_takes_the_flag(tmp_path):
         text=True,
     )  # fmt: skip
     said = ended.stdout + ended.stderr
-    assert ended.returncode == 2, said
-    assert said.index(devices.DETERMINISTIC) < said.index("error E201"), said
+    assert ended.returncode == 3, said
+    assert said.index(devices.DETERMINISTIC) < said.index("error E301"), said

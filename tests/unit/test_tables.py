@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -19,6 +20,7 @@ from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.paired import holm, sign_flip_test
 from daasr_jax.evaluation.tables.pictures import box_of, curves, zoomed
 from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.reproduce_tables import _beside_equal_time
 
 SMOKE = cells.budget("smoke", gpu=False)
 
@@ -241,6 +243,21 @@ class TestText:
         assert [r["network"] for r in rows][:2] == ["bicubic", "without_sat"]
         assert "images/s" not in rows[0]
         assert float(rows[1]["rate"]) == 1e-3
+
+    def test_equal_time_has_equal_steps_beside_it(self):
+        one = record()
+        (steps,) = one["groups"]
+        time = copy.deepcopy(steps) | {"match": "time"}
+        steps["rows"][1]["statistics"] = None  # not run
+        _beside_equal_time([time, steps])
+        assert "equal_steps" not in steps["rows"][0]
+        rows = list(csv.DictReader(io.StringIO(text.as_csv(
+            one | {"groups": [time, steps]}))))  # fmt: skip
+        beside = [r["at equal steps, dB"] for r in rows if r["equal"] == "time"]
+        assert beside[0] == rows[0]["PSNR, dB"]
+        assert beside[1] == "-"
+        assert {r["at equal steps, dB"] for r in rows if r["equal"] == "steps"} == {"-"}
+        assert all(r["rate"] and None not in r for r in rows)
 
     def test_every_number_of_the_paper_has_a_row(self):
         for part, table in paper.printed()["tables"].items():

@@ -66,6 +66,8 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
         found["the paper"] = printed
         names = ("DAASR minus this, dB", "p (Holm)", "black", "self", "LR fit, dB")
         found |= dict.fromkeys(names, "-")
+    if "equal_steps" in row:
+        found["at equal steps, dB"] = words(row["equal_steps"], DIGITS["psnr"])
     found["parameters"] = _number(row.get("parameters"), ",")
     found["images/s"] = _number(row.get("images_per_second"), ".1f")
     found["peak MiB"] = _number(row.get("peak_mib"), ",.0f")
@@ -158,15 +160,18 @@ def as_csv(record: Mapping[str, Any], *, once: bool = True) -> str:
         record: Of the table.
         once: With the columns of `MEASURED_ONCE`, which no second run repeats.
     """
+    lines = [
+        {"scale": group["scale"], "track": group["track"], "equal": group["match"]}
+        | cells_of(row, lpips=record["lpips"])
+        for group in record["groups"]
+        for row in group["rows"]
+    ]
+    columns = dict.fromkeys(name for line in lines for name in line)
+    kept = [name for name in columns if once or name not in MEASURED_ONCE]
     out = io.StringIO()
-    writer, head = csv.writer(out, lineterminator="\n"), None
-    for group in record["groups"]:
-        first, *rest = grid(group, lpips=record["lpips"])
-        kept = [i for i, x in enumerate(first) if once or x not in MEASURED_ONCE]
-        if head is None:
-            head = ["scale", "track", "equal", *(first[i] for i in kept)]
-            writer.writerow(head)
-        for row in rest:
-            own = [group["scale"], group["track"], group["match"]]
-            writer.writerow([*own, *(row[i] for i in kept)])
+    writer = csv.DictWriter(
+        out, kept, restval="-", extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
