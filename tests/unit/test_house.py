@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ DOORS = {"train", "eval", "enhance", "export", "reproduce"}
 GRAPH = {room: used for room, used in house.imports().items() if room not in DOORS}
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     return {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): ast.parse(
