@@ -98,7 +98,7 @@ bench: $(VENV)/installed-dev  ## Speed and memory, against peers in the same run
 	@$(BIN)/python -m benchmarks.scaling --out docs/results
 
 docs: $(VENV)/installed-dev  ## Pages and API reference into site/, offline
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 lock:  ## Renew the locks (needs uv)

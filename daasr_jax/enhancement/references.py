@@ -10,7 +10,9 @@ from PIL import Image
 SIDE = 24  # pixels along a side of what is compared
 
 
-def signature(image: np.ndarray, spacing: tuple[float, float], field: float):
+def signature(
+    image: np.ndarray, spacing: tuple[float, float], field: float
+) -> np.ndarray:
     """What is compared of a slice: `SIDE` pixels along a square field about its centre.
 
     Args:

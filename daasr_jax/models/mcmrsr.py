@@ -38,10 +38,8 @@ from daasr_jax.models.mcmrsr_matching import BLOCK, find, score, transfer
 from daasr_jax.models.outputs import Outputs, check_scale
 from daasr_jax.models.swin import SwinLayer, drop_path_rates, layer_norm
 from daasr_jax.registry import MODELS
-from daasr_jax.resampling import downsample
+from daasr_jax.resampling import PIXEL_SHUFFLES, downsample
 
-# By scale: the factor from one level to the next and the number of such steps.
-_STEPS = {2: (2, 1), 3: (3, 1), 4: (2, 2)}
 _SMALLEST = 2 * BLOCK  # side of a padded LR map; a search window must fit
 
 
@@ -278,7 +276,8 @@ class McMRSR(nn.Module):
                 not divide the features, or `ref` has an unfit size.
         """
         check_scale(self.scale)
-        factor, steps = _STEPS[self.scale]
+        factor, *more = PIXEL_SHUFFLES[self.scale]
+        steps = 1 + len(more)
         if len(self.level_blocks) <= steps:
             raise ValueError(
                 f"level_blocks must have {steps + 1} numbers at x{self.scale}, "
@@ -317,7 +316,8 @@ class McMRSR(nn.Module):
         self, lr: Array, ref: Array, *, train: bool
     ) -> tuple[Array, Array, list[Array]]:
         """`(query, key, values)`, of the padded images; values from coarse to fine."""
-        factor, steps = _STEPS[self.scale]
+        factor, *more = PIXEL_SHUFFLES[self.scale]
+        steps = 1 + len(more)
         s, f, dtype = self.scale, self.features, self.dtype
         small = downsample(ref, s)
         h, w = padded_size(*small.shape[1:3])

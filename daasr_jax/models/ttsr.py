@@ -37,10 +37,7 @@ from daasr_jax.models.ttsr_parts import (
 )
 from daasr_jax.models.vgg import FrozenVGG
 from daasr_jax.registry import MODELS
-from daasr_jax.resampling import blur, depth_to_space, upsample
-
-# By scale: the factor from one level to the next and the number of such steps.
-_STEPS = {2: (2, 1), 3: (3, 1), 4: (2, 2)}
+from daasr_jax.resampling import PIXEL_SHUFFLES, blur, depth_to_space, upsample
 
 
 def texture_params(vgg: FrozenVGG, *, scale: int = 4) -> dict[str, Any]:
@@ -223,6 +220,8 @@ def _levels(scale: int) -> tuple[int, int]:
     Raises:
         ValueError: If there are none for `scale`.
     """
-    if scale not in _STEPS:
-        raise ValueError(f"scale must be one of {tuple(_STEPS)}, got {scale!r}.")
-    return _STEPS[scale]
+    if scale not in PIXEL_SHUFFLES:
+        scales = tuple(PIXEL_SHUFFLES)
+        raise ValueError(f"scale must be one of {scales}, got {scale!r}.")
+    factor, *more = PIXEL_SHUFFLES[scale]
+    return factor, 1 + len(more)

@@ -30,7 +30,7 @@ FLOORS = (
     ("errors", "files", "forms", "registry", "resampling"),
 )
 # `python -m daasr_jax.train`: they stand on the roof.
-_DOORS = ("train", "eval", "enhance", "export", "reproduce")
+DOORS = ("train", "eval", "enhance", "export", "reproduce")
 _WIDTH, _ROOF, _FLOOR, _GAP, _EDGE = 960, 84, 96, 10, 16
 
 
@@ -67,10 +67,10 @@ def picture() -> str:
         ValueError: If a room is not in `FLOORS`, or imports one that is not below.
     """
     graph = imports()
-    unknown = (set(graph) - set(_DOORS)) ^ {x for floor in FLOORS for x in floor}
+    unknown = (set(graph) - set(DOORS)) ^ {x for floor in FLOORS for x in floor}
     if unknown:
         raise ValueError(f"FLOORS and daasr_jax/ differ in {sorted(unknown)}.")
-    graph = {room: used for room, used in graph.items() if room not in _DOORS}
+    graph = {room: used for room, used in graph.items() if room not in DOORS}
     if bad := upward(graph):
         raise ValueError(f"these imports do not go down: {', '.join(bad)}.")
     height = _ROOF + len(FLOORS) * (_FLOOR + _GAP) + _EDGE
