@@ -36,6 +36,14 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def kept(path: Path) -> dict[str, Any] | None:
+    """What a file of JSON holds; None where there is none that can be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
 def take_lock(path: Path, *, wait: bool) -> FileLock:
     """The lock file `path`, held until it is released or the process ends.
 

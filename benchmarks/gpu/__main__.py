@@ -40,6 +40,7 @@ from pathlib import Path
 
 from benchmarks.gpu import pack, report, stage
 from daasr_jax.errors import UserError
+from daasr_jax.experiment.installation import without_places
 
 PARTS = ("check", "match", "step", "train")
 # Minutes of nine, without compiling; training has what is left.
@@ -312,7 +313,7 @@ def main() -> None:
     if args.report and not args.out.is_dir():
         parser.error(f"--out={args.out} holds no results")
     args.cache = args.cache or args.out / "compiled"
-    said = stage.without_places(sys.argv[1:], PLACES)
+    said = without_places(sys.argv[1:], PLACES)
     args.said = shlex.join(["python", "-m", "benchmarks.gpu", *said])
     became = {} if args.report else visit(args)
     print(report.make(args.out, args.note))

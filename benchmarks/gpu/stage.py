@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,23 +144,6 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "commit": _said(["git", "rev-parse", "HEAD"]) or "not known",
     }
-
-
-def without_places(arguments: Sequence[str], places: Mapping[str, str]) -> list[str]:
-    """A command line for others: where files lie here is told by a word instead.
-
-    Args:
-        arguments: The command line.
-        places: Option -> the word, such as `--out` -> `DIR`.
-    """
-    said = list(arguments)
-    for i, word in enumerate(said):
-        option, equals, _ = word.partition("=")
-        if option in places and equals:
-            said[i] = f"{option}={places[option]}"
-        elif option in places and i + 1 < len(said):
-            said[i + 1] = places[option]
-    return said
 
 
 def _said(command: list[str]) -> str:

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.gpu import __main__ as plan
 from benchmarks.gpu import check, confidence, loader, pack, report, stage, train
 from daasr_jax import data, released
-from daasr_jax.experiment import configuration, parts
+from daasr_jax.experiment import configuration, installation, parts
 from tests.data_fixtures import scan_voxels, write_nifti
 
 
@@ -241,7 +241,7 @@ def test_wrong_options_are_a_line(given, words, monkeypatch, capsys):
 
 def test_a_command_is_told_without_its_places():
     given = ["--out", "here/a", "--cache=here", "--minutes", "9", "--prepared", "x.npz"]
-    assert stage.without_places(given, plan.PLACES) == [
+    assert installation.without_places(given, plan.PLACES) == [
         "--out", "DIR", "--cache=CACHE", "--minutes", "9", "--prepared", "FILE",
     ]  # fmt: skip
 
