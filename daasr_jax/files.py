@@ -9,9 +9,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
@@ -57,6 +58,8 @@ def take_lock(path: Path, *, wait: bool) -> FileLock:
         filelock.Timeout: If another process holds it, without `wait`.
         OSError: If the file cannot be written.
     """
+    from filelock import FileLock  # a machine that only reads needs it not
+
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=wait)

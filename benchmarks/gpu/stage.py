@@ -6,9 +6,11 @@ a line with the seconds that it has, so that nothing is timed beside anything el
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -109,6 +111,28 @@ def measured(
             continue
         rows.append(row)
         yield row
+
+
+def send(process: subprocess.Popen[Any], number: signal.Signals) -> None:
+    """A signal to a process that leads a session, and to all that it started there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def end(process: subprocess.Popen[Any], *, patience: float = 0.0) -> None:
+    """Kills a process that leads a session, and all that it started there.
+
+    Args:
+        process: The leader.
+        patience: Seconds in which it may end by itself after SIGTERM, as one does that
+            has sessions of its own to end.
+    """
+    if patience and process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    send(process, signal.SIGKILL)
+    process.wait()
 
 
 def one_line(error: Exception) -> str:
