@@ -227,9 +227,9 @@ def notes(request: Request) -> list[str]:
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
         f"input. {s.pairings} reference pairings of the random track, one of others. "
-        "`DAASR minus this` is the mean over slices, with those of equal seeds. "
-        "p: paired permutation test of the same differences over the means of "
-        "subjects, where each subject has equal weight, however many its slices; "
+        "`.. minus this` is between runs of equal seeds, the mean over slices: a "
+        "subject counts by its slices. p: paired permutation test of the same "
+        "differences over the means of subjects, where each subject has equal weight, however many its slices; "
         "two-sided, corrected by Holm for the rows beside it.",
         "The paper's numbers are of its own data and sizes. "
         + paper.printed()["prose"],
