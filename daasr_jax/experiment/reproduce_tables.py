@@ -229,7 +229,8 @@ def notes(request: Request) -> list[str]:
         f"input. {s.pairings} reference pairings of the random track, one of others. "
         "`.. minus this` is between runs of equal seeds, the mean over slices: a "
         "subject counts by its slices. p: paired permutation test of the same "
-        "differences over the means of subjects, where each subject has equal weight, however many its slices; "
+        "differences over the means of subjects, where each subject has equal weight, "
+        "however many its slices; "
         "two-sided, corrected by Holm for the rows beside it.",
         "The paper's numbers are of its own data and sizes. "
         + paper.printed()["prose"],
