@@ -9,9 +9,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
@@ -36,6 +37,14 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def kept(path: Path) -> dict[str, Any] | None:
+    """What a file of JSON holds; None where there is none that can be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
 def take_lock(path: Path, *, wait: bool) -> FileLock:
     """The lock file `path`, held until it is released or the process ends.
 
@@ -49,6 +58,8 @@ def take_lock(path: Path, *, wait: bool) -> FileLock:
         filelock.Timeout: If another process holds it, without `wait`.
         OSError: If the file cannot be written.
     """
+    from filelock import FileLock  # a machine that only reads needs it not
+
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=wait)

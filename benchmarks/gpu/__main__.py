@@ -40,10 +40,12 @@ from pathlib import Path
 
 from benchmarks.gpu import pack, report, stage
 from daasr_jax.errors import UserError
+from daasr_jax.experiment.installation import without_places
 
 PARTS = ("check", "match", "step", "train")
 # Minutes of nine, without compiling; training has what is left.
 SHARES = {"match": 0.8, "step": 1.2}
+TERMINATING = 3.0  # seconds in which a part may end what it started
 # Options that name a file or folder, and what the page says instead.
 PLACES = {
     "--out": "DIR",
@@ -76,6 +78,7 @@ class Job:
     share: float | None = None
     worth: float = 1.0
     process: subprocess.Popen[str] | None = None
+    over: bool = False  # it and all that it started
     listener: threading.Thread | None = None
     ready: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -90,6 +93,7 @@ class Job:
                 stderr=log,
                 text=True,
                 env=os.environ | extra,
+                start_new_session=True,
             )
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
@@ -109,16 +113,17 @@ class Job:
     def ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
 
-    def give(self, seconds: float) -> str:
-        """The turn; returns what became of it."""
+    def give(self, seconds: float, end: float) -> str:
+        """The turn, which `end` of `time.monotonic` ends too; what became of it."""
         assert self.process is not None
         assert self.process.stdin is not None
         if self.ended():
             return self._outcome()
+        limit = min(1.25 * seconds + 15, max(0.0, end - time.monotonic()))
         with contextlib.suppress(OSError):  # it has just ended
             self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
-        return self.finish(1.25 * seconds + 15)
+        return self.finish(limit)
 
     def finish(self, limit: float) -> str:
         assert self.process is not None
@@ -131,15 +136,19 @@ class Job:
 
     def _outcome(self) -> str:
         assert self.process is not None
+        self._end()
         code = self.process.returncode
         return "done" if not code else f"ended with exit code {code}: see its log"
+
+    def _end(self, patience: float = 0.0) -> None:
+        if self.process is not None and not self.over:
+            stage.end(self.process, patience=patience)
+            self.over = True
 
     def stop(self) -> None:
         if self.process is None or self.listener is None:
             return
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self._end(patience=TERMINATING)
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
@@ -156,12 +165,12 @@ def paused(jobs: list[Job]) -> Iterator[None]:
     """Those that still compile wait, so that nothing is timed beside them."""
     running = [j.process for j in jobs if j.process is not None and not j.ended()]
     for process in running:
-        process.send_signal(signal.SIGSTOP)
+        stage.send(process, signal.SIGSTOP)
     try:
         yield
     finally:
         for process in running:
-            process.send_signal(signal.SIGCONT)
+            stage.send(process, signal.SIGCONT)
 
 
 def trained(text: str) -> tuple[str, int, int, float]:
@@ -202,9 +211,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
                         more += ["--variants", "1", "--repeats", "3"]
                 share = SHARES[part] * unit / 2
                 found.append(Job(f"{part} {peer}", part, [*name, *more], share))
-        elif args.prepared is None:
-            print("train: left out, no --prepared FILE", flush=True)
-        else:
+        elif args.prepared is not None:
             for one in args.train:
                 row, scale, seed, worth = one
                 more = ["--row", row, "--scale", str(scale), "--seed", str(seed)]
@@ -216,6 +223,17 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     return found
 
 
+def share_of(job: Job, waiting: list[Job], left: float) -> float:
+    """Seconds of a training, of those that are left to it and all that wait.
+
+    Timed parts that wait keep theirs, though not more than half: they may never be
+    ready.
+    """
+    timed = sum(j.share or 0.0 for j in waiting)
+    free = max(left - 2 - timed, (left - 2) / 2)
+    return free * job.worth / sum(j.worth for j in waiting if j.share is None)
+
+
 def visit(args: argparse.Namespace) -> dict[str, str]:
     """All parts within the minutes; returns what became of each."""
     begin = time.monotonic()
@@ -225,6 +243,8 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
     about |= {"commit": args.commit} if args.commit else {}
     stage.write(args.out / "machine.json", about)
     jobs, became = jobs_of(args), {}
+    if "train" in args.parts and args.prepared is None:
+        became["train"] = "left out: no --prepared FILE"
     try:
         for job in jobs:
             job.start(args.out)
@@ -240,14 +260,13 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
             if job is None:
                 time.sleep(0.2)
                 continue
-            worth = sum(j.worth for j in waiting if j.share is None)
+            seconds = job.share or share_of(job, waiting, left)
             waiting.remove(job)
-            seconds = job.share or (left - 2) * job.worth / worth
             print(f"{job.name}: its turn, {seconds:.0f} s of {left:.0f}", flush=True)
             # A training may have others compile beside it; what is timed may not.
             beside = waiting if job.share else []
             with paused([j for j in beside if not j.ready.is_set()]):
-                became[job.name] = job.give(min(seconds, left))
+                became[job.name] = job.give(min(seconds, left), end)
             print(f"{job.name}: {became[job.name]}", flush=True)
             stage.write(args.out / "became.json", became)
         for job in waiting:
@@ -299,6 +318,13 @@ def main() -> None:
             f"{args.pack}: {about['slices']}, {about['bytes'] / 2**20:.1f} MiB; "
             "rounded to 256 levels, a ceiling of 59 dB"
         )
+        if about["bytes"] > pack.MOST:
+            print(
+                f"warning: {args.pack} is larger than {pack.MOST / 1e6:g} MB, and may "
+                "not be carried to the machine: pack fewer subjects, "
+                "--set='CONFIG --config.data.subjects.train=A,B'",
+                file=sys.stderr,
+            )
         return
     args.parts = [p for p in args.parts.split(",") if p]
     if unknown := set(args.parts) - set(PARTS):
@@ -309,10 +335,16 @@ def main() -> None:
         parser.error(str(error))
     if args.prepared is not None and not args.prepared.is_file():
         parser.error(f"--prepared={args.prepared} is not there: --pack writes it")
+    if not args.report and (before := sorted(args.out.glob("*.json"))):
+        parser.error(
+            f"--out={args.out} holds results of another visit, such as "
+            f"{before[0].name}: give another folder, or --report for its page"
+        )
     if args.report and not args.out.is_dir():
         parser.error(f"--out={args.out} holds no results")
     args.cache = args.cache or args.out / "compiled"
-    said = stage.without_places(sys.argv[1:], PLACES)
+    said = without_places(sys.argv[1:], PLACES)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its parts end
     args.said = shlex.join(["python", "-m", "benchmarks.gpu", *said])
     became = {} if args.report else visit(args)
     print(report.make(args.out, args.note))

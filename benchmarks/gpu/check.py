@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,28 @@ def outcomes(text: str) -> dict[str, str]:
     return found
 
 
+def run(command: list[str], log: Path, seconds: float) -> int | None:
+    """Runs a command for so long at most; what it started ends with it.
+
+    Returns:
+        Its exit code; None where it was stopped.
+    """
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | ALONE,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            stage.end(process)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -55,25 +78,16 @@ def main() -> None:
     if importlib.util.find_spec("xdist"):
         command += ["-p", "xdist", "-n", "3", "--dist", "loadfile"]
     begin = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
-        try:
-            code = subprocess.run(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=args.seconds,
-                env=os.environ | ALONE,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the visit is over
+    code = run(command, log, args.seconds)
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = text.splitlines()
     ended = list(outcomes(text).values())
     asked = re.search(r"\b(\d+) items?\b", text)
     result = {
-        "exit": "stopped at its limit" if code == -1 else code,
+        "exit": "stopped at its limit" if code is None else code,
         "seconds": time.monotonic() - begin,
-        "not_ended": int(asked[1]) - len(ended) if asked and code else 0,
+        "not_ended": int(asked[1]) - len(ended) if asked and code != 0 else 0,
         "outcomes": {name: ended.count(name) for name in sorted(set(ended))},
         "not_passed": [
             x[:300] for x in lines if re.match("(FAILED|ERROR|SKIPPED|XFAIL|XPASS) ", x)

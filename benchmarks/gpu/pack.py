@@ -17,6 +17,7 @@ import numpy as np
 from daasr_jax.data.table import Companion, SliceRecord, SliceTable
 
 LEVELS = 255
+MOST = 30_000_000  # bytes of a file that is carried to a machine; larger is told
 SPLITS = ("train", "val", "test")
 PLACES = ("--config.data.root=", "--config.data.cache_dir=")  # not told to others
 

@@ -224,6 +224,10 @@ def _train(found: dict[str, Any]) -> list[str]:
                 *(_gain(report, c) for c in ("neighbour", "stranger")),
             ]
             lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        if not row.get("controls"):
+            lines += ["", f"{NAMES[row['row']]} x{row['scale']} was stopped after step "
+                      f"{row['steps']:,}, before it was evaluated."]  # fmt: skip
     return [*lines, ""]
 
 
@@ -231,7 +235,7 @@ def _mean(report: dict[str, Any], name: str) -> str:
     if name not in report["methods"]:
         return "-"
     value = report["methods"][name]["psnr"]["mean"]
-    return "-" if value is None else f"{value:.2f}"
+    return "not finite" if value is None else f"{value:.2f}"
 
 
 def _gain(report: dict[str, Any], name: str) -> str:
@@ -239,6 +243,8 @@ def _gain(report: dict[str, Any], name: str) -> str:
         return "-"
     found = report["minus_black"][name]["psnr"]
     interval = found.get("ci95")
+    if found["mean"] is None:
+        return "not finite"
     text = f"{found['mean']:+.2f}"
     return f"{text} [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else text
 

@@ -6,14 +6,16 @@ a line with the seconds that it has, so that nothing is timed beside anything el
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,6 +113,28 @@ def measured(
         yield row
 
 
+def send(process: subprocess.Popen[Any], number: signal.Signals) -> None:
+    """A signal to a process that leads a session, and to all that it started there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def end(process: subprocess.Popen[Any], *, patience: float = 0.0) -> None:
+    """Kills a process that leads a session, and all that it started there.
+
+    Args:
+        process: The leader.
+        patience: Seconds in which it may end by itself after SIGTERM, as one does that
+            has sessions of its own to end.
+    """
+    if patience and process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    send(process, signal.SIGKILL)
+    process.wait()
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -144,23 +168,6 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "commit": _said(["git", "rev-parse", "HEAD"]) or "not known",
     }
-
-
-def without_places(arguments: Sequence[str], places: Mapping[str, str]) -> list[str]:
-    """A command line for others: where files lie here is told by a word instead.
-
-    Args:
-        arguments: The command line.
-        places: Option -> the word, such as `--out` -> `DIR`.
-    """
-    said = list(arguments)
-    for i, word in enumerate(said):
-        option, equals, _ = word.partition("=")
-        if option in places and equals:
-            said[i] = f"{option}={places[option]}"
-        elif option in places and i + 1 < len(said):
-            said[i + 1] = places[option]
-    return said
 
 
 def _said(command: list[str]) -> str:

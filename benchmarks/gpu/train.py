@@ -5,8 +5,8 @@
 
 The rate of learning falls along a cosine to zero at the end of the time; with `--steps`
 at the end of those. Then the test slices are restored with other references, see
-`daasr_jax.evaluation.controls`. Writes `train_ROW_xS.json`, `.npz` with the weights
-and, where matplotlib is installed, `.png`.
+`daasr_jax.evaluation.controls`. Writes `train_ROW_xS.json`, `.npz` with the weights,
+both on the way too, and, where matplotlib is installed, `.png`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ WARM_UP = 0.05  # of the run
 AT_ONCE = 8  # slices of a call of the evaluation
 SYNC = 25  # steps between two looks at the clock
 TELL = 5.0  # seconds between two lines
+KEEP = 30.0  # seconds after which curve and weights are written
 PLACES = ("prepared", "out", "cache")  # options that are not told to others
 RATED = 1.0  # seconds for which the loader's rate is measured
 LOSSES = {
@@ -132,14 +133,40 @@ def train(
     batches: Iterator[dict[str, Any]],
     args: argparse.Namespace,
     seconds: float,
+    keep: Callable[[TrainState, dict[str, Any]], None],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Trains for the time, or for `args.steps`; the first steps set the pace."""
+    """Trains for the time, or for `args.steps`; the first steps set the pace.
+
+    Args:
+        programs: Compiled.
+        batches: Of the training.
+        args: Options.
+        seconds: Of the time.
+        keep: Writes what there is, every `KEEP` seconds and at the end.
+
+    Returns:
+        The last state, and what is known of the training.
+    """
     state, step = programs.state, programs.step
     first = next(batches)  # the workers have begun
     begin = time.monotonic()
     steps, total, curve, waited = 0, args.steps, [], 0.0
     metrics: dict[str, Any] = {}
     batch, pace_from, pace_at, tell = first, 0, begin, begin
+    kept = begin
+
+    def result() -> dict[str, Any]:
+        taken = time.monotonic() - begin
+        return {
+            "steps": steps,
+            "train_seconds": taken,
+            "images_per_s": steps * args.batch / taken,
+            "waited_for_batches_s": waited,
+            "curve": curve,
+            "skipped": int(state.skipped),
+            "loss": {k: float(v) for k, v in metrics.items()},
+        }
+
     while True:
         planned = total or max(
             steps + 1, steps + _left(steps, pace_from, pace_at, begin + seconds)
@@ -172,19 +199,15 @@ def train(
                 )
             if (total and steps >= total) or (not total and now >= begin + seconds):
                 break
+            if now >= kept + KEEP:
+                keep(state, result())
+                kept = time.monotonic()
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
-    taken = time.monotonic() - begin
-    return state, {
-        "steps": steps,
-        "train_seconds": taken,
-        "images_per_s": steps * args.batch / taken,
-        "waited_for_batches_s": waited,
-        "curve": curve,
-        "skipped": int(state.skipped),
-        "loss": {k: float(v) for k, v in metrics.items()},
-    }
+    found = result()
+    keep(state, found)
+    return state, found
 
 
 def _left(steps: int, pace_from: int, pace_at: float, end: float) -> int:
@@ -251,6 +274,14 @@ def evaluate(
     return report
 
 
+def write_weights(path: Path, state: TrainState) -> None:
+    """Writes the weights whole or not at all."""
+    flat = traverse_util.flatten_dict(jax.device_get(variables(state)), sep="/")
+    new = path.with_suffix(".new.npz")
+    np.savez(new, **flat)
+    new.replace(path)
+
+
 def reserve(programs: Programs, table: data.SliceTable, slices: int) -> float:
     """Seconds that the evaluation takes, about: six controls, scores and a picture."""
     count = min(slices, len(table)) if slices else len(table)
@@ -311,17 +342,12 @@ def main() -> None:
     one_process = loader.rate(args.prepared, RATED, **how)
     seconds = stage.turn(args.seconds)
     begin = time.monotonic()
-    batches = loader.batches(args.prepared, workers=args.workers, **how)
-    with contextlib.closing(batches):
-        kept = reserve(programs, tables["test"], args.slices)
-        given = max(seconds / 3, seconds - kept)
-        state, result = train(programs, batches, args, given)
     name = f"train_{args.row}_x{args.scale}" + (f"_{args.seed}" if args.seed else "")
-    result = {
+    known = {
         "row": args.row,
         "scale": args.scale,
         "seed": args.seed,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.gen)),
+        "parameters": sum(x.size for x in jax.tree.leaves(programs.state.gen)),
         "compile_s": programs.seconds,
         "options": {
             k: str(v) for k, v in vars(args).items() if k not in (*how, *PLACES)
@@ -331,13 +357,21 @@ def main() -> None:
         "how": how | {"shares": dataclasses.asdict(loader.SHARES)},
         "device": jax.devices()[0].device_kind,
         "sets": about["sets"],
-        **result,
     }
-    stage.write(args.out / f"{name}.json", result)
-    flat = traverse_util.flatten_dict(jax.device_get(variables(state)), sep="/")
-    np.savez(args.out / f"{name}.npz", **flat)
+
+    def keep(state: TrainState, found: dict[str, Any]) -> None:
+        stage.write(args.out / f"{name}.json", known | found)
+        write_weights(args.out / f"{name}.npz", state)
+
+    tested = sets_of(tables["test"], about)
+    batches = loader.batches(args.prepared, workers=args.workers, **how)
+    with contextlib.closing(batches):
+        kept = sum(reserve(programs, table, args.slices) for table in tested.values())
+        given = max(seconds / 3, seconds - kept)
+        state, found = train(programs, batches, args, given, keep)
+    result = known | found
     result["controls"] = {}
-    for number, (dataset, table) in enumerate(sets_of(tables["test"], about).items()):
+    for number, (dataset, table) in enumerate(tested.items()):
         picture = args.out / f"{name}_{number}.png"
         report = evaluate(programs, state, table, args, picture)
         del report["per_slice"]

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import Timeout
-
 from daasr_jax.data.sources.base import log
 from daasr_jax.files import sync_folder, take_lock
 
@@ -24,6 +22,8 @@ def exclusive(path: Path) -> Iterator[bool]:
     Yields:
         Whether the lock is held.
     """
+    from filelock import Timeout
+
     try:
         lock = take_lock(path, wait=False)
     except Timeout:

@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,9 @@ from daasr_jax.experiment import parts
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.opening import Opened, Request, open_split
 from daasr_jax.experiment.record import read_record
+from daasr_jax.experiment.sessions import peak_of, session
 from daasr_jax.experiment.train import train_run
 from daasr_jax.files import write_atomically
-from daasr_jax.runtime import memory
 from daasr_jax.runtime.failures import explained
 from daasr_jax.training.writers import read_log
 
@@ -107,8 +106,9 @@ def configuration(
     config.evaluate.resamples = budget.resamples
     if budget.side:
         config.data.size = budget.side
-        if crop := ROWS[row].crop:
-            config.train.crop = max(4, round(crop * budget.side / 256))
+    if crop := ROWS[row].crop:
+        part = min(1.0, config.data.size / 256)
+        config.train.crop = max(4, round(crop * part))
     config.train.crop = min(config.train.crop, config.data.size // scale)
     config.data.slice_step *= budget.sparser
     config.train.batch_size = budget.batch or config.train.batch_size
@@ -155,17 +155,18 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be trained.
     """
-    budget, begin = setting.budget, time.monotonic()
+    budget = setting.budget
     config = configuration(
         setting, trial.row, trial.scale, track="random", seed=0, rate=trial.rate,
-        steps=budget.trial_steps, epochs=0 if budget.trial_steps else
-        max(1, budget.epochs // 10),
+        steps=budget.trial_steps,
+        epochs=0 if budget.trial_steps else budget.trial_epochs(),
     )  # fmt: skip
     why = ""
-    try:
-        train_run(config, str(folder))
-    except DivergedError as error:
-        why = str(error)
+    with session(folder) as spent:
+        try:
+            train_run(config, str(folder))
+        except DivergedError as error:
+            why = str(error)
     rows = read_log(folder)
     scores = [float(r["val/psnr"]) for r in rows if "val/psnr" in r]
     scores = [x for x in scores if math.isfinite(x)]
@@ -181,7 +182,7 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
         "images_per_second": _speed(rows),
         "batch": config.train.batch_size,
         "diverged": why,
-        "seconds": time.monotonic() - begin,
+        "seconds": spent.total(),
     }
 
 
@@ -201,11 +202,11 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return max(good, key=lambda t: (t["psnr"], -t["rate"]))
 
 
-def steps_in_time(trials: list[dict[str, Any]], minutes: float) -> int:
-    """Steps of a row in a wall time, by the fastest of its trials."""
+def steps_in_time(trials: list[dict[str, Any]], minutes: float) -> int | None:
+    """Steps of a row in a wall time, by the fastest of its trials; None without one."""
     rates = [t["images_per_second"] / t["batch"] for t in trials
              if t["images_per_second"]]  # fmt: skip
-    return max(1, math.ceil(60 * minutes * max(rates, default=1.0)))
+    return max(1, math.ceil(60 * minutes * max(rates))) if rates else None
 
 
 @explained()
@@ -228,18 +229,17 @@ def run_cell(
     Raises:
         UserError: If it cannot be trained or evaluated.
     """
-    begin = time.monotonic()
     config = configuration(
         setting, cell.row, cell.scale, track=cell.track, seed=cell.seed, rate=rate,
         steps=steps, epochs=setting.budget.epochs,
     )  # fmt: skip
-    memory.restart_peak()
-    train_run(config, str(folder))
-    peak = memory.peak_mib()
-    jax.clear_caches()
-    gc.collect()
     number = setting.pairings if cell.track == "random" else 1
-    about = evaluate_cell(setting, folder, pairings=number, lpips=lpips)
+    with session(folder) as spent:
+        with peak_of(spent):
+            train_run(config, str(folder))
+        jax.clear_caches()
+        gc.collect()
+        about = evaluate_cell(setting, folder, pairings=number, lpips=lpips)
     rows = read_log(folder)
     speed = _speed(rows)
     done = max((int(r["step"]) for r in rows), default=steps)
@@ -250,11 +250,11 @@ def run_cell(
         "learning_rate": rate,
         "images_per_second": speed,
         "minutes": images / speed / 60 if speed else None,
-        "peak_mib": peak,
+        "peak_mib": spent.peak_mib,
         "pairings": number,
         "lpips": lpips,
         "curve": [[r["step"], r["val/psnr"]] for r in rows if "val/psnr" in r],
-        "seconds": time.monotonic() - begin,
+        "seconds": spent.total(),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import daasr_jax
@@ -39,6 +41,30 @@ def command(door: str) -> str:
     if not is_wheel() and Path.cwd() == package_folder().parent:
         return f"python {door}.py"
     return f"python -m daasr_jax.{door}"
+
+
+def without_places(arguments: Sequence[str], places: Mapping[str, str]) -> list[str]:
+    """A command line for others: where files lie here is told by a word instead.
+
+    Args:
+        arguments: The command line.
+        places: Option -> the word, such as `--out` -> `DIR`. Any other path from the
+            root or the home is `PATH`.
+
+    Example:
+        >>> without_places(["--out=a", "--set", "b=/c"], {"--out": "DIR"})
+        ['--out=DIR', '--set', 'b=PATH']
+    """
+    said = list(arguments)
+    for i, word in enumerate(said):
+        option, equals, value = word.partition("=")
+        if option in places and equals:
+            said[i] = f"{option}={places[option]}"
+        elif option in places and i + 1 < len(said):
+            said[i + 1] = places[option]
+        elif os.path.isabs(os.path.expanduser(value if equals else word)):
+            said[i] = f"{option}=PATH" if equals else "PATH"
+    return said
 
 
 def commit_id() -> str:

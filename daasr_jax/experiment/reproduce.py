@@ -5,32 +5,34 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from daasr_jax.errors import Preempted, ResourceError, UserError
+from daasr_jax.errors import ConfigError, Preempted, ResourceError, UserError
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
 from daasr_jax.experiment import cell as runs
+from daasr_jax.experiment.record import RECORD
 from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
     Request,
     check_identity,
+    equal_steps_file,
     is_done,
-    kept,
     lease_of,
 )
 from daasr_jax.experiment.reproduce_tables import write_tables
-from daasr_jax.files import write_atomically
+from daasr_jax.files import kept, write_atomically
 from daasr_jax.runtime.lease import holder, leased
 from daasr_jax.training.progress import clock
 
 WAIT_SECONDS = 5.0
+CHOSEN = "chosen.json"  # rate and steps of a cell, since it began
 
 Say = Callable[[str], None]
 
@@ -79,7 +81,7 @@ def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
 def _run(request: Request, plan: Plan, say: Say) -> None:
     folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
     begin, tried = time.monotonic(), set()
-    waited = False
+    waited, held = False, set()
 
     def done(job: Trial | Cell) -> bool:
         return is_done(folder, job, lpips=wants_lpips(plan, job))
@@ -96,9 +98,18 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                 ready = _needs(request, plan, job, tried)
                 if ready is None:
                     continue
-                moved = True
                 tried.add(job)
-                said = _one(request, plan, job, ready)
+                try:
+                    said = _one(request, plan, job, ready)
+                except ResourceError as error:
+                    if error.code != "E614":
+                        raise
+                    tried.discard(job)  # it is tried again when the other is done
+                    if job not in held:
+                        say(f"{job.name}: another program has it: {error}")
+                    held.add(job)
+                    continue
+                moved = True
                 left = [j for j in jobs if not done(j) and j not in tried]
                 rest = seconds_left(request, left)
                 say(
@@ -133,7 +144,12 @@ def _needs(
 def _one(
     request: Request, plan: Plan, job: Trial | Cell, ready: list[dict[str, Any]]
 ) -> str:
-    """Runs one job, and notes that it is done or why not; what to say of it."""
+    """Runs one job, and notes that it is done or why not; what to say of it.
+
+    Raises:
+        ResourceError: If another program has its folder (E614).
+        Preempted: If it was asked to stop.
+    """
     folder, setting = request.workdir / job.name, request.setting
     try:
         if isinstance(job, Trial):
@@ -148,8 +164,8 @@ def _one(
     except Preempted:
         raise
     except UserError as error:
-        if isinstance(error, ResourceError) and error.code == "E614":
-            return f"another program has it: {error}"
+        if error.code == "E614":  # another program has the folder
+            raise
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / FAILED, json.dumps({"error": str(error)}))
         said = f"FAILED: {error}"
@@ -162,41 +178,95 @@ def _one(
 def _run_cell(
     request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
-    setting, budget = request.setting, request.setting.budget
-    tuned = ROWS[job.row].tuned_with(job.row, budget.size)
-    own = [t for t in ready if (t["row"], t["scale"]) == (tuned, job.scale)]
-    best, steps = runs.chosen(own), budget.steps
-    if budget.minutes:
-        by_row: dict[str, list[dict[str, Any]]] = {}
-        for trial in ready:
-            by_row.setdefault(trial["row"], []).append(trial)
-        given = {r: runs.steps_in_time(t, budget.minutes) for r, t in by_row.items()}
-        # What the slowest row gets in its minutes, so that all rows have as many.
-        steps = given[job.row]
-        if job.match == "steps":
-            steps = _equal_steps(request.workdir, job.scale, min(given.values()))
+    begun = _begun_with(request, plan, job, ready)
     found = runs.run_cell(
-        setting,
+        request.setting,
         job,
         request.workdir / job.name,
-        steps=steps,
-        rate=best["rate"],
-        lpips=budget.name != "smoke" or wants_lpips(plan, job),
+        steps=begun["steps"],
+        rate=begun["rate"],
+        lpips=request.setting.budget.name != "smoke" or wants_lpips(plan, job),
     )
     report = kept(request.workdir / job.name / runs.SCORES.format(0)) or {}
     pair = report["methods"]["pair"]["psnr"]["mean"]
-    found["trials"] = {f"{t['rate']:g}": t["psnr"] for t in own}
-    return found, "not finite" if pair is None else f"{pair:.2f} dB"
+    found["trials"] = begun["trials"]
+    said = "not finite" if pair is None else f"{pair:.2f} dB"
+    if begun["without"]:
+        said += f" (equal steps without {', '.join(begun['without'])}: no trial)"
+    return found, said
 
 
-def _equal_steps(folder: Path, scale: int, fewest: int) -> int:
-    """The steps of all equal cells of a scale: what the first of them was given."""
-    path = folder / f"equal_steps_x{scale}.json"
+def _begun_with(
+    request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Rate and steps of a cell: those of its run, else what the trials say now.
+
+    A trial that failed may succeed later. A run that has begun keeps what it has.
+
+    Returns:
+        `rate`, `steps`, `trials`, rate -> PSNR of those that were tried, and
+        `without`, the rows of which equal steps know no speed.
+
+    Raises:
+        UserError: If no rate trained (E503), or the speed is not known (E286).
+    """
+    folder, budget = request.workdir / job.name, request.setting.budget
+    found = kept(folder / CHOSEN) if (folder / RECORD).is_file() else None
+    if found is None:
+        tuned = ROWS[job.row].tuned_with(job.row, budget.size)
+        own = [t for t in ready if (t["row"], t["scale"]) == (tuned, job.scale)]
+        rate, steps, without = runs.chosen(own)["rate"], budget.steps, []
+        if budget.minutes:
+            rows = {t.row for t in plan.trials if t.scale == job.scale}
+            given = {
+                row: runs.steps_in_time(
+                    [t for t in ready if t["row"] == row], budget.minutes
+                )
+                for row in sorted({job.row, *rows})
+            }
+            steps = given[job.row]
+            if steps is None:
+                raise ConfigError(
+                    "E286",
+                    f"no trial of {job.row} at x{job.scale} came far enough to tell "
+                    f"how many steps {budget.minutes:g} minutes are: the folders in "
+                    "trials/ have why. The next command tries them again.",
+                )
+            if job.match == "steps":
+                steps, without = _equal_steps(request.workdir, job.scale, given)
+        found = {
+            "rate": rate,
+            "steps": steps,
+            "trials": {f"{t['rate']:g}": t["psnr"] for t in own},
+            "without": without,
+        }
+        write_atomically(folder / CHOSEN, json.dumps(found, indent=1))
+    return found
+
+
+def _equal_steps(
+    folder: Path, scale: int, given: Mapping[str, int | None]
+) -> tuple[int, list[str]]:
+    """The steps of all equal cells of a scale: what the first of them was given.
+
+    They are those of the row that makes the fewest in its minutes.
+
+    Args:
+        folder: Of the work.
+        scale: s.
+        given: Row -> steps in its minutes; None where no trial told its speed.
+
+    Returns:
+        The steps, and the rows that had no part in them.
+    """
+    path = equal_steps_file(folder, scale)
     found = kept(path)
     if found is None:
-        found = {"steps": fewest}
+        known = [n for n in given.values() if n is not None]
+        without = [row for row, n in given.items() if n is None]
+        found = {"steps": min(known), "without": without}
         write_atomically(path, json.dumps(found))
-    return found["steps"]
+    return found["steps"], found.get("without", [])
 
 
 def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
@@ -228,8 +298,12 @@ def seconds_left(request: Request, left: Sequence[Trial | Cell]) -> float | None
             total += float(np.mean(known))
         elif isinstance(job, Cell) and budget.minutes:
             total += 60 * budget.minutes
-        elif spent.get((Trial, "")) and budget.trial_steps:
-            part = budget.steps / budget.trial_steps or 1.0
+        elif spent.get((Trial, "")):
+            part = (
+                budget.steps / budget.trial_steps
+                if budget.trial_steps
+                else budget.epochs / budget.trial_epochs()
+            )
             total += part * float(np.mean(spent[Trial, ""]))
         else:
             return None

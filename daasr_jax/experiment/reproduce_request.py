@@ -17,7 +17,7 @@ from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
-from daasr_jax.files import read_json, write_atomically
+from daasr_jax.files import kept, write_atomically
 from daasr_jax.runtime import devices
 
 IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
@@ -137,12 +137,18 @@ def requested(given: Any, words: Sequence[str]) -> Request:
 
 
 def check_identity(request: Request, *, write: bool) -> None:
-    """Refuses a folder whose cells have other data or another budget (E281)."""
+    """Refuses a folder whose cells have other data or another budget (E281).
+
+    What a folder of before does not tell is not compared.
+    """
     s = request.setting
     places = ("root", "usual_root", "cache_dir", "split_file")  # machines have others
-    data = {k: v for k, v in s.data.to_dict()["data"].items() if k not in places}
+    rows = ("track", "aligned")  # each cell has its own
+    source = s.data.to_dict()
     own = {
-        "data": data,
+        "data": {k: v for k, v in source["data"].items() if k not in places},
+        "reference": {k: v for k, v in source["reference"].items() if k not in rows},
+        "degradation": source["degradation"],
         "budget": dataclasses.asdict(s.budget),
         "changes": dict(s.changes),
         "pairings": s.pairings,
@@ -151,14 +157,15 @@ def check_identity(request: Request, *, write: bool) -> None:
     own = json.loads(json.dumps(own))
     path = request.workdir / IDENTITY
     before = kept(path)
-    if before is not None and before != own:
-        changed = ", ".join(k for k in own if before.get(k) != own[k])
+    known = before or {}
+    changed = ", ".join(k for k in own if k in known and known[k] != own[k])
+    if changed:
         raise ConfigError(
             "E281",
             f"{request.workdir} holds cells of another {changed}: give another "
             "--workdir, or what it began with.",
         )
-    if before is None and write:
+    if before != own and write:
         try:
             write_atomically(path, json.dumps(own, indent=1))
         except OSError as error:
@@ -176,9 +183,6 @@ def lease_of(folder: Path, job: Trial | Cell) -> Path:
     return folder / "leases" / job.name.replace("/", "-")
 
 
-def kept(path: Path) -> dict[str, Any] | None:
-    """A file of the work folder; None where there is none that can be read."""
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None
+def equal_steps_file(folder: Path, scale: int) -> Path:
+    """The steps that all equal cells of a scale have, once the first has begun."""
+    return folder / f"equal_steps_x{scale}.json"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from daasr_jax.enhancement.page import Views, make_page
@@ -16,66 +16,89 @@ from daasr_jax.errors import unwritable
 from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, Plan
 from daasr_jax.experiment import cell as runs
-from daasr_jax.experiment.installation import command, commit_id
+from daasr_jax.experiment.installation import command, commit_id, without_places
 from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
     Request,
+    equal_steps_file,
     is_done,
-    kept,
 )
-from daasr_jax.files import write_atomically
-from daasr_jax.runtime import devices
+from daasr_jax.files import kept, write_atomically
 
 VIEWER_BYTES = 2_000_000
 # What a row of a table takes from the first of its runs.
 _OF_A_RUN = (
-    "parameters", "steps", "learning_rate", "uses_reference", "commit", "device",
-    "config_sha256", "trials", "checkpoint_step",
+    "parameters", "steps", "learning_rate", "uses_reference", "config_sha256",
+    "trials", "checkpoint_step",
 )  # fmt: skip
+_MADE_WITH = ("commit", "device", "versions")
+# Options that name a file or folder, and what the tables say instead.
+_PLACES = {"--workdir": "W", "--data_root": "DIR", "--masks": "MASKS"}
 
 
-def load_row(
-    request: Request, plan: Plan, row: str, scale: int, track: str, match: str
-) -> tuple[list[list[comparison.Measured]], list[dict[str, Any]], str]:
-    """Scores of a row by seed and pairing, what is known of its runs, its status."""
-    folder, found, about, trouble = request.workdir, [], [], ""
-    for cell in plan.of(row, scale, track, match):
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What is known of a row.
+
+    Attributes:
+        runs: Scores by seed and pairing; none of a seed that is not done.
+        about: Of each run that is done, see `cell.run_cell`.
+        status: In words.
+        pairings: SHA-256 of the pairings.
+    """
+
+    runs: list[list[comparison.Measured]]
+    about: list[dict[str, Any]]
+    status: str
+    pairings: list[str]
+
+
+def load_row(folder: Path, wanted: Sequence[cells.Cell]) -> Loaded:
+    """A row from its cells, one for each seed from 0."""
+    found, about, pairings, trouble = [], [], [], ""
+    for cell in wanted:
         own = kept(folder / cell.name / DONE)
         if own is None:
             failed = kept(folder / cell.name / FAILED)
             trouble = trouble or (failed or {}).get("error", "")
+            found.append([])
             continue
         about.append(own)
         reports = [
-            kept(folder / cell.name / runs.SCORES.format(k))
+            r
             for k in range(own["pairings_used"])
+            if (r := kept(folder / cell.name / runs.SCORES.format(k)))
         ]
-        found.append(
-            [comparison.measured_of(r, r["measured_as"]) for r in reports if r]
-        )
-    status = "done" if len(found) == plan.seeds else text.NOT_RUN
-    if found and len(found) < plan.seeds:
-        status = f"{len(found)} of {plan.seeds} seeds"
-    if trouble and not found:
-        status = f"failed: {trouble.replace('|', '/')}"
-    return found, about, status
+        pairings += [r["pairing_sha256"] for r in reports]
+        found.append([comparison.measured_of(r, r["measured_as"]) for r in reports])
+    done = sum(map(bool, found))
+    status = "done" if done == len(wanted) else text.NOT_RUN
+    if 0 < done < len(wanted):
+        status = f"{done} of {len(wanted)} seeds"
+    if trouble and not done:
+        told = trouble.replace(str(folder), "W").replace("|", "/")
+        status = f"failed: {told}"
+    return Loaded(found, about, status, pairings)
 
 
 def table_record(request: Request, plan: Plan, part: str) -> dict[str, Any]:
     """A table or figure as one JSON-ready dictionary.
 
     Returns:
-        `name`, `title`, `command`, `notes`, `lpips` and `groups`, of which each has
-        `scale`, `track`, `match`, `pairing_sha256`, `protocol` and `rows`; a row has
-        `label`, `row`, `status`, `paper`, at equal time `equal_steps`, and of runs
-        `statistics`, see `comparison.compare`, `parameters`, `images_per_second` and
-        so on.
+        `name`, `title`, `command`, `notes`, `lpips`, `base`, the row that all are
+        compared with, `base_label`, its name, and `groups`, of which each has `scale`,
+        `track`, `match`, `pairing_sha256`, `protocol`, `equal_steps_without` and
+        `rows`; a row has `label`, `row`, `status`, `paper`, at equal time
+        `equal_steps`, and of runs `made_with`, `statistics`, see `comparison.compare`,
+        `parameters`, `images_per_second` and so on.
     """
     size, about = request.setting.budget.size, cells.PARTS[part]
     full = cells.full(size)
     rows = plan.rows[part]
-    base = full if full in {key for _, key in rows} else rows[-1][1]
+    arguments = without_places(request.arguments, _PLACES)
+    names = {key: label for label, key in rows}
+    base = full if full in names else rows[-1][1]
     groups = []
     for match in request.setting.budget.matches():
         for scale in plan.scales[part]:
@@ -88,9 +111,10 @@ def table_record(request: Request, plan: Plan, part: str) -> dict[str, Any]:
         "name": part.replace("_", " ").capitalize(),
         "title": about.title,
         "lpips": about.lpips,
-        "command": f"{command('reproduce')} {shlex.join(request.arguments)}".strip(),
+        "command": f"{command('reproduce')} {shlex.join(arguments)}".strip(),
         "base": base,
-        "notes": notes(request),
+        "base_label": "DAASR" if base == full else names[base],
+        "notes": notes(request) + _compared_with(part, base, names[base], full),
         "groups": groups,
     }
 
@@ -117,26 +141,36 @@ def _group(
     track: str,
     match: str,
 ) -> dict[str, Any]:
-    loaded = {key: load_row(request, plan, key, scale, track, match) for _, key in rows}
-    with_runs = {key: found for key, (found, _, _) in loaded.items()}
+    # A figure shows the first of several seeds.
+    seeds = 1 if part.startswith("figure") else plan.seeds
+    loaded = {
+        key: load_row(request.workdir, plan.of(key, scale, track, match, seeds))
+        for _, key in rows
+    }
+    with_runs = {key: found.runs for key, found in loaded.items()}
     any_runs = next((r for r in (with_runs[base], *with_runs.values()) if any(r)), [])
     with_runs = {BICUBIC: comparison.of_bicubic(any_runs)} | with_runs
     resamples = request.setting.budget.resamples
     statistics = comparison.compare(with_runs, base, resamples=resamples)
     full = cells.full(request.setting.budget.size)
     lines, hashes, protocol = [], [], {}
+    of_none = Loaded([], [], "done" if any_runs else text.NOT_RUN, [])
     for label, key in [("bicubic", BICUBIC), *rows]:
-        _, about, status = loaded.get(key, ([], [], "done" if any_runs else ""))
+        own = loaded.get(key, of_none)
+        about = own.about
         row = {
             "label": label,
             "row": key,
-            "status": status or text.NOT_RUN,
+            "status": own.status,
             "paper": paper.beside(part, key, scale, full=full),
             "statistics": statistics.get(key),
         }
         if about:
             first = about[0]
             row |= {name: first[name] for name in _OF_A_RUN}
+            row["made_with"] = _distinct(
+                {name: a[name] for name in _MADE_WITH} for a in about
+            )
             row["curves"] = [a["curve"] for a in about]
             for name in ("images_per_second", "minutes", "peak_mib"):
                 values = [a[name] for a in about if a[name] is not None]
@@ -144,36 +178,60 @@ def _group(
             row["seconds"] = sum(a["seconds"] for a in about)
             protocol = protocol or first["protocol"]
             if ROWS[key].guided:
-                hashes.append(first["pairing_sha256"])
+                hashes += own.pairings
         lines.append(row)
+    shared = kept(equal_steps_file(request.workdir, scale)) or {}
     return {
         "scale": scale,
         "track": track,
         "match": match,
-        "pairing_sha256": list(dict.fromkeys(hashes)),
+        "pairing_sha256": _distinct(hashes),
+        "equal_steps_without": shared.get("without", []) if match == "steps" else [],
         "protocol": protocol,
         "rows": lines,
     }
 
 
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    out: list[Any] = []
+    for value in values:
+        if value not in out:
+            out.append(value)
+    return out
+
+
+def _compared_with(part: str, base: str, label: str, full: str) -> list[str]:
+    """What a table says of its base where that is not DAASR itself."""
+    if base == full:
+        return []
+    name = part.replace("_", " ").capitalize()
+    return [f"{name} has no row of DAASR: its rows are compared with `{label}`."]
+
+
 def notes(request: Request) -> list[str]:
     """What every table says of itself, a paragraph each."""
     s, b = request.setting, request.setting.budget
-    long = f"{b.minutes:g} minutes each" if b.minutes else (
+    long = f"{b.minutes:g} minutes each at equal time" if b.minutes else (
         f"{b.steps:,} steps each" if b.steps else f"{b.epochs} epochs each"
     )  # fmt: skip
+    if b.minutes:
+        long += ", and at equal steps those of the row that makes the fewest in them"
     size = {"small": "Small networks", "published": "Networks of published size"}
+    data = Path(request.data).name if Path(request.data).is_absolute() else request.data
     return [
-        f"{size[b.size]} on the data of `{request.data}`, budget `{b.name}`, {long}. "
+        f"{size[b.size]} on the data of `{data}`, budget `{b.name}`, {long}. "
         f"DAASR itself is the row `{ROWS[cells.full(b.size)].label}`. "
-        f"Learning rate of each among {', '.join(f'{r:g}' for r in b.rates)}, by the "
-        "PSNR of validation after trials of equal length, the same for every network. "
-        "Images/s, minutes and peak memory are those of training.",
+        f"Learning rate of each system among {', '.join(f'{r:g}' for r in b.rates)}, "
+        "by the PSNR of validation after trials of equal length; an ablation takes "
+        "that of DAASR. Images/s, minutes and peak memory are those of training.",
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
         f"input. {s.pairings} reference pairings of the random track, one of others. "
-        "p: paired permutation test over subjects of the PSNR of DAASR less that of "
-        "the row, two-sided, corrected by Holm for the rows beside it.",
+        "`.. minus this` is between runs of equal seeds, the mean over slices: a "
+        "subject counts by its slices. p: paired permutation test of the same "
+        "differences over the means of subjects, where each subject has equal weight, "
+        "however many its slices; "
+        "two-sided, corrected by Holm for the rows beside it.",
         "The paper's numbers are of its own data and sizes. "
         + paper.printed()["prose"],
     ]
@@ -194,17 +252,12 @@ def write_tables(request: Request) -> dict[str, Path]:
     for part, record in records.items():
         files[f"{part}.md"] = text.markdown(record)
         files[f"{part}.csv"] = text.as_csv(record)
-        files[f"{part}.json"] = json.dumps(record, indent=1)
+        files[f"{part}.json"] = json.dumps(record, indent=1, allow_nan=False)
     files["report.html"] = page.make_report_page(
         list(records.values()),
         pictures=(shown := _pictures(request, plan)),
         viewer=_viewer(shown),
-        environment={
-            "code": commit_id(),
-            "device": devices.description(),
-            "jax": jax.__version__,
-            "commands": "; ".join({r["command"] for r in records.values()}),
-        },
+        environment=_environment(list(records.values())),
     )
     try:
         for name, content in files.items():
@@ -212,6 +265,24 @@ def write_tables(request: Request) -> dict[str, Path]:
     except OSError as error:
         raise unwritable(request.workdir, error) from None
     return {name: request.workdir / name for name in files}
+
+
+def _environment(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the cells were made with, each thing once, and what wrote the report."""
+    rows = [row for r in records for group in r["groups"] for row in group["rows"]]
+    made = [one for row in rows for one in row.get("made_with", [])]
+    of_cells = {
+        "code of the cells": [one["commit"] for one in made],
+        "devices of the cells": [one["device"] for one in made],
+        "versions of the cells": [
+            " ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in made
+        ],
+    }
+    return {
+        **{k: "; ".join(_distinct(v)) or text.NOT_RUN for k, v in of_cells.items()},
+        "report written by": commit_id(),
+        "commands": "; ".join(_distinct(r["command"] for r in records)),
+    }
 
 
 def _viewer(pictures: Sequence[page.Pictures]) -> str:
@@ -251,7 +322,7 @@ def _viewer(pictures: Sequence[page.Pictures]) -> str:
 
 
 def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
-    """Of every part the images of its rows, at its largest scale and first track."""
+    """Images of the rows of each part, at its largest scale, on its first track."""
     out = []
     match = request.setting.budget.matches()[0]
     for part in plan.parts:

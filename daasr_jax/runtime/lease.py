@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from daasr_jax.files import take_lock
+
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 
@@ -57,8 +59,9 @@ def leased(
     finally:
         over.set()
         thread.join()
-        if _read(path) == own:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), _alone(path):
+            if _read(path) == own:
+                path.unlink(missing_ok=True)
 
 
 def holder(path: Path) -> str:
@@ -99,17 +102,24 @@ def _create(path: Path, text: str) -> bool:
 
 
 def _give_up_dead(path: Path, stale: float) -> None:
-    """Takes a lease off a holder that is dead: one process alone succeeds."""
-    text = _read(path)
-    if not text or not (_gone(text) or _age(path) > stale):
-        return
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        path.rename(aside)
-        if _read(aside) != text:  # another has taken it in between: give it back
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-        aside.unlink()
+    """Takes a lease off a holder that is dead.
+
+    A lease that has no content, as of a machine that went down while it wrote, is dead
+    when it is stale.
+    """
+    with _alone(path):
+        if path.is_file() and (_gone(_read(path)) or _age(path) > stale):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No two processes remove leases at once: one might remove a newer one."""
+    lock = take_lock(path.with_name(".lock"), wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _gone(text: str) -> bool:

@@ -6,8 +6,8 @@
 runs them on a bare machine: without the settings of the other tests, which are for
 CPUs, and without their plugins. `-m "not full"` leaves out x2 and x3. Files are
 independent, so `-n 3 --dist loadfile` shortens it where pytest-xdist is installed; then
-the times of steps are those of a shared device. Figures come at the end, as lines that
-start with MEASURED.
+the times of steps are those of a shared device. Figures come as each test ends, as
+lines that start with MEASURED.
 
 `DAASR_GPU_TESTS_ON` names the platform:
 
@@ -19,7 +19,6 @@ start with MEASURED.
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -67,7 +66,7 @@ def cpu(device):
 
 @pytest.fixture
 def measured(record_property, request):
-    """Reports a line of figures or words at the end of all tests."""
+    """Reports a line of figures or words when the test ends."""
 
     def report(line: str) -> None:
         record_property("measured", f"{request.node.name}: {line}")
@@ -79,23 +78,24 @@ def pytest_report_header():
     return f"tests of GPUs on: {ON or 'gpu'}"
 
 
-_STARTED = time.monotonic()
+class Figures:
+    """Prints the figures of each test as it ends: a later one may be stopped."""
+
+    def __init__(self, config):
+        self.config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report):
+        printer = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.when != "call" or printer is None:
+            return
+        for name, text in report.user_properties:
+            if name == "measured":
+                printer.ensure_newline()
+                printer.write_line(f"MEASURED {text}")
+        printer.flush()
 
 
-def pytest_terminal_summary(terminalreporter):
-    reports = [
-        report
-        for some in terminalreporter.stats.values()
-        for report in some
-        if getattr(report, "when", "") == "call"
-    ]
-    lines = [
-        text
-        for report in reports
-        for name, text in report.user_properties
-        if name == "measured"
-    ]
-    if lines:
-        terminalreporter.section(f"figures, {time.monotonic() - _STARTED:.0f} s in all")
-    for line in lines:
-        terminalreporter.line(f"MEASURED {line}")
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # a process of pytest-xdist has no printer
+        config.pluginmanager.register(Figures(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from benchmarks.gpu import __main__ as plan
 from benchmarks.gpu import check, confidence, loader, pack, report, stage, train
 from daasr_jax import data, released
-from daasr_jax.experiment import configuration, parts
+from daasr_jax.experiment import configuration, installation, parts
 from tests.data_fixtures import scan_voxels, write_nifti
 
 
@@ -145,7 +146,7 @@ def arguments(tmp_path, **changes):
     return argparse.Namespace(**given | changes)
 
 
-def test_parts_take_their_turns_by_worth(tmp_path, capsys):
+def test_parts_take_their_turns_by_worth(tmp_path):
     jobs = plan.jobs_of(arguments(tmp_path))
     assert [j.name for j in jobs] == [
         "check", "match jax", "match torch", "step jax", "step torch",
@@ -156,8 +157,140 @@ def test_parts_take_their_turns_by_worth(tmp_path, capsys):
     assert shares == pytest.approx(120)
     assert plan.compiling(arguments(tmp_path)) == 150
     assert plan.compiling(arguments(tmp_path, minutes=2)) == 60
-    plan.jobs_of(arguments(tmp_path, prepared=None))
-    assert "train: left out" in capsys.readouterr().out
+    parts = {j.part for j in plan.jobs_of(arguments(tmp_path, prepared=None))}
+    assert parts == {"check", "match", "step"}
+
+
+def test_a_visit_without_a_set_says_so_at_its_end(tmp_path):
+    given = arguments(tmp_path, prepared=None, parts=["train"])
+    assert plan.visit(given) == {"train": "left out: no --prepared FILE"}
+    assert "- train: left out: no --prepared FILE" in report.make(given.out)
+
+
+def test_a_training_leaves_the_timed_parts_their_shares(tmp_path):
+    jobs = plan.jobs_of(arguments(tmp_path))[1:]
+    fast, edsr = jobs[-2:]
+    assert plan.share_of(fast, jobs, 452) == pytest.approx((450 - 120) / 1.5)
+    assert plan.share_of(fast, [fast, edsr], 452) == pytest.approx(450 / 1.5)
+    assert plan.share_of(edsr, [edsr, *jobs[:4]], 102) == 50  # no more than half
+
+
+def test_a_turn_ends_with_the_visit(tmp_path):
+    job = plan.Job("hangs", "step", python("stage.turn(None); time.sleep(600)"), 9.0)
+    job.start(tmp_path)
+    assert job.ready.wait(60)
+    begin = time.monotonic()
+    became = job.give(9.0, begin + 0.5)
+    assert time.monotonic() - begin < 0.5 + plan.TERMINATING + 2
+    assert became.startswith("stopped at its limit")
+
+
+def state_of(process: int) -> str:
+    """Letter of /proc: S sleeps, T is stopped; empty where it is gone."""
+    try:
+        found = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if found in "ZX" else found
+
+
+def until(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+CHILD = (
+    "import os, subprocess; "
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+    "open({path!r} + '.new', 'w').write(str(child.pid)); "
+    "os.rename({path!r} + '.new', {path!r}); "
+)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
+@pytest.mark.parametrize("last", ["time.sleep(600)", "sys.exit(3)"])
+def test_what_a_part_started_is_paused_and_ends_with_it(tmp_path, last):
+    path = tmp_path / "child"
+    job = plan.Job("parent", "step", python(CHILD.format(path=str(path)) + last), 1.0)
+    job.start(tmp_path)
+    until(path.exists)
+    child = int(path.read_text())
+    if "sleep" in last:
+        with plan.paused([job]):
+            until(lambda: state_of(child) == "T")
+        until(lambda: state_of(child) == "S")
+    else:  # what it left behind is gone when its turn is over, before the visit is
+        until(job.ended)
+        assert job.give(1.0, time.monotonic() + 30).startswith("ended with exit code 3")
+        until(lambda: not state_of(child))
+    job.stop()
+    until(lambda: not state_of(child))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
+@pytest.mark.parametrize("limit", [3.0, 600.0])
+def test_what_the_check_started_ends_with_it(tmp_path, limit):
+    """At its own limit, and when the visit stops it."""
+    path = tmp_path / "child"
+    command = python(CHILD.format(path=str(path)) + "time.sleep(600)")
+    if limit < 600:
+        assert check.run(command, tmp_path / "log", limit) is None
+    else:
+        code = "import signal; from pathlib import Path; from benchmarks.gpu import "
+        code += "check; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        code += f"check.run({command!r}, Path({str(tmp_path / 'log')!r}), 600)"
+        job = plan.Job("check", "check", python(code))
+        job.start(tmp_path)
+        until(path.exists)
+        job.stop()
+    until(lambda: not state_of(int(path.read_text())))
+
+
+def test_a_mean_that_is_not_finite_is_told():
+    none = {"psnr": {"mean": None, "ci95": None}}
+    found = {"uses_reference": True}
+    found |= {"methods": {"pair": none}, "minus_black": {"self": none}}
+    assert report._gain(found, "self") == "not finite"
+    assert report._mean(found, "pair") == "not finite"
+    assert report._mean(found, "black") == "-"
+
+
+def test_a_pack_that_is_too_large_is_told(flags, tmp_path, monkeypatch, capsys):
+    said = []
+    for most in (pack.MOST, 1000):
+        monkeypatch.setattr(pack, "MOST", most)
+        given = ["--pack", str(tmp_path / "set.npz"), "--set", shlex.join(flags)]
+        monkeypatch.setattr(sys, "argv", ["gpu", *given])
+        plan.main()
+        said.append(capsys.readouterr().err)
+    assert "larger than" not in said[0]
+    assert "set.npz is larger than 0.001 MB" in said[1]
+
+
+def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
+    code = "from benchmarks.gpu import train; train.KEEP = 0.0; train.SYNC = 2; "
+    code += "train.main()"
+    given = ["--row", "edsr", "--prepared", str(packed), "--out", str(tmp_path)]
+    given += ["--scale", "2", "--seconds", "600", *plan.TINY_TRAIN[:-2]]
+    process = subprocess.Popen(
+        [*python(code), *given], stdout=subprocess.PIPE,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    )  # fmt: skip
+    try:
+        until((tmp_path / "train_edsr_x2.npz").exists, 200)
+    finally:
+        process.kill()
+        process.communicate()
+    found = json.loads((tmp_path / "train_edsr_x2.json").read_text())
+    assert found["steps"] >= 2
+    assert len(found["curve"]) == found["steps"] // 2
+    with np.load(tmp_path / "train_edsr_x2.npz") as weights:
+        sizes = [weights[k].size for k in weights if k.startswith("params/")]
+    assert sum(sizes) == found["parameters"]
+    text = report.make(tmp_path)
+    assert f"was stopped after step {found['steps']:,}, before it was evaluated" in text
 
 
 def python(code: str) -> list[str]:
@@ -226,6 +359,7 @@ def test_times_are_of_a_call():
         (["--parts", "stop"], "no part is called stop"),
         (["--prepared", "nowhere.npz"], "--prepared=nowhere.npz is not there"),
         (["--report", "--out", "nowhere"], "--out=nowhere holds no results"),
+        (["--out", "docs/results"], "holds results of another visit, such as gpu.json"),
         (["--pack", "p.npz", "--set", "configs/brain_x4_small.py --config.rooot=/x"],
          "--config.rooot=/x is no setting of configs/brain_x4_small.py"),
         (["--pack", "p.npz", "--set", "nowhere.py"], "E225"),
@@ -241,7 +375,7 @@ def test_wrong_options_are_a_line(given, words, monkeypatch, capsys):
 
 def test_a_command_is_told_without_its_places():
     given = ["--out", "here/a", "--cache=here", "--minutes", "9", "--prepared", "x.npz"]
-    assert stage.without_places(given, plan.PLACES) == [
+    assert installation.without_places(given, plan.PLACES) == [
         "--out", "DIR", "--cache=CACHE", "--minutes", "9", "--prepared", "FILE",
     ]  # fmt: skip
 

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+from daasr_jax.files import take_lock
+from daasr_jax.runtime import lease
 from daasr_jax.runtime.lease import holder, leased
 
 HOLD = """
@@ -26,7 +28,7 @@ def test_one_holder(tmp_path):
         assert mine
         assert not second
         assert f"process {os.getpid()}" in holder(path)
-    assert list(path.parent.iterdir()) == []
+    assert {p.name for p in path.parent.iterdir()} <= {".lock"}
     assert holder(path) == ""
 
 
@@ -53,6 +55,34 @@ def test_another_machine_that_is_silent_gives_it_up(tmp_path):
     os.utime(path, (past, past))
     with leased(path, stale=30) as mine:
         assert mine
+
+
+def test_a_lease_without_content_is_given_up_when_it_is_stale(tmp_path):
+    path = tmp_path / "cell"
+    path.touch()
+    with leased(path, stale=30) as mine:
+        assert not mine
+    past = time.time() - 60
+    os.utime(path, (past, past))
+    with leased(path, stale=30) as mine:
+        assert mine
+
+
+def test_no_living_lease_is_removed_by_one_that_was_late(tmp_path, monkeypatch):
+    """The dead holder's lease was replaced while this process waited its turn."""
+    path = tmp_path / "cell"
+    path.write_text('{"host": "elsewhere", "process": 1, "key": "dead"}')
+    os.utime(path, (1, 1))
+    living = '{"host": "elsewhere", "process": 2, "key": "living"}'
+
+    def late(lock, *, wait):
+        path.write_text(living)
+        return take_lock(lock, wait=wait)
+
+    monkeypatch.setattr(lease, "take_lock", late)
+    with leased(path, stale=30) as mine:
+        assert not mine
+    assert path.read_text() == living
 
 
 def test_the_living_keep_it(tmp_path):

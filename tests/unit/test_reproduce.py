@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 
-from daasr_jax.errors import ConfigError, DivergedError
+from daasr_jax.errors import ConfigError, DivergedError, ResourceError
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import checks
+from daasr_jax.experiment import reproduce as reproducing
 from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.record import RECORD
 from daasr_jax.experiment.reproduce import (
+    _begun_with,
     _equal_steps,
+    _run,
     describe,
     reproduce,
     seconds_left,
     wants_lpips,
 )
-from daasr_jax.experiment.reproduce_request import DONE, Request
+from daasr_jax.experiment.reproduce_request import DONE, Request, check_identity
+from daasr_jax.experiment.reproduce_tables import write_tables
+from daasr_jax.experiment.sessions import peak_of, session
+from daasr_jax.files import write_atomically
 
 
 def setting(name="smoke", *, data="quickstart_x4", **changes):
@@ -48,14 +56,23 @@ def test_configuration_of_every_row(row, name):
         assert made.train.crop <= made.data.size // scale
 
 
-def test_patches_of_table_5_keep_their_order():
+@pytest.mark.parametrize(
+    ("name", "side", "expected"),
+    [
+        ("smoke", 64, [4, 5, 10]),
+        ("paper", 128, [5, 10, 20]),
+        ("paper", 320, [10, 20, 40]),
+    ],
+)
+def test_patches_of_table_5_are_parts_of_a_slice(name, side, expected):
+    asked = setting(name)
+    with asked.data.unlocked():
+        asked.data.data.size = side
     crops = [
-        runs.configuration(
-            setting(), row, 4, track="random", seed=0, rate=1e-3
-        ).train.crop
+        runs.configuration(asked, row, 4, track="random", seed=0, rate=1e-3).train.crop
         for row in ("crop_10", "crop_20", "crop_40")
     ]
-    assert crops == [4, 5, 10]
+    assert crops == expected
 
 
 def test_changes():
@@ -84,10 +101,96 @@ def test_the_best_rate_of_validation_is_chosen():
 def test_steps_of_minutes():
     assert runs.steps_in_time([trial(1, 1, 8.0), trial(2, 1, 10.0)], 2) == 600
 
+    assert runs.steps_in_time([trial(1, None, None)], 2) is None
+
 
 def test_equal_steps_are_those_of_the_first(tmp_path):
-    assert [_equal_steps(tmp_path, 4, n) for n in (90, 70)] == [90, 90]
-    assert _equal_steps(tmp_path, 2, 70) == 70
+    first = _equal_steps(tmp_path, 4, {"hat": 90, "edsr": 95, "ttsr": None})
+    assert first == (90, ["ttsr"])
+    assert _equal_steps(tmp_path, 4, {"hat": 70, "ttsr": 60}) == first
+    assert _equal_steps(tmp_path, 2, {"hat": 70}) == (70, [])
+
+
+def ready(plan, *, without=()):
+    return [
+        trial(t.rate, 30 + 100 * t.rate) | {"row": t.row, "scale": t.scale}
+        for t in plan.trials
+        if (t.row, t.rate) not in without
+    ]
+
+
+def test_a_cell_without_a_speed_is_refused(tmp_path):
+    """The one trial of an ablation failed, and tells no steps of its minutes."""
+    short = setting("short")
+    asked = request(tmp_path, setting=short)
+    plan = asked.plan()
+    middle = short.budget.rates[1]
+    found = ready(plan, without=[("without_cwt", middle)])
+    for cell in plan.cells:
+        if cell.row == "without_cwt":
+            with pytest.raises(ConfigError, match="no trial of without_cwt") as error:
+                _begun_with(asked, plan, cell, found)
+            assert error.value.code == "E286"
+        else:
+            begun = _begun_with(asked, plan, cell, found)
+            assert begun["steps"] == 4 * 600
+            unknown = ["without_cwt"] if cell.match == "steps" else []
+            assert begun["without"] == unknown
+
+
+def test_a_run_keeps_the_rate_it_began_with(tmp_path):
+    """One of three trials failed at first, and comes later."""
+    asked = request(tmp_path)
+    plan = asked.plan()
+    cell = next(c for c in plan.cells if c.row == "daasr_fast")
+    best = asked.setting.budget.rates[-1]
+    begun = _begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
+    assert (begun["rate"], len(begun["trials"])) == (asked.setting.budget.rates[1], 2)
+    # Nothing was trained yet: the third rate counts.
+    assert _begun_with(asked, plan, cell, ready(plan))["rate"] == best
+    first = _begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
+    (tmp_path / cell.name / RECORD).touch()
+    assert _begun_with(asked, plan, cell, ready(plan)) == first == begun
+
+
+def test_another_program_is_waited_for(tmp_path, monkeypatch):
+    """A trial that another program runs without a lease is tried again."""
+    asked = request(tmp_path, parts=["figure_4"], only=["srcnn"])
+    calls, said = [], []
+
+    def run_trial(setting, job, folder):
+        calls.append(job)
+        if len(calls) == 1:
+            raise ResourceError("E614", "another program")
+        return trial(job.rate, 30.0) | {"diverged": "", "seconds": 1.0}
+
+    def run_cell(setting, job, folder, **_):
+        assert len({c.rate for c in calls}) == 3
+        write_atomically(folder / runs.SCORES.format(0), json.dumps(
+            {"methods": {"pair": {"psnr": {"mean": 30.0}}}}))  # fmt: skip
+        return {"seconds": 1.0, "row": job.row, "lpips": False}
+
+    monkeypatch.setattr(runs, "run_trial", run_trial)
+    monkeypatch.setattr(runs, "run_cell", run_cell)
+    monkeypatch.setattr(reproducing, "WAIT_SECONDS", 0.01)
+    _run(asked, asked.plan(), said.append)
+    assert len(calls) == 4
+    assert sum("another program has it" in x for x in said) == 1
+    assert "0 of 4 left" in said[-1]
+
+
+def test_sessions_add_up(tmp_path):
+    for wrong in (True, False):
+        with contextlib.suppress(ValueError), session(tmp_path) as spent:
+            spent.begin -= 10
+            with peak_of(spent):
+                pass
+            assert spent.peak_mib > 0
+            if wrong:
+                spent.peak_mib = 1e9
+                raise ValueError
+    assert 20 <= spent.total() < 25
+    assert spent.peak_mib == 1e9
 
 
 def test_time_left(tmp_path):
@@ -105,13 +208,44 @@ def test_time_left(tmp_path):
     assert describe(asked, plan)[-1].startswith("6 trials and 4 cells of 60 steps, 8")
 
 
+def test_time_left_of_the_paper_is_ten_trials(tmp_path):
+    asked = request(tmp_path, setting=setting("paper"))
+    plan = asked.plan()
+    trial = plan.trials[0]
+    (tmp_path / trial.name).mkdir(parents=True)
+    found = {"seconds": 7.0, "row": trial.row}
+    (tmp_path / trial.name / DONE).write_text(json.dumps(found))
+    assert seconds_left(asked, plan.cells) == len(plan.cells) * 10 * 7
+
+
+def test_a_folder_has_one_degradation_and_one_kind_of_reference(tmp_path):
+    check_identity(request(tmp_path), write=True)
+    for change in ({"degradation": "kspace"}, {"reference": {"seed": 7}}):
+        other = setting()
+        with other.data.unlocked():
+            other.data.update(change)
+        with pytest.raises(ConfigError, match=next(iter(change))) as error:
+            check_identity(request(tmp_path, setting=other), write=True)
+        assert error.value.code == "E281"
+    tracks = setting()
+    with tracks.data.unlocked():
+        tracks.data.reference.track = "aligned"
+    check_identity(request(tmp_path, setting=tracks), write=True)
+    # A folder of before tells less: it is completed.
+    path = tmp_path / "reproduce.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({k: whole[k] for k in ("data", "budget")}))
+    check_identity(request(tmp_path), write=True)
+    assert json.loads(path.read_text()) == whole
+
+
 def test_a_folder_has_one_budget(tmp_path):
     def dry(asked):
         reproduce(asked, lambda line: None, dry_run=True)
 
     dry(request(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "reproduce.json").write_text('{"data": 1}')
+    (tmp_path / "reproduce.json").write_text('{"budget": 1}')
     with pytest.raises(ConfigError, match="budget") as error:
         dry(request(tmp_path))
     assert error.value.code == "E281"
@@ -122,3 +256,77 @@ def test_lpips_is_wanted_by_table_6_alone(tmp_path):
     wanted = {c.row for c in plan.cells if wants_lpips(plan, c)}
     assert wanted == {k for _, k in plan.rows["table_6"]}
     assert "without_sat" not in wanted
+
+
+def scored(value):
+    """A score file of one run of four slices of two subjects."""
+    methods = ("bicubic", "sr")
+    return {
+        "measured_as": "sr", "prepared_sha256": "p", "split": "test",
+        "pairing_sha256": f"pairing {value}",
+        "methods": {m: {"psnr": {"n_nonfinite": 0}, "consistency": {"n_nonfinite": 0}}
+                    for m in methods},
+        "per_slice": [
+            {"subject": "ab"[i // 2]}
+            | {m: {"psnr": value + i, "consistency": 50.0} for m in methods}
+            for i in range(4)
+        ],
+    }  # fmt: skip
+
+
+def finish(folder, cell, value, pairings=2):
+    found = {
+        "row": cell.row, "seconds": 1.0, "pairings_used": pairings,
+        "commit": f"c{value}",
+        "device": "cpu", "versions": {"jax": "0.10"}, "protocol": {"border": 4},
+        "parameters": 10, "steps": 9, "learning_rate": 1e-3, "uses_reference": True,
+        "config_sha256": "c", "trials": {"0.001": 30.0, "0.002": None},
+        "checkpoint_step": 9, "curve": [], "images_per_second": 1.0, "minutes": 1.0,
+        "peak_mib": 5.0,
+    }  # fmt: skip
+    write_atomically(folder / cell.name / DONE, json.dumps(found))
+    for k in range(pairings):
+        write_atomically(
+            folder / cell.name / runs.SCORES.format(k), json.dumps(scored(value + k))
+        )
+
+
+def test_tables_of_a_folder(tmp_path):
+    asked = request(
+        tmp_path, parts=["table_1", "figure_4"], tracks=["random"], seeds=2,
+        data="/home/someone/brain.py",
+        arguments=["--workdir", "/home/someone/w", "--data=/home/someone/brain.py"],
+    )  # fmt: skip
+    plan = asked.plan()
+    for cell in plan.cells:
+        if cell.row == "daasr_fast" or (cell.row == "ttsr" and cell.seed == 0):
+            finish(tmp_path, cell, 30 + 10 * cell.seed)
+    files = write_tables(asked)
+    table, figure = (
+        json.loads(files[f"{n}.json"].read_text()) for n in ("table_1", "figure_4")
+    )
+    rows = {r["row"]: r for r in table["groups"][0]["rows"]}
+    assert rows["ttsr"]["status"] == "1 of 2 seeds"
+    assert rows["daasr_fast"]["status"] == "done"
+    assert [m["commit"] for m in rows["daasr_fast"]["made_with"]] == ["c30", "c40"]
+    assert rows["ttsr"]["statistics"]["base_minus"]["psnr"]["mean"] == 0  # seed 0 alone
+    hashes = table["groups"][0]["pairing_sha256"]
+    assert sorted(hashes) == [f"pairing {n}" for n in (30, 31, 40, 41)]
+    # A figure shows seed 0.
+    rows = {r["row"]: r["status"] for r in figure["groups"][0]["rows"]}
+    assert rows["ttsr"] == rows["daasr_fast"] == "done"
+    page = files["report.html"].read_text()
+    assert "<dd>c30; c40</dd>" in page
+    assert "jax 0.10" in page
+    for path in files.values():
+        assert "someone" not in path.read_text()
+    assert "--workdir W --data=PATH" in files["table_1.md"].read_text()
+    assert "of equal seeds" in files["table_1.md"].read_text()
+
+
+def test_table_5_names_its_base(tmp_path):
+    files = write_tables(request(tmp_path, parts=["table_5"]))
+    made = files["table_5.md"].read_text()
+    assert "40 x 40 minus this, dB" in made
+    assert "compared with `40 x 40`" in made
+    assert "at equal time" not in made

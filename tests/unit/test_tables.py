@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -185,6 +186,41 @@ class TestComparison:
         wider = (found["ci95"][1] - found["ci95"][0]) / (high - low)
         assert 1.0 < wider < 1.15
 
+    def test_equal_seeds_alone_are_compared(self):
+        daasr = [[measured(2, seed=i)] for i in range(3)]
+        hat = [[], [measured(1, seed=11)], []]  # of two seeds all files are gone
+        rows = {"bicubic": comparison.of_bicubic(daasr), "daasr": daasr, "hat": hat}
+        found = comparison.compare(rows, "daasr", resamples=50)
+        gap = daasr[1][0].scores["pair"]["psnr"] - hat[1][0].scores["pair"]["psnr"]
+        assert found["hat"]["base_minus"]["psnr"]["mean"] == pytest.approx(gap.mean())
+        assert found["hat"]["seeds"] == 1
+        assert found["bicubic"]["base_minus"]["psnr"]["n"] == 3 * len(gap)
+        rows["daasr"] = [daasr[0], [], daasr[2]]
+        found = comparison.compare(rows, "daasr", resamples=50)
+        assert found["hat"]["base_minus"]["psnr"] is None
+        assert "p" not in found["hat"]
+
+    def test_values_that_are_not_finite_are_none(self):
+        bad = measured(1)
+        bad.scores["pair"]["psnr"][0] = np.nan
+        rows = {"daasr": [[measured(2)]], "hat": [[bad]], "edsr": [[measured(1)]]}
+        found = comparison.compare(rows, "daasr", resamples=50)
+        json.dumps(found, allow_nan=False)
+        assert found["hat"]["p"] is found["hat"]["p_holm"] is None
+        assert found["hat"]["pair"]["psnr"]["per_subject"]["s0"] is None
+        assert found["edsr"]["p"] == found["edsr"]["p_holm"]
+        one = record()
+        one["groups"][0]["rows"][1]["statistics"] = found["hat"]
+        assert "| not finite |" in text.markdown(one)
+
+    def test_subjects_are_in_the_order_of_their_numbers(self):
+        one = measured(1, subjects=12)
+        named = tuple(str(1 + int(s[1:])) for s in one.subjects)
+        found = comparison.means(
+            [[dataclasses.replace(one, subjects=named)]], "pair", "psnr", resamples=9
+        )
+        assert list(found["per_subject"]) == [str(k) for k in range(1, 13)]
+
     def test_other_slices_are_not_compared(self):
         other = measured(1, slices=3)
         assert (
@@ -205,7 +241,7 @@ def record(part="table_2", status="done"):
             "paper": paper.beside(part, key, 4, full="daasr_fast"),
             "curves": [[[10, 25.0], [20, 26.0 + i]]], "parameters": 12345,
             "images_per_second": 3.2, "steps": 20, "minutes": 1.5,
-            "learning_rate": 1e-3, "peak_mib": 900.0,
+            "learning_rate": 1e-3, "peak_mib": 900.0, "trials": {"0.001": 30.0},
         }
         for i, key in enumerate([*rows, "without_cwt"])
     ]  # fmt: skip
@@ -213,6 +249,7 @@ def record(part="table_2", status="done"):
              "pairing_sha256": ["ab" * 32], "protocol": {"border": 4}}  # fmt: skip
     return {"name": part.replace("_", " ").capitalize(), "title": "Parts <of> a group",
             "command": "python reproduce.py --table 2", "notes": ["A `note`."],
+            "base_label": "DAASR",
             "lpips": False, "groups": [group]}  # fmt: skip
 
 
@@ -243,6 +280,24 @@ class TestText:
         assert [r["network"] for r in rows][:2] == ["bicubic", "without_sat"]
         assert "images/s" not in rows[0]
         assert float(rows[1]["rate"]) == 1e-3
+
+    def test_small_p(self):
+        one = record()
+        one["groups"][0]["rows"][1]["statistics"]["p_holm"] = 1e-5
+        assert "| < 0.001 |" in text.markdown(one)
+
+    def test_the_base_names_its_column(self):
+        titles, *_ = text.grid(record()["groups"][0], lpips=False, base="40 x 40")
+        assert "40 x 40 minus this, dB" in titles
+        assert not [t for t in titles if "DAASR" in t]
+
+    def test_rates_that_were_tried_are_counted(self):
+        rows = list(csv.DictReader(io.StringIO(text.as_csv(record()))))
+        assert {r["rates tried"] for r in rows} == {"1"}
+
+    def test_rows_that_equal_steps_lack_are_named(self):
+        group = record()["groups"][0] | {"equal_steps_without": ["hat"]}
+        assert [x for x in text.facts(group) if "but hat" in x]
 
     def test_equal_time_has_equal_steps_beside_it(self):
         one = record()
@@ -304,6 +359,16 @@ class TestPage:
         made = self.made(limit=25_000)
         assert "The pictures are left out" in made
         assert len(made.encode()) < 25_000
+
+    def test_a_page_that_cannot_be_small_says_so(self):
+        made = self.made(limit=2_000)
+        assert len(made.encode()) > 2_000
+        assert "the tables alone are larger than the 0.002 MB" in made
+
+    def test_it_lists_the_deviations(self):
+        made = self.made()
+        for word in ("lambda_p 0.1", "3 halvings", "decimated", "0001-reading"):
+            assert word in made
 
     def test_box_and_zoom(self):
         hr, bicubic = np.zeros((16, 16)), np.zeros((16, 16))

@@ -27,8 +27,8 @@ class Row:
         label: For readers.
         small, published: Configuration at each size, `file:preset`.
         guided: Whether it takes a reference.
-        crop: LR crop of Table 5 for slices of 256 pixels; 0 for that of the
-            configuration.
+        crop: LR crop of Table 5 for slices of 256 pixels and more, on smaller ones
+            smaller in the same part; 0 for that of the configuration.
         ablation: Whether it is DAASR with one thing changed. Its learning rate is then
             that of DAASR.
     """
@@ -206,6 +206,10 @@ class Budget:
     def matches(self) -> tuple[str, ...]:
         """What the cells of a row may have equal to those of other rows."""
         return ("time", "steps") if self.minutes else ("steps",)
+
+    def trial_epochs(self) -> int:
+        """Of a trial that has no number of steps: a tenth."""
+        return max(1, self.epochs // 10)
 
 
 _SMALL, _PUBLISHED = (5e-4, 1e-3, 2e-3), (1e-4, 2e-4, 4e-4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from daasr_jax.evaluation.statistics import compared, summary
+from daasr_jax.evaluation.statistics import compared, finite_mean, summary
 from daasr_jax.evaluation.tables.paired import holm, sign_flip_test
 
 
@@ -29,7 +29,8 @@ class Measured:
     scores: Mapping[str, Mapping[str, np.ndarray]]
 
 
-Runs = Sequence[Sequence[Measured]]  # of a row: seed -> pairing -> scores
+# Of a row: seed -> pairing -> scores; a seed that was not run has none.
+Runs = Sequence[Sequence[Measured]]
 
 
 def measured_of(report: Mapping[str, Any], method: str) -> Measured:
@@ -79,22 +80,27 @@ def means(
         runs: Of the row.
         name: Of the scores.
         metric: Such as `psnr`.
-        minus: Runs of another row, whose score is taken off slice by slice; a seed or
-            pairing that lacks there is that of the same number, counted round.
+        minus: Runs of another row, whose score is taken off slice by slice. Equal
+            seeds alone are compared. A pairing that lacks there is that of the same
+            number, counted round: a network without reference has one.
         resamples: Of the bootstrap.
 
     Returns:
-        None where a run lacks the score, or the slices differ.
+        None where no run has the score, or the slices differ; else
+        `statistics.summary` and `per_subject`, whose means are None where they are not
+        finite.
     """
     values, subjects, seeds = [], [], []
     for i, pairings in enumerate(runs):
+        others = minus[i] if i < len(minus) else ()
+        if minus and not others:
+            continue
         for k, one in enumerate(pairings):
             if metric not in one.scores.get(name, {}):
                 continue
             x = one.scores[name][metric]
             beside = {"own": x, "bicubic": one.scores["bicubic"][metric]}
             if minus:
-                others = minus[i % len(minus)]
                 other = others[k % len(others)]
                 if other.slices != one.slices or metric not in other.scores[name]:
                     return None
@@ -110,8 +116,8 @@ def means(
     found = summary(values, subjects, seeds=seeds, resamples=resamples)
     column = np.array(subjects)
     by_subject = {
-        subject: float(np.mean(np.array(values)[column == subject]))
-        for subject in sorted(set(subjects))
+        subject: finite_mean(np.array(values)[column == subject])
+        for subject in sorted(set(subjects), key=lambda s: (len(s), s))
     }
     return found | {"per_subject": by_subject}
 
@@ -130,7 +136,8 @@ def compare(
         Name -> `pair`, `black` and `self`, metric -> `means`; `n_subjects`,
         `n_slices`, `seeds`, `pairings`; and where `base` has runs, for all but itself
         `base_minus`, metric -> `means`, `p` of the differences in PSNR, over subjects,
-        and `p_holm`, corrected for the rows of this call.
+        and `p_holm`, corrected for the rows of this call; None where a difference is
+        not finite.
     """
     out: dict[str, dict[str, Any]] = {}
     for name, runs in rows.items():
@@ -140,7 +147,7 @@ def compare(
         found: dict[str, Any] = {
             "n_subjects": len(set(first.subjects)),
             "n_slices": len(first.slices),
-            "seeds": len(runs),
+            "seeds": sum(map(bool, runs)),
             "pairings": max(map(len, runs)),
         }
         for kind in ("pair", "black", "self"):
@@ -157,20 +164,28 @@ def compare(
             }
             gap = found["base_minus"]["psnr"]
             if gap:
-                found["p"] = sign_flip_test(list(gap["per_subject"].values()))
+                found["p"] = sign_flip_test(
+                    [math.nan if x is None else x for x in gap["per_subject"].values()]
+                )
         out[name] = found
     tested = [name for name, found in out.items() if "p" in found]
     corrected = holm([out[name]["p"] for name in tested])
     for name, p in zip(tested, corrected.tolist(), strict=True):
-        out[name]["p_holm"] = p
+        own = out[name]["p"]
+        out[name] |= {"p": _known(own), "p_holm": _known(p)}
     return out
 
 
+def _known(p: float) -> float | None:
+    return p if math.isfinite(p) else None
+
+
 def of_bicubic(runs: Runs) -> Runs:
-    """Bicubic as a row, from the runs of any other."""
-    if not any(runs):
-        return []
-    one = next(pairings for pairings in runs if pairings)[0]
+    """Bicubic as a row, from the runs of any other, for each seed of theirs."""
+    return [[_bicubic(one) for one in pairings[:1]] for pairings in runs]
+
+
+def _bicubic(one: Measured) -> Measured:
     scores = one.scores["bicubic"]
     both = {"bicubic": scores, "pair": scores}
-    return [[Measured(one.slices, one.subjects, both)]]
+    return Measured(one.slices, one.subjects, both)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daasr_jax.evaluation.statistics import MIN_SUBJECTS
+from daasr_jax.evaluation.tables.cells import BICUBIC
 
 NOT_RUN = "not run"
 DIGITS = {"psnr": 2, "ssim": 4, "consistency": 1, "lpips_alex": 4, "lpips_vgg": 4}
@@ -32,13 +33,21 @@ def _number(x: Any, form: str) -> str:
     return "-" if x is None else format(x, form)
 
 
-def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
+def _p(x: float | None) -> str:
+    return "< 0.001" if x is not None and x < 0.001 else _number(x, ".3f")
+
+
+def cells_of(
+    row: Mapping[str, Any], *, lpips: bool, base: str = "DAASR"
+) -> dict[str, str]:
     """Column -> words of one row.
 
     Args:
         row: Of a group of a table's record.
         lpips: Whether LPIPS is a column.
+        base: Name of the row that all are compared with.
     """
+    minus = f"{base} minus this, dB"
     metrics = ["psnr", "ssim", *(("lpips_alex", "lpips_vgg") if lpips else ())]
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips_alex": "LPIPS alex",
               "lpips_vgg": "LPIPS vgg"}  # fmt: skip
@@ -55,8 +64,8 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
             found[titles[m]] = words(stats["pair"].get(m), DIGITS[m])
         found["the paper"] = printed
         gaps = stats.get("base_minus", {})
-        found["DAASR minus this, dB"] = words(gaps.get("psnr"), 2, "+")
-        found["p (Holm)"] = _number(stats.get("p_holm"), ".3f")
+        found[minus] = words(gaps.get("psnr"), 2, "+")
+        found["p (Holm)"] = _p(stats.get("p_holm"))
         for kind in ("black", "self"):
             found[kind] = words(stats[kind].get("psnr"), 2).partition(" [")[0]
         found["LR fit, dB"] = words(stats["pair"]["consistency"], 1).partition(" [")[0]
@@ -64,7 +73,7 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
         word = str(row["status"]).partition(":")[0]
         found |= dict.fromkeys((titles[m] for m in metrics), word)
         found["the paper"] = printed
-        names = ("DAASR minus this, dB", "p (Holm)", "black", "self", "LR fit, dB")
+        names = (minus, "p (Holm)", "black", "self", "LR fit, dB")
         found |= dict.fromkeys(names, "-")
     if "equal_steps" in row:
         found["at equal steps, dB"] = words(row["equal_steps"], DIGITS["psnr"])
@@ -74,9 +83,10 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool) -> dict[str, str]:
     found["steps"] = _number(row.get("steps"), ",")
     found["minutes"] = _number(row.get("minutes"), ".1f")
     found["rate"] = _number(row.get("learning_rate"), "g")
-    found["seeds x pairings"] = (
-        f"{stats['seeds']} x {stats['pairings']}" if stats else "-"
-    )
+    found["rates tried"] = str(len(row["trials"])) if row.get("trials") else "-"
+    found["seeds x pairings"] = "-"
+    if stats and row["row"] != BICUBIC:
+        found["seeds x pairings"] = f"{stats['seeds']} x {stats['pairings']}"
     return found
 
 
@@ -90,9 +100,11 @@ def group_title(group: Mapping[str, Any]) -> str:
     return f"x{group['scale']}, {group['track']} reference, {equal}"
 
 
-def grid(group: Mapping[str, Any], *, lpips: bool) -> list[list[str]]:
+def grid(
+    group: Mapping[str, Any], *, lpips: bool, base: str = "DAASR"
+) -> list[list[str]]:
     """The words of a group of rows, the titles first."""
-    rows = [cells_of(row, lpips=lpips) for row in group["rows"]]
+    rows = [cells_of(row, lpips=lpips, base=base) for row in group["rows"]]
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
@@ -106,7 +118,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines += [line for note in record["notes"] for line in (note, "")]
     for group in record["groups"]:
         lines += [f"## {group_title(group)}", "", *facts(group), ""]
-        first, *rest = grid(group, lpips=record["lpips"])
+        first, *rest = grid(group, lpips=record["lpips"], base=record["base_label"])
         lines += [_line(first), "|---|" + "--:|" * (len(first) - 1), *map(_line, rest)]
         lines += ["", *_per_subject(group)]
     return "\n".join(lines).rstrip() + "\n"
@@ -127,6 +139,10 @@ def facts(group: Mapping[str, Any]) -> list[str]:
                      "resampled].")  # fmt: skip
     lines.append(f"No p can be below {2.0 ** (1 - n):.2g} before the correction: there "
                  f"are {n} subject(s).")  # fmt: skip
+    if group.get("equal_steps_without"):
+        rows = ", ".join(group["equal_steps_without"])
+        lines.append(f"The equal steps are those of the slowest row but {rows}, whose "
+                     "trials had failed.")  # fmt: skip
     if group.get("pairing_sha256"):
         hashes = ", ".join(h[:12] for h in group["pairing_sha256"])
         lines.append(f"Pairing SHA-256: {hashes}.")
@@ -144,8 +160,9 @@ def _per_subject(group: Mapping[str, Any]) -> list[str]:
     lines.append("|---|" + "--:|" * len(subjects))
     for row in rows:
         values = row["statistics"]["pair"]["psnr"]["per_subject"]
-        lines.append(_line([row["label"], *(f"{values.get(s, float('nan')):.2f}"
-                                            for s in subjects)]))  # fmt: skip
+        told = ("not finite" if (x := values.get(s)) is None else f"{x:.2f}"
+                for s in subjects)  # fmt: skip
+        lines.append(_line([row["label"], *told]))
     return [*lines, ""]
 
 
@@ -162,7 +179,7 @@ def as_csv(record: Mapping[str, Any], *, once: bool = True) -> str:
     """
     lines = [
         {"scale": group["scale"], "track": group["track"], "equal": group["match"]}
-        | cells_of(row, lpips=record["lpips"])
+        | cells_of(row, lpips=record["lpips"], base=record["base_label"])
         for group in record["groups"]
         for row in group["rows"]
     ]
