@@ -48,8 +48,7 @@ def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     t is the maximum, so what was brightest is dark. Background stays dark in both.
     """
-    low, high = np.log(_EXPONENT)
-    power = np.exp(rng.uniform(low, high))
+    power = _log_uniform(rng, _EXPONENT)
     out = np.maximum(image, 0.0) ** power
     if rng.integers(2):
         top = max(float(out.max()), 1e-6)
@@ -67,8 +66,11 @@ def _blanked(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """White Gaussian noise is added, from a little to so much that nothing is left."""
-    low, high = np.log(_NOISE)
-    return image + np.exp(rng.uniform(low, high)) * rng.standard_normal(image.shape)
+    return image + _log_uniform(rng, _NOISE) * rng.standard_normal(image.shape)
+
+
+def _log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(*np.log(ends))))
 
 
 _WAYS = (_moved, _blurred, _recoloured, _blanked, _noisy)

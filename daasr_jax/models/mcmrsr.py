@@ -35,10 +35,10 @@ from jaxtyping import Array, Float, Int
 
 from daasr_jax.models.conv import Conv3
 from daasr_jax.models.mcmrsr_matching import BLOCK, find, score, transfer
-from daasr_jax.models.outputs import Outputs, check_scale
+from daasr_jax.models.outputs import Outputs, levels
 from daasr_jax.models.swin import SwinLayer, drop_path_rates, layer_norm
 from daasr_jax.registry import MODELS
-from daasr_jax.resampling import PIXEL_SHUFFLES, downsample
+from daasr_jax.resampling import downsample
 
 _SMALLEST = 2 * BLOCK  # side of a padded LR map; a search window must fit
 
@@ -275,9 +275,7 @@ class McMRSR(nn.Module):
             ValueError: If `scale` or `level_blocks` is outside its choices, heads do
                 not divide the features, or `ref` has an unfit size.
         """
-        check_scale(self.scale)
-        factor, *more = PIXEL_SHUFFLES[self.scale]
-        steps = 1 + len(more)
+        factor, steps = levels(self.scale)
         if len(self.level_blocks) <= steps:
             raise ValueError(
                 f"level_blocks must have {steps + 1} numbers at x{self.scale}, "
@@ -316,8 +314,7 @@ class McMRSR(nn.Module):
         self, lr: Array, ref: Array, *, train: bool
     ) -> tuple[Array, Array, list[Array]]:
         """`(query, key, values)`, of the padded images; values from coarse to fine."""
-        factor, *more = PIXEL_SHUFFLES[self.scale]
-        steps = 1 + len(more)
+        factor, steps = levels(self.scale)
         s, f, dtype = self.scale, self.features, self.dtype
         small = downsample(ref, s)
         h, w = padded_size(*small.shape[1:3])

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from flax import struct
 
+from daasr_jax.resampling import PIXEL_SHUFFLES
+
 
 @struct.dataclass
 class Outputs:
@@ -42,3 +44,14 @@ def check_scale(scale: int) -> None:
     """Raises ValueError if `scale` is not 2, 3 or 4."""
     if scale not in (2, 3, 4):
         raise ValueError(f"scale must be one of (2, 3, 4), got {scale!r}.")
+
+
+def levels(scale: int) -> tuple[int, int]:
+    """The factor from one level of a network to the next, and the number of steps.
+
+    Raises:
+        ValueError: If `scale` is not 2, 3 or 4.
+    """
+    check_scale(scale)
+    factor, *more = PIXEL_SHUFFLES[scale]
+    return factor, 1 + len(more)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from daasr_jax.matching import pair_score, search
 from daasr_jax.models.conv import Conv3
-from daasr_jax.models.outputs import Outputs
+from daasr_jax.models.outputs import Outputs, levels
 from daasr_jax.models.ttsr_parts import (
     FOLDS,
     Body,
@@ -37,7 +37,7 @@ from daasr_jax.models.ttsr_parts import (
 )
 from daasr_jax.models.vgg import FrozenVGG
 from daasr_jax.registry import MODELS
-from daasr_jax.resampling import PIXEL_SHUFFLES, blur, depth_to_space, upsample
+from daasr_jax.resampling import blur, depth_to_space, upsample
 
 
 def texture_params(vgg: FrozenVGG, *, scale: int = 4) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def texture_params(vgg: FrozenVGG, *, scale: int = 4) -> dict[str, Any]:
     Raises:
         ValueError: If `scale` is unknown.
     """
-    steps = _levels(scale)[1]
+    steps = levels(scale)[1]
     names = [f"block{i + 1}_conv{j + 1}" for i in range(steps) for j in (0, 1)]
     names.append(f"block{steps + 1}_conv1")
     return {name: dict(vgg.params[name]) for name in names}
@@ -132,7 +132,7 @@ class TTSR(nn.Module):
         Raises:
             ValueError: If a field is outside its choices, or `ref` has an unfit size.
         """
-        factor, steps = _levels(self.scale)
+        factor, steps = levels(self.scale)
         blocks = self._blocks(steps + 2)
         self._check(ref)
         f, dtype = self.features, self.dtype
@@ -179,7 +179,7 @@ class TTSR(nn.Module):
     def _texture_maps(self, lr: Array, ref: Array) -> tuple[Array, Array, list[Array]]:
         """`(query, key, values)`; values of all levels, finest first."""
         extractor = TextureExtractor(
-            *_levels(self.scale), self.preprocessing, self.dtype, name="texture"
+            *levels(self.scale), self.preprocessing, self.dtype, name="texture"
         )
         bicubic = upsample(lr, self.scale)
         images = [ref, blur(ref, self.scale)]
@@ -212,16 +212,3 @@ class TTSR(nn.Module):
                 f"ref of {ref.shape[1]}x{ref.shape[2]} is not divisible by scale "
                 f"{self.scale}."
             )
-
-
-def _levels(scale: int) -> tuple[int, int]:
-    """Factor and number of steps.
-
-    Raises:
-        ValueError: If there are none for `scale`.
-    """
-    if scale not in PIXEL_SHUFFLES:
-        scales = tuple(PIXEL_SHUFFLES)
-        raise ValueError(f"scale must be one of {scales}, got {scale!r}.")
-    factor, *more = PIXEL_SHUFFLES[scale]
-    return factor, 1 + len(more)

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,8 +24,8 @@ from daasr_jax.runtime import devices
 from daasr_jax.training.state import create_state
 from daasr_jax.training.step import make_train_step
 from tests.data_fixtures import table
+from tests.e2e.commands import run_all
 
-ROOT = Path(__file__).parents[2]
 SCALE, CROP, STEPS = 2, 8, 3
 
 
@@ -79,14 +78,10 @@ def test_20_the_flag_reaches_xla_beside_those_of_the_user(given):
 
 def test_20_the_command_takes_the_flag(tmp_path):
     """It is said, and before the data are looked for."""
-    ended = subprocess.run(
-        [sys.executable, "train.py", "--config=configs/srcnn_x4.py",
-         "--deterministic", f"--config.data.root={tmp_path / 'none'}",
-         f"--workdir={tmp_path / 'run'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    said = ended.stdout + ended.stderr
-    assert ended.returncode == 3, said
+    given = ["--config=configs/srcnn_x4.py", "--deterministic",
+             f"--config.data.root={tmp_path / 'none'}",
+             f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    (ended,) = run_all([["train.py", *given]], tmp_path / "cache")
+    said = ended["out"] + ended["err"]
+    assert ended["code"] == 3, said
     assert said.index(devices.DETERMINISTIC) < said.index("error E301"), said

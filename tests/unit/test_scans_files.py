@@ -32,11 +32,6 @@ AFFINE[:3, 3] = (-70, 80, -30)
 SHAPE = (20, 24, 12)
 
 
-@pytest.fixture
-def said(caplog):
-    return caplog
-
-
 def values(dtype=np.int16, shape=SHAPE, seed=0):
     return np.random.default_rng(seed).integers(0, 120, shape).astype(dtype)
 
@@ -104,25 +99,25 @@ class TestNifti:
             file.write(bytes([80]))  # no unit of time has this code
         np.testing.assert_allclose(read_scan(path).affine, AFFINE, atol=1e-5)
 
-    def test_a_series_of_one_volume(self, tmp_path, said):
+    def test_a_series_of_one_volume(self, tmp_path, caplog):
         path = save(tmp_path / "a.nii", values(shape=(*SHAPE, 1)))
         scan = read_scan(path)
         assert scan.voxels.shape == SHAPE
-        assert "(20, 24, 12, 1), taken as the one volume it holds" in said.text
+        assert "(20, 24, 12, 1), taken as the one volume it holds" in caplog.text
         grid = enlarged(scan, 2, 2)
         write_nifti(tmp_path / "b.nii", np.zeros(grid.shape), grid, scan)
         assert nib.load(tmp_path / "b.nii").shape == (40, 48, 12)
 
-    def test_not_finite(self, tmp_path, said):
+    def test_not_finite(self, tmp_path, caplog):
         voxels = values(np.float32)
         voxels[3, :5, 2], voxels[0, 0, 0] = np.nan, np.inf
         scan = read_scan(save(tmp_path / "a.nii", voxels))
-        assert "6 voxels that are NaN or infinite, taken as 0" in said.text
+        assert "6 voxels that are NaN or infinite, taken as 0" in caplog.text
         assert not scan.voxels[3, :5, 2].any()
         assert scan.voxels.sum() == voxels[np.isfinite(voxels)].sum()
         refused(save(tmp_path / "b.nii", voxels * np.nan), "E342", "no finite value")
 
-    def test_no_place(self, tmp_path, said):
+    def test_no_place(self, tmp_path, caplog):
         image = nib.Nifti1Image(values(), None)
         image.header.set_zooms((0.5, 0.6, 4))
         nib.Nifti1Image(image.dataobj, None, image.header).to_filename(
@@ -130,7 +125,7 @@ class TestNifti:
         )
         scan = read_scan(tmp_path / "a.nii")
         assert not scan.known_place
-        assert "give no orientation" in said.text
+        assert "give no orientation" in caplog.text
         grid = enlarged(scan, 2, 2)
         write_nifti(tmp_path / "b.nii", np.zeros(grid.shape), grid, scan)
         found = nib.load(tmp_path / "b.nii")
@@ -332,7 +327,7 @@ class TestWritten:
         assert found.header["cal_max"] == 0
         assert found.header.get_intent() == ("none", (), "")
 
-    def test_forms_that_disagree_each_go_their_way(self, tmp_path, said):
+    def test_forms_that_disagree_each_go_their_way(self, tmp_path, caplog):
         other = AFFINE.copy()
         other[:3, 3] += (10, -5, 3)
         image = nib.Nifti1Image(values(), None)
@@ -342,7 +337,7 @@ class TestWritten:
             tmp_path / "a.nii"
         )
         scan = read_scan(tmp_path / "a.nii")
-        assert "disagree" in said.text
+        assert "disagree" in caplog.text
         grid = enlarged(scan, 2, 2)
         write_nifti(tmp_path / "b.nii", np.zeros(grid.shape), grid, scan)
         header = nib.load(tmp_path / "b.nii").header
@@ -373,8 +368,8 @@ class TestWritten:
         for form in (header.get_sform(), header.get_qform()):
             np.testing.assert_allclose(form, grid.affine, atol=1e-4)
 
-    def test_shear(self, tmp_path, said):
-        said.set_level(logging.INFO, "daasr_jax")
+    def test_shear(self, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "daasr_jax")
         affine = AFFINE.copy()
         affine[0, 2] += 1.5
         path = save(tmp_path / "a.nii", values(), affine)
@@ -383,7 +378,7 @@ class TestWritten:
         write_nifti(tmp_path / "b.nii", np.zeros(grid.shape), grid, scan)
         found = nib.load(tmp_path / "b.nii")
         np.testing.assert_allclose(found.affine, grid.affine, atol=1e-5)
-        assert "held by its sform" in said.text
+        assert "held by its sform" in caplog.text
 
     def test_description_where_there_was_none(self, tmp_path):
         scan = read_scan(save(tmp_path / "a.nii", values()))

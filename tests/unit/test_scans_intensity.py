@@ -11,13 +11,8 @@ from daasr_jax.scans import normalise
 from tests.data_fixtures import one_line, scan_voxels
 
 
-@pytest.fixture
-def said(caplog):
-    return caplog
-
-
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64])
-def test_as_training(dtype, said):
+def test_as_training(dtype, caplog):
     voxels = scan_voxels(0).astype(dtype)
     images, restore = normalise(voxels)
     assert images.dtype == np.float32
@@ -29,7 +24,7 @@ def test_as_training(dtype, said):
         0,
         (),
     )
-    assert not said.text
+    assert not caplog.text
 
 
 def test_scale_by_a_power_of_two_is_the_same_image():
@@ -41,7 +36,7 @@ def test_scale_by_a_power_of_two_is_the_same_image():
 
 
 @pytest.mark.parametrize("hot", [[60_000], [60_000, 55_000, 50_000]])
-def test_a_hot_voxel_changes_no_other(hot, said):
+def test_a_hot_voxel_changes_no_other(hot, caplog):
     """The range of all others is what it was."""
     voxels = scan_voxels(0, (4, 64, 64))
     wanted, before = normalise(voxels)
@@ -57,8 +52,8 @@ def test_a_hot_voxel_changes_no_other(hot, said):
         images[place] = wanted[place]
     np.testing.assert_array_equal(images, wanted)
     assert (restore.top, restore.hot) == (before.top, len(hot))
-    assert f"T2.nii has {len(hot)} voxel" in said.text
-    assert "of up to 6e+04 where no other is over" in said.text
+    assert f"T2.nii has {len(hot)} voxel" in caplog.text
+    assert "of up to 6e+04 where no other is over" in caplog.text
 
 
 def test_limit_of_training():
@@ -99,27 +94,27 @@ def test_a_thin_vessel_is_no_damage():
     assert normalise(voxels)[1].hot == 0
 
 
-def test_a_little_below_zero(said):
+def test_a_little_below_zero(caplog):
     voxels = scan_voxels(0).astype(np.float32)
     voxels[0, :3, 0] = -20
     images, restore = normalise(voxels)
     assert images.min() == 0
-    assert "3 voxels below 0 (down to -20), taken as 0" in said.text
+    assert "3 voxels below 0 (down to -20), taken as 0" in caplog.text
     assert restore.low == 0
     np.testing.assert_allclose(restore(images), voxels.clip(0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [-700, -5000])
-def test_far_below_zero(said, shift):
+def test_far_below_zero(caplog, shift):
     """Such as a standardised image: nothing is cut."""
     voxels = scan_voxels(0).astype(np.float32) + shift
     images, restore = normalise(voxels)
     assert (images.min(), images.max()) == (0, 1)
-    assert f"{shift} is taken as black" in said.text
+    assert f"{shift} is taken as black" in caplog.text
     np.testing.assert_allclose(restore(images), voxels, atol=1e-3)
 
 
-def test_one_voxel_far_below_zero(said):
+def test_one_voxel_far_below_zero(caplog):
     voxels = scan_voxels(0).astype(np.float32)
     wanted, before = normalise(voxels)
     voxels[1, 12, 10] = -32768
@@ -128,7 +123,7 @@ def test_one_voxel_far_below_zero(said):
     assert images[1, 12, 10] == 0
     images[1, 12, 10] = wanted[1, 12, 10]
     np.testing.assert_array_equal(images, wanted)
-    assert "1 voxel below 0" in said.text
+    assert "1 voxel below 0" in caplog.text
 
 
 @pytest.mark.parametrize("value", [0, 7, -3])

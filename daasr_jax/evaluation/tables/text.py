@@ -37,9 +37,7 @@ def _p(x: float | None) -> str:
     return "< 0.001" if x is not None and x < 0.001 else _number(x, ".3f")
 
 
-def cells_of(
-    row: Mapping[str, Any], *, lpips: bool, base: str = "DAASR"
-) -> dict[str, str]:
+def cells_of(row: Mapping[str, Any], *, lpips: bool, base: str) -> dict[str, str]:
     """Column -> words of one row.
 
     Args:
@@ -100,9 +98,7 @@ def group_title(group: Mapping[str, Any]) -> str:
     return f"x{group['scale']}, {group['track']} reference, {equal}"
 
 
-def grid(
-    group: Mapping[str, Any], *, lpips: bool, base: str = "DAASR"
-) -> list[list[str]]:
+def grid(group: Mapping[str, Any], *, lpips: bool, base: str) -> list[list[str]]:
     """The words of a group of rows, the titles first."""
     rows = [cells_of(row, lpips=lpips, base=base) for row in group["rows"]]
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
