@@ -44,7 +44,7 @@ def imports(node: ast.AST) -> set[str]:
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_24_nothing_is_unpickled(path):
-    """No module imports what is forbidden, but a function of `weights/torch.py` torch."""
+    """No module imports what runs code, but a function of `weights/torch.py` torch."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set().union(*(imports(node) for node in ast.walk(tree))) & FORBIDDEN
     at_top = set().union(*(imports(node) for node in tree.body)) & FORBIDDEN
