@@ -121,7 +121,7 @@ class Opened:
         }
 
 
-@explained()
+@explained(evaluating=True)
 def by_track(workdir: str, request: Request) -> list[Request]:
     """A request for each track that a run is evaluated on.
 
