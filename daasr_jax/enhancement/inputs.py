@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from daasr_jax.data.sources.tree import leads_out
 from daasr_jax.enhancement.arrays import LEAST, MOST, fitted
 from daasr_jax.enhancement.references import (
     nearest,
@@ -22,6 +21,7 @@ from daasr_jax.enhancement.references import (
     signature,
 )
 from daasr_jax.errors import ConfigError, DataError, UserError
+from daasr_jax.files import leads_out
 from daasr_jax.resampling import degrade
 from daasr_jax.scans import (
     Grid,

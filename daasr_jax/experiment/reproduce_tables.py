@@ -251,7 +251,7 @@ def _viewer(pictures: Sequence[page.Pictures]) -> str:
 
 
 def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
-    """Of every part the images of its rows, at its largest scale, on its first track."""
+    """Of each part the images of its rows, at its largest scale and first track."""
     out = []
     match = request.setting.budget.matches()[0]
     for part in plan.parts:

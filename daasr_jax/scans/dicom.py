@@ -21,8 +21,8 @@ from daasr_jax.data.sources.base import (
     complaint,
     some,
 )
-from daasr_jax.data.sources.tree import leads_out
 from daasr_jax.errors import DataError
+from daasr_jax.files import leads_out
 from daasr_jax.scans.dicom_stack import Frame, check_frame, placed
 from daasr_jax.scans.scan import Scan
 

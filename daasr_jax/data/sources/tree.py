@@ -248,8 +248,3 @@ def _is_here(path: Path) -> bool:
 def _holds(folder: str, path: str) -> bool:
     """Whether the real path lies in the real folder, or is that folder."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a file or folder under `folder` is really one outside it, by links."""
-    return not _holds(os.path.realpath(folder), os.path.realpath(path))
