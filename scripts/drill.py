@@ -417,8 +417,9 @@ def report(
 `{COMMAND.format(seed=seed)}`: {steps} steps of a small network on the template,
 interrupted {len(events)} times, ended with {arrays} arrays that are equal to the last
 bit to those of a run that nothing interrupted: parameters, optimiser, statistics,
-counters and keys. The log has every step once. There was no traceback, and no exit code
-but those of [errors](../errors.md) and of the signals. It took {minutes:.1f} minutes on
+counters and keys. Both logs have the steps 1 to {steps}, each once. The flipped
+checkpoint was told and set aside. There was no traceback, and no exit code but those of
+[errors](../errors.md) and of the signals. It took {minutes:.1f} minutes on
 {os.cpu_count()} cores that others used too. Python {platform.python_version()},
 {packages}; commit {commit}. The disk was {disk}.
 
