@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their SHA-256."""
+"""Files that are either whole or absent, their SHA-256, and where links lead."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file or folder under `folder` is really one outside it, by links."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def read_json(path: Path) -> Any:

@@ -3,8 +3,9 @@
 Both train a small network on the template. One is killed (-9), terminated (TERM) and
 interrupted (INT) at random moments, twenty in all. Once its disk fills, and once a bit
 of its newest checkpoint is flipped. Each time the same command goes on. The drill fails
-unless every array of the two last checkpoints is equal to the last bit, no exit code
-is another than the manual gives, and no traceback is printed.
+unless both come to their last step, every array of the two last checkpoints is equal to
+the last bit, the logs have every step once, the flipped checkpoint is found and set
+aside, no exit code is another than the manual gives, and no traceback is printed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ ENDS = {
 FULL, FLIP = "disk full", "bit flipped"
 _DISK_BYTES = 48 * 2**20
 _PATIENCE_SECONDS = 240
+_NUMBER = "number of the checkpoint"
 
 
 class DrillError(Exception):
@@ -70,6 +72,8 @@ class Event:
         code: What the program ended with.
         words: The line of its error, or what was done.
         began: Step after which that start of the program went on.
+        said: All that it said.
+        flipped: Step of the checkpoint that was flipped.
     """
 
     kind: str | signal.Signals
@@ -79,6 +83,8 @@ class Event:
     code: int = 0
     words: str = ""
     began: int = 0
+    said: str = ""
+    flipped: int = 0
 
     @property
     def name(self) -> str:
@@ -133,7 +139,33 @@ def drill(
     code, said = run.finish()
     if code:
         raise DrillError(f"the last start ended with {code}: {said}")
-    return events, compare(whole, parts)
+    check_flips(events, said, parts)
+    return events, compare(whole, parts, steps)
+
+
+def check_flips(events: list[Event], last: str, workdir: Path) -> None:
+    """Checks that every flipped checkpoint was told and set aside by a later start.
+
+    Args:
+        events: As they came.
+        last: What the last start said.
+        workdir: Of the run.
+
+    Raises:
+        DrillError: If one was not.
+    """
+    for number, event in enumerate(events, 1):
+        if event.kind != FLIP:
+            continue
+        later = "".join([e.said for e in events[number:]] + [last])
+        told = f"checkpoints/{event.flipped}isdamaged" in "".join(later.split())
+        aside = workdir.glob(f"checkpoints_set_aside/{event.flipped}_damaged_*")
+        if not told or not any(aside):
+            raise DrillError(
+                f"the flipped checkpoint {event.flipped} was "
+                + ("told and not set aside" if told else "not told")
+                + f": {later[-2000:]}"
+            )
 
 
 def planned(rng: random.Random, steps: int) -> list[Event]:
@@ -251,15 +283,17 @@ def happen(event: Event, run: Run, rng: random.Random, mounted: bool) -> None:
         process.send_signal(sent)
         event.code, said = ended(process)
         allowed = ENDS[sent]
-    event.words = flip(run, rng) if event.kind == FLIP else error_line(said)
+    event.said, event.words = said, error_line(said)
+    if event.kind == FLIP:
+        event.flipped, event.words = flip(run, rng)
     if resumed := re.search(r"resuming at step (\d+)", said):
         event.began = int(resumed[1])
     if event.code not in allowed:
         raise DrillError(f"{event.name} ended with {event.code}: {said[-500:]}")
 
 
-def flip(run: Run, rng: random.Random) -> str:
-    """Flips a bit of the newest sealed checkpoint; says which."""
+def flip(run: Run, rng: random.Random) -> tuple[int, str]:
+    """Flips a bit of the newest sealed checkpoint; its step, and which bit."""
     step = run.sealed()[-1]
     folder = run.workdir / f"checkpoints/{step}"
     path = max(
@@ -269,14 +303,15 @@ def flip(run: Run, rng: random.Random) -> str:
     bit = rng.randrange(8)
     content[at] ^= 1 << bit
     path.write_bytes(content)
-    return f"bit {bit} of byte {at} of checkpoint {step} ({len(content)} bytes)"
+    words = f"bit {bit} of byte {at} of checkpoint {step} ({len(content)} bytes)"
+    return step, words
 
 
-def compare(whole: Path, parts: Path) -> int:
-    """The number of arrays of the last checkpoints, all equal.
+def compare(whole: Path, parts: Path, steps: int) -> int:
+    """The number of arrays of the last checkpoints, those of `steps`, all equal.
 
     Raises:
-        DrillError: If one is not, or the log has a gap.
+        DrillError: If one is not, or a log has not every step once.
     """
     import numpy as np
 
@@ -296,8 +331,12 @@ def compare(whole: Path, parts: Path) -> int:
         ]
         for f in (whole, parts)
     ]
-    if logs[0] != logs[1]:
-        raise DrillError("the steps of the two logs differ")
+    for log in logs:
+        if log != [*range(1, steps + 1)]:
+            raise DrillError(f"a log has not the steps 1 to {steps}, but {log}")
+    last = int(a[_NUMBER])
+    if last != steps:
+        raise DrillError(f"the last checkpoint is {last}, not {steps}")
     return len(a)
 
 
@@ -312,7 +351,7 @@ def arrays(folder: Path) -> dict:
         tree = reader.restore(folder / f"checkpoints/{step}/state")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     found = {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
-    return found | {"number of the checkpoint": np.array(step)}
+    return found | {_NUMBER: np.array(step)}
 
 
 @contextlib.contextmanager
@@ -378,8 +417,9 @@ def report(
 `{COMMAND.format(seed=seed)}`: {steps} steps of a small network on the template,
 interrupted {len(events)} times, ended with {arrays} arrays that are equal to the last
 bit to those of a run that nothing interrupted: parameters, optimiser, statistics,
-counters and keys. The log has every step once. There was no traceback, and no exit code
-but those of [errors](../errors.md) and of the signals. It took {minutes:.1f} minutes on
+counters and keys. Both logs have the steps 1 to {steps}, each once. The flipped
+checkpoint was told and set aside. There was no traceback, and no exit code but those of
+[errors](../errors.md) and of the signals. It took {minutes:.1f} minutes on
 {os.cpu_count()} cores that others used too. Python {platform.python_version()},
 {packages}; commit {commit}. The disk was {disk}.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from daasr_jax.enhancement.references import (
     signature,
 )
 from daasr_jax.errors import ConfigError, DataError, UserError
+from daasr_jax.files import leads_out
 from daasr_jax.resampling import degrade
 from daasr_jax.scans import (
     Grid,
@@ -211,7 +213,8 @@ def choose_references(
     """For every slice the slice of a bank that resembles it most, both blurred.
 
     They need not be of the same person: the network searches the whole slice. Slices
-    of the same plane are compared, on a field of the same size in mm.
+    of the same plane are compared, on a field of the same size in mm. Links that lead
+    out of the bank are left out.
 
     Args:
         bank: A folder of scans, or one scan.
@@ -222,7 +225,18 @@ def choose_references(
     Raises:
         ConfigError: If no other scan lies there (E256).
     """
-    files = [f for f in sorted(_files(bank)) if not _same_file(f, target.scan.source)]
+    files, links = [], []
+    for file in sorted(_files(bank)):
+        if not _same_file(file, target.scan.source):
+            (links if leads_out(file, bank) else files).append(file)
+    if links:
+        log.warning(
+            "left out: %d links that lead out of %s, the first is %s -> %s",
+            len(links),
+            bank,
+            links[0],
+            os.path.realpath(links[0]),
+        )
     plane = _plane(target.scan, target.axis)
     found: list[tuple[Path, int]] = []
     signatures, left_out = [], 0
@@ -268,7 +282,10 @@ def choose_references(
         for (file, i), score in zip(chosen, scores[:, 0], strict=True)
     ]
     remarks = [f"{left_out} files of the bank cannot be used and are left out."]
-    return Guides(images, labels, False, about, remarks[: bool(left_out)])
+    remarks = remarks[: bool(left_out)]
+    if links:
+        remarks.append(f"{len(links)} links lead out of the bank and are left out.")
+    return Guides(images, labels, False, about, remarks)
 
 
 def plane_axes(scan: Scan, axis: int) -> tuple[int, int]:

@@ -258,6 +258,7 @@ def run_cell(
     }
 
 
+@explained(evaluating=True)
 def evaluate_cell(
     setting: Setting, folder: Path, *, pairings: int, lpips: bool
 ) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from daasr_jax.experiment.opening import Request, open_split
 from daasr_jax.runtime.failures import explained
 
 
-@explained()
+@explained(evaluating=True)
 def control_run(
     workdir: str, request: Request, show: Show | None = None
 ) -> tuple[dict[str, Any], Path, Path]:

@@ -51,7 +51,7 @@ def evaluate_tracks(
         yield evaluate_run(workdir, one, show)
 
 
-@explained()
+@explained(evaluating=True)
 def evaluate_run(
     workdir: str, request: Request, show: Show | None = None
 ) -> tuple[dict[str, Any], Path, Path]:

@@ -121,7 +121,7 @@ class Opened:
         }
 
 
-@explained()
+@explained(evaluating=True)
 def by_track(workdir: str, request: Request) -> list[Request]:
     """A request for each track that a run is evaluated on.
 
@@ -337,7 +337,12 @@ def _data(
     prepared = data.prepare(whole, check=check)
     name = "subjects" if chosen else Path(settings.root).name or "data"
     log.info("all %d slices are evaluated, of %s", len(prepared.splits["test"]), name)
-    return prepared, "test", re.sub(r"[^\w.-]", "_", name)
+    return prepared, "test", _in_file_names(name)
+
+
+def _in_file_names(name: str) -> str:
+    """A folder's name as a part of a file's: letters, digits, `_`, `.` and `-`."""
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _overlap(

@@ -19,6 +19,7 @@ from daasr_jax.data import Shares
 from daasr_jax.errors import CheckpointError, ConfigError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import read_json, write_atomically
+from daasr_jax.training.manifest import NONE_YET
 
 log = logging.getLogger("daasr_jax")
 
@@ -105,6 +106,10 @@ _INPUTS = {
     "perceptual": "the perceptual network differs from the one",
 }
 
+# Signs that a run had a checkpoint; the others may be of its first save, cut short.
+_PROOFS = ("manifests/*.json", "checkpoints_set_aside/*_damaged_*", "eval_*.json")
+_UNFINISHED = ("checkpoints_set_aside/*", "checkpoints/*.orbax-checkpoint-tmp*")
+
 
 def has_checkpoints(folder: Path) -> bool:
     """Whether there is a checkpoint of any kind, usable or not."""
@@ -114,23 +119,29 @@ def has_checkpoints(folder: Path) -> bool:
 def check_new(folder: Path, first_save: int) -> None:
     """Refuses to begin at step 1 where a run has been that had checkpoints.
 
+    A new run gets the file `NONE_YET`, which its first checkpoint removes. While it is
+    there, a run that was killed at or within its first save begins anew.
+
     Args:
         folder: Of a run without a usable checkpoint.
-        first_save: The step of its first checkpoint: a log that goes on after it
-            proves that there was one.
+        first_save: The step of its first checkpoint: a log that comes to it proves that
+            there was one.
 
     Raises:
-        CheckpointError: If manifests, a log or results prove it (E415).
+        CheckpointError: If manifests, a log, results or a save that was not finished
+            prove it (E415).
     """
     from daasr_jax.training.writers import read_log  # evaluation needs no TensorBoard
+
+    none_yet = folder / NONE_YET
 
     steps = sorted(int(row.get("step", 0)) for row in read_log(folder))
     signs = [
         path.relative_to(folder).as_posix()
-        for pattern in ("manifests/*.json", "checkpoints_set_aside/*", "eval_*.json")
+        for pattern in (*_PROOFS, *(() if none_yet.exists() else _UNFINISHED))
         for path in sorted(folder.glob(pattern))
     ]
-    if steps and steps[-1] > first_save:
+    if steps and steps[-1] >= first_save and not none_yet.exists():
         signs.append(f"metrics.jsonl up to step {steps[-1]}")
     if signs:
         raise CheckpointError(
@@ -145,6 +156,11 @@ def check_new(folder: Path, first_save: int) -> None:
             folder,
             steps[-1],
         )
+    if jax.process_index() == 0:
+        try:
+            none_yet.touch()
+        except OSError as error:
+            raise unwritable(none_yet, error) from None
 
 
 def record_config(

@@ -198,6 +198,7 @@ def make_validation(config: Config, table: data.SliceTable) -> loop.Validate | N
     few = evenly_spaced(len(table), CONTROLLED)
     used: list[bool] = []  # found by the first validation
 
+    @explained(evaluating=True)
     def validate(state: TrainState, beat: Callable[[], None]) -> dict[str, float]:
         variables = devices.to_local(generator_variables(state), mesh)
         if not used:

@@ -13,6 +13,7 @@ from daasr_jax.errors import ResourceError, UserError
 
 T = TypeVar("T")
 _COLLECTIVE = re.compile(r"\b(gloo|nccl)\b", re.IGNORECASE)
+_BYTES = re.compile(r"allocat(?:e|ing) (\d+) bytes")
 _LOST = ("gloo", "nccl", "connection", "heartbeat", "unavailable", "aborted", "peer")
 
 
@@ -22,14 +23,31 @@ def is_out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
 
 
-def explain(error: Exception) -> UserError | None:
-    """The report of an error of the runtime; None where a user can mend nothing."""
+def explain(error: Exception, *, evaluating: bool = False) -> UserError | None:
+    """The report of an error of the runtime; None where a user can mend nothing.
+
+    Args:
+        error: As it was raised.
+        evaluating: Slices were restored. Each device has one at a time, so a smaller
+            batch would not help and nothing is tried again.
+    """
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
+        wanted = _wanted(text)
+        if evaluating:
+            return ResourceError(
+                "E618",
+                f"a device has too little memory{wanted} to evaluate one slice, which "
+                f"it has to itself ({text[:200]}); give a smaller "
+                "--config.reference.count, no --lpips, --config.train.devices=1 where "
+                "devices share memory, or JAX_PLATFORMS=cpu; a run of "
+                "--config.model.dtype=bfloat16 or a smaller --config.data.size needs "
+                "less.",
+            )
         return ResourceError(
             "E605",
-            f"a device has too little memory for the step ({text[:200]}); give a "
-            "larger --config.train.accumulate, --config.model.dtype=bfloat16 or, for "
+            f"a device has too little memory{wanted} for the step ({text[:200]}); give "
+            "a larger --config.train.accumulate, --config.model.dtype=bfloat16 or, for "
             "daasr, --config.model.kwargs.remat=true; --dry_run tells what is needed.",
         )
     if jax.process_count() > 1 and any(word in text.lower() for word in _LOST):
@@ -41,16 +59,24 @@ def explain(error: Exception) -> UserError | None:
     return None
 
 
+def _wanted(text: str) -> str:
+    """What was asked for in one piece, in GiB, where the error tells."""
+    found = _BYTES.search(text)
+    return f": {int(found[1]) / 2**30:,.1f} GiB more" if found else ""
+
+
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Device errors within as the one line that a user can act on."""
+def explained(*, evaluating: bool = False) -> Iterator[None]:
+    """Device errors within as the one line that a user can act on, see `explain`."""
     try:
         yield
     # An array whose program failed can raise a bare ValueError or RuntimeError.
     except (RuntimeError, ValueError) as error:
         of_runtime = isinstance(error, jax.errors.JaxRuntimeError)
         report = (
-            explain(error) if of_runtime or _COLLECTIVE.search(str(error)) else None
+            explain(error, evaluating=evaluating)
+            if of_runtime or _COLLECTIVE.search(str(error))
+            else None
         )
         if report is None:
             raise

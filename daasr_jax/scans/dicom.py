@@ -22,6 +22,7 @@ from daasr_jax.data.sources.base import (
     some,
 )
 from daasr_jax.errors import DataError
+from daasr_jax.files import leads_out
 from daasr_jax.scans.dicom_stack import Frame, check_frame, placed
 from daasr_jax.scans.scan import Scan
 
@@ -75,14 +76,25 @@ def looks_like(start: bytes) -> bool:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder by name, without an index (DICOMDIR)."""
+    """The DICOM files of a folder by name, without an index (DICOMDIR).
+
+    Links that lead out of the folder are left out.
+    """
     found = []
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name != "DICOMDIR":
-            with path.open("rb") as file:
-                if looks_like(file.read(132)):
-                    found.append(path)
+        if not path.is_file() or path.name == "DICOMDIR" or leads_out(path, folder):
+            continue
+        with path.open("rb") as file:
+            if looks_like(file.read(132)):
+                found.append(path)
     return found
+
+
+def _links_out(folder: Path, given: Path | None = None) -> str:
+    """What is said of the links of a folder that lead out of it; empty without one."""
+    paths = [p for p in folder.iterdir() if p.is_file() and p != given]
+    count = sum(leads_out(path, folder) for path in paths)
+    return f"holds {count} links out of the folder, which are left out" if count else ""
 
 
 def only_dicom(folder: Path) -> bool:
@@ -114,10 +126,12 @@ def read_dicom(path: Path) -> Scan:
 
 
 def _read_folder(folder: Path) -> Scan:
-    files = dicom_files(folder)
+    files, links = dicom_files(folder), _links_out(folder)
     if not files:
         inner = [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
         more = f"; it has folders, give one of them: {some(inner)}" if inner else ""
+        if links:
+            more = f"; it {links}: give the folder that they lead to"
         raise BadFileError(f"is a folder without DICOM files{more}")
     series: dict[str, list[tuple[Path, Any]]] = {}
     for path in files:
@@ -132,13 +146,14 @@ def _read_folder(folder: Path) -> Scan:
     scan = _stacked(folder, members)
     used = {path for path, _ in members}
     others = sum(
-        path.is_file() and path.name != "DICOMDIR" and path.name[0] != "."
+        path.is_file()
+        and path.name != "DICOMDIR"
+        and path.name[0] != "."
+        and not leads_out(path, folder)
         for path in {*folder.iterdir()} - used
     )
-    if others:
-        remark = f"holds {others} files beside the images, which are left out"
-        scan = dataclasses.replace(scan, remarks=(*scan.remarks, remark))
-    return scan
+    beside = f"holds {others} files beside the images, which are left out"
+    return _remarked(scan, links, beside if others else "")
 
 
 def _read_series_of(path: Path) -> Scan:
@@ -146,13 +161,22 @@ def _read_series_of(path: Path) -> Scan:
     wanted = _header(path)
     if "Rows" not in wanted:
         raise BadFileError("is a DICOM file without an image")
-    members = []
+    members = [(path, wanted)]
     for file in dicom_files(path.parent):
-        header = wanted if file == path else _header(file)
+        if file == path:
+            continue
+        header = _header(file)
         same = header.SeriesInstanceUID == wanted.SeriesInstanceUID
         if same and "Rows" in header:
             members.append((file, header))
-    return _stacked(path, members)
+    members.sort(key=lambda member: member[0])
+    links = _links_out(path.parent, path)
+    return _remarked(_stacked(path, members), f"in its folder {links}" if links else "")
+
+
+def _remarked(scan: Scan, *remarks: str) -> Scan:
+    more = (remark for remark in remarks if remark)
+    return dataclasses.replace(scan, remarks=(*scan.remarks, *more))
 
 
 def _header(path: Path) -> Any:

@@ -24,7 +24,7 @@ from daasr_jax.errors import (
     unwritable,
 )
 from daasr_jax.training.disk import quiet, refused, remedy, require
-from daasr_jax.training.manifest import seal, verify
+from daasr_jax.training.manifest import NONE_YET, seal, verify
 
 log = logging.getLogger("daasr_jax")
 
@@ -208,6 +208,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 seal(self._root / str(step), self._manifest(step))
+                self._root.with_name(NONE_YET).unlink(missing_ok=True)
         except (OSError, ValueError, RuntimeError) as error:
             if not refused(error):
                 raise

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from daasr_jax.files import file_hash, read_json, write_atomically
 
+NONE_YET = "no_checkpoint_yet"  # a file of a new run, until its first checkpoint
+
 
 def seal(folder: Path, manifest: Path) -> None:
     """Records every file under `folder` with its SHA-256 in `manifest`."""

@@ -1,7 +1,8 @@
 """Fault 01: files that are cut short, empty, web pages or no images lie in the data.
 
 Expected: `train.py --check_data` lists every one of them. Training stops with exit code
-3. With `data.skip_bad` it leaves them out, and run and report tell how many.
+3. With `data.skip_bad` it leaves them out, and run and report tell how many. Hidden
+files such as `.DS_Store` are no data and are skipped in silence, by decision.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Fault 03: voxels are NaN or infinite.
 
 Expected: one line names file, slice and number of such voxels, exit code 3. With
-`data.skip_bad` the volume is left out with a warning. Nothing is filled in.
+`data.skip_bad` the volume is left out with a warning. Nothing that a network learns
+from or is measured on is filled in: there is no zero fill, by decision.
 """
 
 from __future__ import annotations

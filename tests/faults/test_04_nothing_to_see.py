@@ -1,7 +1,8 @@
 """Fault 04: volumes without slices, blank volumes and slices, images too small.
 
 Expected: a volume without an image or under 11 pixels a side is refused, exit code 3;
-blank slices are left out, and small images are named. A slice that one method restores
+blank slices are left out. Images of less than half of `data.size`, such as 12x12, are
+counted and named, and not refused, by decision. A slice that one method restores
 exactly is left out of the means of all, and the table says so.
 """
 

@@ -1,8 +1,8 @@
 """Fault 06: complex values or several coils where a magnitude image is expected.
 
 Expected: complex values in an image are refused, never cut to their real part, exit
-code 3. The k-space of several coils becomes the root of the sum of their squares, cut
-to the size that its header asks for.
+code 3; no setting allows them, by decision. The k-space of several coils becomes the
+root of the sum of their squares, cut to the size that its header asks for.
 """
 
 from __future__ import annotations

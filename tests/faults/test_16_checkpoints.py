@@ -71,14 +71,46 @@ def test_16_the_temporary_folder_of_a_killed_save(kept):
     assert opened(kept) == ([2, 4, 5], 5, 2)
 
 
-@pytest.mark.parametrize(
-    "sign", ["manifests/4.json", "checkpoints_set_aside/4_damaged_0", "eval_a.json"]
-)
-def test_16_what_is_left_of_a_run_stops_a_new_one(tmp_path, sign):
-    path = tmp_path / sign
+LOG = "".join(f'{{"step": {n}}}\n' for n in range(1, 11))
+UNFINISHED = "checkpoints/10.orbax-checkpoint-tmp"
+LEFT = {
+    "manifests/4.json": "",
+    "checkpoints_set_aside/4_damaged_0": "",
+    "checkpoints_set_aside/4_unfinished_0": "",
+    "eval_a.json": "",
+    UNFINISHED: "",
+    "metrics.jsonl": LOG,  # it ends exactly at the first save
+}
+
+
+def left(folder, sign):
+    path = folder / sign
     path.parent.mkdir(exist_ok=True)
-    path.write_text("")
-    with pytest.raises(CheckpointError, match=rf"E415.*{sign}.*--workdir"):
+    path.write_text(LEFT[sign])
+
+
+@pytest.mark.parametrize("sign", LEFT)
+def test_16_what_is_left_of_a_run_stops_a_new_one(tmp_path, sign):
+    left(tmp_path, sign)
+    for _ in range(2):
+        Checkpoints(tmp_path).close()  # as a start of the program opens them
+        with pytest.raises(CheckpointError, match=rf"E415.*{sign}.*--workdir"):
+            record.check_new(tmp_path, first_save=10)
+
+
+def test_16_a_kill_within_the_first_save_ever_begins_anew_and_says_so(tmp_path, caplog):
+    """The file `no_checkpoint_yet` tells it from a run that lost its checkpoints."""
+    record.check_new(tmp_path, first_save=10)
+    left(tmp_path, UNFINISHED)
+    left(tmp_path, "metrics.jsonl")
+    record.check_new(tmp_path, first_save=10)
+    assert "was ended at step 10, before its first checkpoint" in caplog.text
+    store = Checkpoints(tmp_path)
+    store.save(11, state(11), {})  # then it has one
+    store.close()
+    shutil.rmtree(tmp_path / "checkpoints/11")
+    (tmp_path / "manifests/11.json").unlink()
+    with pytest.raises(CheckpointError, match=f"E415.*{UNFINISHED}"):
         record.check_new(tmp_path, first_save=10)
 
 

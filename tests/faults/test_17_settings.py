@@ -17,6 +17,7 @@ from daasr_jax.evaluation.words import describe_training
 from daasr_jax.experiment import record, subjects
 from daasr_jax.experiment.configuration import load
 from tests.data_fixtures import nifti_root, one_line, settings
+from tests.e2e.commands import SMALL, complaint, rows, run_all
 
 INPUTS = {
     "prepared_sha256": "p",
@@ -113,3 +114,34 @@ def test_17_subjects_seen_before_stay_known(tmp_path):
         hashes = data.subject_hashes(seen["salt"])["train"]
         assert {*hashes} <= {*seen["subjects"]["train"]}
         assert {*data.volume_hashes["train"]} <= {*seen["volumes"]["train"]}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_17_a_change_is_allowed_on_the_command_line(tmp_path):
+    run = tmp_path / "run"
+    train = ["train.py", *SMALL, "--config.data.layout=template", f"--workdir={run}"]
+    train += [
+        "--config.reference.exclude=slice",
+        "--config.optimiser.schedule=constant",
+    ]
+    other = [*train, "--config.train.steps=2", "--config.seed=9"]
+    first, no, yes, again = run_all(
+        [
+            [*train, "--config.train.steps=1"],
+            other,
+            [*other, "--allow_config_change"],
+            [*other, "--config.train.steps=3"],
+        ],
+        tmp_path / "cache",
+    )
+    assert first["code"] == 0, first["err"]
+    assert not complaint(no, "E207", 2, "seed was 0, is 9", "--allow_config_change")
+    assert yes["code"] == 0, yes["err"]
+    said = " ".join(yes["err"].split())
+    assert "goes on with other settings: seed was 0, is 9" in said
+    assert "resuming at step 1" in said
+    assert again["code"] == 0, again["err"]  # it is the run's own now
+    assert record.read_record(run)["changes"] == ["seed was 0, is 9"]
+    steps = [row["step"] for row in rows(run) if "g/total" in row]
+    assert steps == [1, 2, 3]

@@ -1,13 +1,15 @@
 """Fault 23: a reader of the data that raises, is killed or hangs; a step without end.
 
-Expected: the cause comes out in one line within 30 seconds, with exit code 6, and the
-last checkpoint stays. A run in which nothing happens for `train.watchdog` seconds ends
-with the stacks of its threads.
+Expected: where a reader raises or is killed, the cause comes out in one line within 30
+seconds, and the last checkpoint stays whole; exit code 6, or 3 where a slice is
+damaged, which is named. A reader that hangs, or a step, is ended after `train.watchdog`
+seconds, half an hour by default, with the stacks of all threads; exit code 6.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +19,19 @@ from pathlib import Path
 import pytest
 
 from daasr_jax.errors import DataError, ResourceError
+from daasr_jax.experiment import verify
 from daasr_jax.runtime import failures
 from daasr_jax.runtime.watchdog import Watchdog
 from tests.data_fixtures import fastmri_root
-from tests.e2e.commands import SMALL, complaint, rows, start, until_saved
+from tests.e2e.commands import (
+    ROOT,
+    SMALL,
+    complaint,
+    environment,
+    rows,
+    start,
+    until_saved,
+)
 from tests.unit.test_failures import Source
 
 HANGS = """
@@ -49,6 +60,37 @@ def test_23_a_hanging_run_ends_with_stacks_and_one_line():
     assert "a_call_that_never_returns" in done.stderr
     hints = [x for x in done.stderr.splitlines() if x.endswith(": a hint.")]
     assert [x.split(" s in ")[1].split(":")[0] for x in hints] == ["step 1", "step 3"]
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from tests.unit import test_training as small
+
+def a_reader_that_hangs(start):
+    for n in range(start, 5):
+        yield {"hr": small.np.float32([n])}
+    time.sleep(1000)
+
+small.numbers = lambda values: a_reader_that_hangs
+small.run_loop(Path(sys.argv[1]), range(100), watchdog=6.0)
+"""
+
+
+@pytest.mark.timeout(100)
+def test_23_a_reader_that_hangs_in_the_loop_of_training(tmp_path):
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(tmp_path)],
+        cwd=ROOT, env=environment(tmp_path / "cache"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert time.monotonic() - begin < 60
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"error E607: nothing happened for 6 s in step [4-6], ", last)
+    assert "a_reader_that_hangs" in done.stderr
+    assert verify.main([str(tmp_path)]) == 0
+    assert (tmp_path / "manifests/4.json").exists() or "step 4" in last
 
 
 @pytest.mark.parametrize("seconds", [0, 0.2])
@@ -129,3 +171,57 @@ def test_23_a_killed_worker_is_reported_with_its_cause(tmp_path):
     # The worker's exit is part of the cause.
     wrong = complaint(result, "E609", 6, "a reader of the training data stopped", "-9")
     assert not wrong, "\n".join(wrong)
+    assert verify.main([str(helped)]) == 0  # the checkpoints are kept, and whole
+
+
+DAMAGED = """
+import sys
+from pathlib import Path
+from absl import flags
+from daasr_jax.data import prepare, training_batches
+from daasr_jax.errors import UserError
+from tests.data_fixtures import fastmri_root, settings
+from tests.unit import test_training as small
+
+flags.FLAGS(["a program"])  # Grain's workers read some
+folder = Path(sys.argv[1])
+slices = prepare(settings(fastmri_root(folder / "data"), folder / "cache")).splits
+how = dict(batch_size=2, crop=4, scale=4, steps=100, seed=0, workers=1)
+
+def numbers(values):
+    def batches(start):
+        for batch in training_batches(slices["train"], **how, start=start):
+            yield {"hr": batch["hr"].mean(keepdims=True).reshape(1, 1)}
+    return batches
+
+small.numbers = numbers
+small.run_loop(folder / "run", range(4))
+for path in (folder / "cache").rglob("*.array_record*"):
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 8)
+        file.write(b"\\xff" * (3 * size // 4))
+print("damaged", flush=True)
+try:
+    small.run_loop(folder / "run", range(100))
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.timeout(200)
+def test_23_a_record_that_is_damaged_under_a_worker(tmp_path):
+    """After it was verified, before the run goes on: the worker's error comes out."""
+    (tmp_path / "run").mkdir()
+    process = start(["-c", DAMAGED, str(tmp_path)], tmp_path / "cache")
+    out = process.stdout.readline()
+    begin = time.monotonic()
+    more, said = process.communicate(timeout=100)
+    assert out == "damaged\n", said
+    assert time.monotonic() - begin < 30
+    result = {"code": process.returncode, "out": more, "err": said}
+    where = f" of {tmp_path}/cache/", "is damaged", "delete the folder"
+    assert not complaint(result, "E311", 3, *where), said
+    assert verify.main([str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run/manifests/4.json").exists()

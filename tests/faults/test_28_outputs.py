@@ -8,23 +8,39 @@ name. Names may have spaces and other letters, and be as long as the disk allows
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from daasr_jax.enhance import main
 from daasr_jax.errors import ConfigError, DataError
+from daasr_jax.experiment import enhance
 from daasr_jax.experiment.enhance_files import Request
 from daasr_jax.experiment.opening import _check_target, result_files
 from daasr_jax.files import replacing
-from daasr_jax.scans import check_output, enlarged, read_scan, write_nifti
+from daasr_jax.scans import (
+    check_output,
+    enlarged,
+    grid_of,
+    read_scan,
+    write_dicom,
+    write_nifti,
+)
 from tests.data_fixtures import one_line
 from tests.unit.test_scans_files import save, values
+
+
+def contents(folder):
+    """Every file under a folder with its bytes."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_28_an_input_is_never_written_to(tmp_path):
     scan = read_scan(save(tmp_path / "a.nii", values()))
     grid, voxels = enlarged(scan, 2, 1), scan.voxels
+    before = (tmp_path / "a.nii").read_bytes()
 
     def fails(path, *parts, **more):
         with pytest.raises(DataError) as error:
@@ -46,7 +62,107 @@ def test_28_an_input_is_never_written_to(tmp_path):
     (tmp_path / "folder.nii").mkdir()
     (tmp_path / "folder.nii/x").write_text("x")
     fails(tmp_path / "folder.nii", "E350", force=True)
-    np.testing.assert_array_equal(read_scan(tmp_path / "a.nii").voxels, voxels)
+    assert (tmp_path / "a.nii").read_bytes() == before
+
+
+def refuse_folder(folder):
+    """A folder without the right to write, as root has everywhere."""
+    if not os.geteuid():
+        pytest.skip("root may write into any folder")
+    folder.chmod(0o555)
+
+
+@pytest.mark.parametrize("kind", ["of the system", "as root sees none"])
+@pytest.mark.parametrize("name", ["o.nii.gz", "deeper/o.nii.gz", "series"])
+def test_28_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys, kind, name):
+    """Said before anything is read or computed."""
+    given = save(tmp_path / "a.nii", values())
+    folder = tmp_path / "results"
+    folder.mkdir()
+    if kind == "of the system":
+        refuse_folder(folder)
+    else:
+        real = os.access
+        monkeypatch.setattr(
+            os, "access", lambda p, *a: folder != Path(p) and real(p, *a)
+        )
+    before = contents(tmp_path)
+    monkeypatch.setattr(enhance, "_weights", None)  # what comes next
+    form = [] if "." in name else ["--format", "dicom"]
+    argv = ["--input", str(given), "--out", str(folder / name), *form]
+    try:
+        assert main(argv) == 3
+    finally:
+        folder.chmod(0o755)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error E352: ")
+    assert f"{folder} cannot be written to" in line
+    assert contents(tmp_path) == before
+
+
+@pytest.fixture
+def dicom(tmp_path):
+    """A series, its scan and the grid of a result."""
+    pytest.importorskip("pydicom", reason="pydicom, the extra dicom, is absent")
+    from tests.unit import test_scans_dicom as made
+
+    made.write(tmp_path / "in", made.series_of(made.pixels(shape=(3, 20, 16))))
+    found = read_scan(tmp_path / "in")
+    return found, grid_of(found)
+
+
+def test_28_a_folder_of_dicom_that_is_there(tmp_path, dicom):
+    found, grid = dicom
+    before, out = contents(tmp_path / "in"), tmp_path / "out"
+
+    def fails(path, *parts, **more):
+        kept = contents(tmp_path)
+        with pytest.raises(DataError) as error:
+            write_dicom(path, found.voxels, grid, found, **more)
+        one_line(error.value, *parts)
+        assert contents(tmp_path) == kept
+
+    write_dicom(out, found.voxels, grid, found)
+    first = contents(out)
+    fails(out, "E350", "--force")
+    write_dicom(out, found.voxels + 1, grid, found, force=True)
+    assert first.keys() == contents(out).keys()
+    assert all(first[path] != data for path, data in contents(out).items())
+    np.testing.assert_allclose(read_scan(out).voxels, found.voxels + 1.0, atol=0.05)
+    (out / "notes.txt").write_text("mine")
+    fails(out, "E350", "more than one DICOM series", force=True)
+    for place in (tmp_path / "in", tmp_path / "in/deeper", tmp_path):
+        fails(place, "E351", "is the input", force=True)
+    assert contents(tmp_path / "in") == before
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_28_a_series_is_whole_or_as_it_was(tmp_path, dicom, monkeypatch, there, error):
+    found, grid = dicom
+    if there:
+        write_dicom(tmp_path / "out", found.voxels, grid, found)
+    before = contents(tmp_path)
+    import pydicom
+
+    real = pydicom.Dataset.save_as
+
+    def second(self, path, **more):
+        if path.name == "IM0002.dcm":
+            path.write_bytes(b"half of it")
+            raise error
+        real(self, path, **more)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", second)
+    wanted = DataError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(wanted) as raised:
+        write_dicom(tmp_path / "out", found.voxels, grid, found, force=True)
+    if wanted is DataError:
+        one_line(raised.value, "E352", "No space left on device")
+    assert contents(tmp_path) == before
+    names = {"in", "out"} if there else {"in"}
+    assert {p.name for p in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize("name", ["b.nii", "b.nii.gz"])

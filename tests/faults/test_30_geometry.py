@@ -1,13 +1,15 @@
 """Fault 30: a header that places a scan wrongly, in two ways, or not at all.
 
 Expected: no orientation, sform and qform that disagree, sheared axes and a scan far off
-the body's axes are said with the file; an affine that is none is refused. The corners
-of a result lie where those of the scan lie, within 1e-4 mm.
+the body's axes are said with the file, in training and by `enhance.py`; an affine that
+is none is refused, and so are several volumes in one file. The corners of a result lie
+where those of the scan lie, within 1e-4 mm.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 
 import nibabel as nib
 import numpy as np
@@ -16,10 +18,12 @@ from nibabel.affines import apply_affine
 
 from daasr_jax.data import DataSettings
 from daasr_jax.data.sources import choose_source
+from daasr_jax.enhance import main
 from daasr_jax.errors import DataError
 from daasr_jax.scans import enlarged, read_scan, write_nifti
 from tests.data_fixtures import LPS_AFFINE, one_line, scan_voxels
 from tests.unit.test_data_sources import sheared, shifted, turned
+from tests.weights import write_weights
 
 
 def scan(root):
@@ -53,13 +57,57 @@ def test_30_odd_orientations_are_said_once(tmp_path, caplog, sform, qform, words
         image.set_qform(qform, 0 if qform is None else 1)
         nib.save(image, path)
     assert len(scan(tmp_path)) == 2
-    said = [r.getMessage() for r in caplog.records]
+    trained = [r.getMessage() for r in caplog.records]
+    caplog.clear()
+    remarks = read_scan(tmp_path / "p1/T1.nii").remarks
+    enhanced = [r.getMessage() for r in caplog.records]
     if not words:
-        assert not said
+        assert not trained + enhanced
+        assert not remarks
         return
-    (line,) = said
+    (line,), (own,) = trained, enhanced
     for part in ("2 of 2 NIfTI headers", words, tmp_path / "p1/T1.nii"):
         assert str(part) in line
+    assert [words in remark for remark in remarks] == [True]
+    assert own == f"{tmp_path / 'p1/T1.nii'} {remarks[0]}"
+
+
+def test_30_a_report_of_an_enhancement_has_what_is_odd(tmp_path, capsys):
+    weights = write_weights(tmp_path / "x2.safetensors")
+    odd = turned(sheared(LPS_AFFINE, 0.3), 45)
+    path = written(tmp_path / "T2.nii", odd, shifted(odd, 2.0), codes=(1, 1))
+    given = ["--input", str(path), "--checkpoint", str(weights), "--no-view"]
+    assert main([*given, "--out", str(tmp_path / "o.nii")]) == 0
+    report = json.loads((tmp_path / "o.json").read_text())
+    said = " ".join(capsys.readouterr().err.split())
+    for words in ("sform and a qform", "sheared", "more than 35 degrees"):
+        assert [words in text for text in report["warnings"]].count(True) == 1
+        assert words in said
+
+
+@pytest.mark.parametrize("more", [(1,), (1, 1), (3,), (1, 2)])
+def test_30_more_than_three_axes(tmp_path, caplog, more):
+    """Axes of length 1 are one volume, which is said; of several none is chosen."""
+    path = tmp_path / "p/T1.nii"
+    path.parent.mkdir()
+    voxels = np.transpose(scan_voxels(1), (2, 1, 0)).astype(np.int16)
+    shape = (*voxels.shape, *more)
+    many = np.broadcast_to(voxels.reshape(*voxels.shape, *(1 for _ in more)), shape)
+    image = nib.Nifti1Image(many, LPS_AFFINE)
+    nib.save(image, path)
+    if max(more) == 1:
+        found = read_scan(path)
+        np.testing.assert_array_equal(found.voxels, voxels)
+        assert found.remarks == (
+            f"has shape {shape}, taken as the one volume it holds",
+        )
+        assert found.remarks[0] in caplog.text
+        assert scan(tmp_path)[0].shape == voxels.shape[::-1]
+        return
+    for action in (lambda: scan(tmp_path), lambda: read_scan(path)):
+        with pytest.raises(DataError) as error:
+            action()
+        one_line(error.value, path, f"has shape {shape}, so {max(more)} volumes")
 
 
 def written(path, sform, qform=None, codes=(1, 0)):

@@ -230,7 +230,8 @@ def test_too_large_a_step_ends_with_the_remedy(device, programs, measured):
     measured(f"exit code {code}: {lines or said[-500:]}")
     assert code == ResourceError.exit_code, said
     assert len(lines) == 1
-    assert lines[0].startswith("error E605: a device has too little memory for the")
+    assert lines[0].startswith("error E605: a device has too little memory")
+    assert " for the step (" in lines[0]
     assert "--config.train.accumulate" in lines[0]
     assert "Traceback" not in said
 

@@ -423,13 +423,13 @@ class TestRunsThatHaveBeen:
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"st']))
 
     def test_killed_before_its_first_checkpoint(self, tmp_path, caplog):
-        self.log(tmp_path, 10)
+        self.log(tmp_path, 9)
         record.check_new(tmp_path, first_save=10)
-        record.check_new(tmp_path / "none", first_save=10)
 
-    def test_a_log_beyond_the_first_checkpoint(self, tmp_path):
-        self.log(tmp_path, 11)
-        with pytest.raises(CheckpointError, match=r"E415.*metrics.jsonl up to step 11"):
+    @pytest.mark.parametrize("last", [10, 11])
+    def test_a_log_up_to_the_first_checkpoint_or_beyond(self, tmp_path, last):
+        self.log(tmp_path, last)
+        with pytest.raises(CheckpointError, match=rf"E415.*jsonl up to step {last}"):
             record.check_new(tmp_path, first_save=10)
 
     def test_keys_that_came_later(self, tmp_path):

@@ -58,8 +58,8 @@ def test_a_traceback_or_no_end_fails(drill, monkeypatch):
         drill.ended(ran("import time; time.sleep(60)"))
 
 
-def test_other_arrays_or_a_gap_in_the_log_fail(drill, tmp_path, monkeypatch):
-    logs = {"a": (1, 2), "b": (1, 2), "gap": (1, 3), "other": (1, 2)}
+def test_other_arrays_or_steps_fail(drill, tmp_path, monkeypatch):
+    logs = {"a": (1, 2), "b": (1, 2), "gap": (2,), "twice": (1, 2, 2), "other": (1, 2)}
     for name, steps in logs.items():
         (tmp_path / name).mkdir()
         lines = [f'{{"step": {step}, "g/total": 0.5}}\n' for step in steps]
@@ -67,14 +67,34 @@ def test_other_arrays_or_a_gap_in_the_log_fail(drill, tmp_path, monkeypatch):
 
     def arrays(folder):
         value = np.float32(1) + np.finfo(np.float32).eps * (folder.name == "other")
-        return {"gen": np.array([value], np.float32)}
+        last = {"number of the checkpoint": np.array(2)}
+        return last | {"gen": np.array([value], np.float32)}
 
     monkeypatch.setattr(drill, "arrays", arrays)
-    assert drill.compare(tmp_path / "a", tmp_path / "b") == 1
+    assert drill.compare(tmp_path / "a", tmp_path / "b", 2) == 2
     with pytest.raises(drill.DrillError, match="gen differs"):
-        drill.compare(tmp_path / "a", tmp_path / "other")
-    with pytest.raises(drill.DrillError, match="steps of the two logs"):
-        drill.compare(tmp_path / "a", tmp_path / "gap")
+        drill.compare(tmp_path / "a", tmp_path / "other", 2)
+    for name in ("gap", "twice"):
+        with pytest.raises(drill.DrillError, match="not the steps 1 to 2"):
+            drill.compare(tmp_path / "a", tmp_path / name, 2)
+    (tmp_path / "a/metrics.jsonl").write_text('{"step": 1, "g/total": 0.5}\n')
+    with pytest.raises(drill.DrillError, match="last checkpoint is 2, not 1"):
+        drill.compare(tmp_path / "a", tmp_path / "a", 1)
+
+
+def test_a_flipped_checkpoint_is_told_and_set_aside(drill, tmp_path):
+    told = f"error\ncheckpoint {tmp_path}/check\npoints/10 is damaged: x; not used."
+    events = [
+        drill.Event(drill.FLIP, 12, 0.0, flipped=10),
+        drill.Event(signal.SIGKILL, 13, 0.0, said=told),
+    ]
+    with pytest.raises(drill.DrillError, match="10 was told and not set aside"):
+        drill.check_flips(events, "", tmp_path)
+    (tmp_path / "checkpoints_set_aside/10_damaged_0").mkdir(parents=True)
+    drill.check_flips(events, "", tmp_path)
+    drill.check_flips(events[:1], told, tmp_path)
+    with pytest.raises(drill.DrillError, match="10 was not told"):
+        drill.check_flips(events[:1], "checkpoints/1 is damaged", tmp_path)
 
 
 def test_one_bit_is_flipped(drill, tmp_path):
@@ -85,5 +105,7 @@ def test_one_bit_is_flipped(drill, tmp_path):
     (tmp_path / "manifests").mkdir()
     for step in (5, 10):
         (tmp_path / f"manifests/{step}.json").write_text("{}")
-    assert "of checkpoint 10" in drill.flip(run, random.Random(0))
+    step, words = drill.flip(run, random.Random(0))
+    assert step == 10
+    assert "of checkpoint 10" in words
     assert sum(byte.bit_count() for byte in path.read_bytes()) == 1
