@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -28,7 +29,7 @@ _KERAS_NAME = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _KERAS_MD5 = "253f8cb515780f3b799900260a226db6"
 _READ_ERRORS = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, EOFError,
-    zipfile.BadZipFile, zlib.error,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError,
 )  # fmt: skip
 # HDF5's own deflate, shuffle and fletcher32; any other filter might load a plugin.
 _FILTERS = {1, 2, 3}
