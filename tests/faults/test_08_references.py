@@ -2,8 +2,8 @@
 
 Expected: another contrast is resampled by the headers; a copy of the target is an
 error, exit code 3. A blank reference is none: both are zeros. A network that was
-trained on the track `mixed` loses at most 0.1 dB by a bad one, against none (phantoms, x2 and
-x4): a damaged or noisy neighbour, a wrong slice, a stranger, noise, one grey.
+trained on the track `mixed` loses at most 0.1 dB by a bad one, against none (phantoms,
+x2 and x4): a damaged or noisy neighbour, a wrong slice, a stranger, noise, one grey.
 """
 
 from __future__ import annotations

@@ -27,17 +27,18 @@ _PACKAGES = ("numpy", "h5py", "nibabel", "pydicom", "jax", "orbax-checkpoint")
 _PAGE = """\
 # Damaged files
 
-`{command}`: {inputs} damaged files, {found}. Each was read as it is, or
-refused in one line with a code ([errors](../errors.md)), unless the table says otherwise.
-Commit {commit}; Python {python}, {versions}; seed {seed}; {minutes:.1f} minutes.
+`{command}`: {inputs} damaged files, {found}.
+Every other one was read as it is, or refused in one line with a code
+([errors](../errors.md)). Commit {commit}; Python {python}, {versions}; seed {seed};
+{minutes:.1f} minutes.
 
-What is read is compared with an independent reader of `tests/fuzz/readers.py`: to the
-bit where nothing is scaled, else within 1e-6 of each value (1e-5 where k-space becomes
-an image). A file is damaged by one to four changes: bits flipped, numbers, blocks moved,
-taken out or put in, the end cut off, values of JSON replaced. A file counts as read
-right too where the damage lies where nothing is read. A kind is one place of the program
-and one error. What former runs found, and a test of each, is in
-`tests/fuzz/test_found.py`.
+A file is damaged by one to four changes: bits flipped, bytes and numbers replaced,
+blocks moved, taken out or put in, the end cut off, values of JSON exchanged. What is
+read is compared with an independent reader of `tests/fuzz/readers.py`: to the bit where
+nothing is scaled, else within 1e-6 of each value (1e-5 where k-space becomes an image).
+A file whose damage lies where nothing is read is read right too. Two failures are one
+kind where the same line ends in the same error. `tests/fuzz/test_found.py` has what was
+found before, mended, with a test of each.
 
 | files | damaged | read right | refused in one line | read wrong | traceback | \
 no end | crash | kinds found | seconds |
@@ -67,7 +68,9 @@ def page(
     head = _PAGE.format(
         command=shlex.join(["python", "-m", "tests.fuzz", *given]),
         inputs=f"{sum(one.counts.total() for one in campaigns):,}",
-        found=f"{len(kinds)} kinds of failure" if kinds else "no failure",
+        found=f"{len(kinds)} kind{'s' * (len(kinds) > 1)} of failure"
+        if kinds
+        else "no failure",
         commit=commit,
         python=platform.python_version(),
         versions=versions,

@@ -24,6 +24,7 @@ from daasr_jax.scans import read_scan
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.manifest import seal
 from daasr_jax.training.writers import read_log
+from daasr_jax.weights import vgg
 from tests.data_fixtures import fastmri_root, one_line, settings, write_rss
 from tests.fuzz.mutations import Deep
 from tests.fuzz.readers import (
@@ -32,6 +33,7 @@ from tests.fuzz.readers import (
     _resealed,
     _state,
     _table,
+    _vgg_zipped,
     _volumes,
     check_line,
 )
@@ -179,6 +181,18 @@ def test_npz_that_quotes_its_content(tmp_path):
     with pytest.raises(DataError) as caught:
         read_scan(path)
     check_line(caught.value)
+
+
+def test_vgg_whose_array_has_a_header_that_is_no_python(tmp_path):
+    READERS["vgg"].make(tmp_path)
+    kernel = (tmp_path / "inside/w").read_bytes()
+    path = tmp_path / "w.npz"
+    for damaged in (b"(3, (3,", b"{3: 3,"):  # ends within a bracket, or is none
+        path.write_bytes(_vgg_zipped(kernel.replace(b"(3, 3,", damaged)))
+        with pytest.raises(ConfigError) as caught:
+            vgg.read_vgg19(path)
+        one_line(caught.value, "E232", path)
+        check_line(caught.value)
 
 
 class TestRecord:
