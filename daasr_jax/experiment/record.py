@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from daasr_jax.data import Shares
-from daasr_jax.errors import CheckpointError, ConfigError, unwritable
+from daasr_jax.data.sources.base import some
+from daasr_jax.errors import CheckpointError, ConfigError, DataError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import read_json, write_atomically
 
@@ -154,6 +156,7 @@ def record_config(
     *,
     begun: bool = False,
     allow: bool = False,
+    changed_files: Sequence[str] = (),
 ) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
 
@@ -166,10 +169,12 @@ def record_config(
             stay.
         begun: Whether the run has a checkpoint to go on from.
         allow: Go on with settings that differ; `changes` of the record names them.
+        changed_files: Those whose voxels are not what the run began with.
 
     Raises:
         ConfigError: If a setting that decides what is learned has changed (E207), or
             there is no record to compare with (E208).
+        DataError: If no setting has, and files are others (E334).
     """
     path = folder / RECORD
     flat, commits, allowed = _flat(config), [], []
@@ -198,6 +203,14 @@ def record_config(
             f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
             for k in _differing(before, flat, free)
         ]
+        if changed_files and not changes and not allow:
+            raise DataError(
+                "E334",
+                f"the voxels of {len(changed_files)} files are not those that the run "
+                f"in {folder} began with, though their names and all settings are: "
+                f"{some(changed_files)}. Restore them from a copy, or go on with them "
+                "by --allow_config_change, which the record then tells.",
+            )
         changes += [
             f"{words} the run began with"
             for name, words in _INPUTS.items()

@@ -28,6 +28,7 @@ from daasr_jax.weights import vgg
 from tests.data_fixtures import fastmri_root, one_line, settings, write_rss
 from tests.fuzz.mutations import Deep
 from tests.fuzz.readers import (
+    _LAYERS,
     READERS,
     _record,
     _resealed,
@@ -183,7 +184,8 @@ def test_npz_that_quotes_its_content(tmp_path):
     check_line(caught.value)
 
 
-def test_vgg_whose_array_has_a_header_that_is_no_python(tmp_path):
+def test_vgg_whose_array_has_a_header_that_is_no_python(tmp_path, monkeypatch):
+    monkeypatch.setattr(vgg, "LAYERS", _LAYERS)
     READERS["vgg"].make(tmp_path)
     kernel = (tmp_path / "inside/w").read_bytes()
     path = tmp_path / "w.npz"
@@ -191,7 +193,7 @@ def test_vgg_whose_array_has_a_header_that_is_no_python(tmp_path):
         path.write_bytes(_vgg_zipped(kernel.replace(b"(3, 3,", damaged)))
         with pytest.raises(ConfigError) as caught:
             vgg.read_vgg19(path)
-        one_line(caught.value, "E232", path)
+        one_line(caught.value, "E232", path, "cannot be read")
         check_line(caught.value)
 
 
