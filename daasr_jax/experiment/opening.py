@@ -211,6 +211,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             "training": trained_with(record),
             "commit": commit_id(),
             "device": devices.description(),
+            "deterministic": devices.is_deterministic(),
             "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
         },
         table=table,

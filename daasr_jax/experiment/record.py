@@ -166,7 +166,8 @@ def record_config(
         inputs: What else decides what is learned: `prepared_sha256` of the data,
             `perceptual`, the frozen network. `start`, the generator it begins with, and
             `batch`, how many images a step takes, are written when the run begins and
-            stay.
+            stay. `deterministic`, whether a GPU computes the same bits again, is that
+            of the last part; on a GPU another choice is a warning.
         begun: Whether the run has a checkpoint to go on from.
         allow: Go on with settings that differ; `changes` of the record names them.
         changed_files: Those whose voxels are not what the run began with.
@@ -217,6 +218,7 @@ def record_config(
             if old.get(name) != inputs.get(name)
         ]
         inputs = inputs | {"start": old.get("start"), "batch": began_with(old)}
+        _compare_operations(old.get("deterministic"), inputs.get("deterministic"))
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
         if parts[0] != parts[1]:
             log.warning(
@@ -247,6 +249,18 @@ def record_config(
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
             raise unwritable(path, error) from None
+
+
+def _compare_operations(before: Any, now: Any) -> None:
+    """Warns of a GPU that goes on in another way; a run of before did not say."""
+    if None not in (before, now) and before != now and jax.default_backend() != "cpu":
+        began, goes_on = ("with" if x else "without" for x in (before, now))
+        log.warning(
+            "the run was trained %s --deterministic and goes on %s it: the bits are "
+            "not those of a run in one piece",
+            began,
+            goes_on,
+        )
 
 
 def no_run(folder: Path) -> CheckpointError:

@@ -15,7 +15,7 @@ import pytest
 from flax import serialization
 
 from daasr_jax.errors import ResourceError
-from daasr_jax.runtime import memory
+from daasr_jax.runtime import devices, memory
 from tests.gpu import small
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def programs(device, folder):
     """What runs in processes of its own, started all at once: they mostly compile."""
-    deterministic = flags("--xla_gpu_deterministic_ops=true")
+    deterministic = flags(devices.DETERMINISTIC)
     started = {
         name: Program(folder, name, str(folder), **deterministic)
         for name in ("straight", "resumed")
