@@ -77,6 +77,17 @@ EVALUATED = (
     "train.devices",
 )
 RECORD = "config.json"
+# What names files and people stands beside it, so that the record names nobody.
+LOCAL = "local.json"
+_NAMING = (
+    "data.root",
+    "data.usual_root",
+    "data.cache_dir",
+    "data.split_file",
+    "data.subjects",
+    "perceptual.weights",
+    "train.start_from",
+)
 
 # What reading a damaged record raises.
 _BAD_RECORD = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -160,6 +171,10 @@ def record_config(
 ) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
 
+    What names files and people, such as the data root and lists of subjects, goes into
+    `local.json` beside it. The run is opened with it, and without it where the run was
+    given away.
+
     Args:
         config: The configuration.
         folder: Of the run.
@@ -188,7 +203,7 @@ def record_config(
                 "--workdir.",
             )
         try:
-            old = read_json(path)
+            old = _read(path)
             before = _flat(completed(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
             allowed = list(old.get("changes") or [])
@@ -204,6 +219,10 @@ def record_config(
             f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
             for k in _differing(before, flat, free)
         ]
+        kept = [
+            f"{k} was another one" if _under(k, _NAMING) else words
+            for k, words in zip(_differing(before, flat, free), changes, strict=True)
+        ]
         if changed_files and not changes and not allow:
             raise DataError(
                 "E334",
@@ -212,11 +231,12 @@ def record_config(
                 f"{some(changed_files)}. Restore them from a copy, or go on with them "
                 "by --allow_config_change, which the record then tells.",
             )
-        changes += [
+        others = [
             f"{words} the run began with"
             for name, words in _INPUTS.items()
             if old.get(name) != inputs.get(name)
         ]
+        changes, kept = [*changes, *others], [*kept, *others]
         inputs = inputs | {"start": old.get("start"), "batch": began_with(old)}
         _compare_operations(old.get("deterministic"), inputs.get("deterministic"))
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
@@ -235,10 +255,11 @@ def record_config(
             )
         if changes:
             log.warning("the run goes on with other settings: %s", "; ".join(changes))
-        allowed += changes
+        allowed += kept
     commit = commit_id()
+    public, local = _parted(config)
     record = {
-        "config": config,
+        "config": public,
         "config_sha256": config_sha256(config),
         "commit": commit,
         "commits": list(dict.fromkeys([*commits, commit])),
@@ -246,6 +267,10 @@ def record_config(
     } | inputs
     if jax.process_index() == 0:
         try:
+            if local:
+                write_atomically(folder / LOCAL, json.dumps(local, indent=1))
+            else:
+                (folder / LOCAL).unlink(missing_ok=True)
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
             raise unwritable(path, error) from None
@@ -273,9 +298,12 @@ def no_run(folder: Path) -> CheckpointError:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """`config.json` of a run; empty where there is none that can be read."""
+    """`config.json` of a run; empty where there is none that can be read.
+
+    Its configuration has the values of `local.json` too, where that is beside it.
+    """
     try:
-        record = read_json(folder / RECORD)
+        record = _read(folder / RECORD)
         own = {"config": completed(record["config"]), "batch": began_with(record)}
         return record | own
     except _BAD_RECORD:
@@ -403,6 +431,49 @@ def _differing(
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not _under(key, free)
     ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """`config.json` as it stands, its configuration with the values of `local.json`."""
+    record, beside = read_json(path), path.with_name(LOCAL)
+    if path.name == RECORD and beside.exists():
+        try:
+            for key, value in read_json(beside).items():
+                if _under(key, _NAMING):
+                    _put(record["config"], key, value)
+        except _BAD_RECORD as error:
+            log.warning(
+                "%s cannot be read (%s), so give --config.data.root and lists of "
+                "subjects again",
+                beside,
+                type(error).__name__,
+            )
+    return record
+
+
+def _parted(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration without what names files and people, and that by its keys."""
+    public = copy.deepcopy(config)
+    local = {k: v for k, v in _flat(config).items() if v and _under(k, _NAMING)}
+    for key, value in local.items():
+        _put(public, key, type(value)())
+    return public, local
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    *above, name = key.split(".")
+    for part in above:
+        config = config[part]
+    config[name] = value
+
+
+def configuration_of(path: Path) -> dict[str, Any]:
+    """The configuration of a `config.json`, nested, with the keys that came later.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError, AttributeError: If it is none.
+    """
+    return completed(_read(path)["config"])
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

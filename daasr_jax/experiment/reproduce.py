@@ -151,7 +151,7 @@ def _one(
         if isinstance(error, ResourceError) and error.code == "E614":
             return f"another program has it: {error}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FAILED, json.dumps({"error": str(error)}))
+        write_atomically(folder / FAILED, json.dumps({"error": f"error {error.code}"}))
         said = f"FAILED: {error}"
     finally:
         jax.clear_caches()

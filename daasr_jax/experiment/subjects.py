@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from daasr_jax.data import PreparedSet
+from daasr_jax.data import Names, PreparedSet
 from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import CheckpointError, DataError, unwritable
 from daasr_jax.experiment.record import RECORD
@@ -44,7 +44,7 @@ def record_subjects(
     old = read_seen(folder)
     salt = old["salt"] if old else secrets.token_hex(16)
     seen = {
-        "dataset": prepared.dataset,
+        "dataset": Names(None if names else salt).dataset(prepared.dataset),
         "salt": salt,
         "subjects": prepared.subject_hashes(salt),
         "volumes": prepared.volume_hashes,

@@ -617,8 +617,13 @@ def _make_run(folder: Path) -> None:
     store.save(1, state.replace(skipped_in_a_row=jnp.int32(0)), {"psnr": 30.0})
     store.close()
     (run / "config.json").write_text(json.dumps(_record(), indent=1))
+    (run / "local.json").write_text(
+        json.dumps({"data.root": "/x", "data.subjects.val": "a"})
+    )
     hashes = {s: ["a" * 64] for s in SPLITS}
+    contents = {"b" * 64: "a" * 64}
     seen = {"dataset": "d", "salt": "s", "subjects": hashes, "volumes": hashes}
+    seen["contents"] = contents
     (run / "subjects.json").write_text(json.dumps(seen))
     row = {"step": 1, "g/total": 0.5}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -629,6 +634,7 @@ class _Prepared:
 
     def __init__(self) -> None:
         self.volume_hashes = {s: ["a" * 64] for s in SPLITS}
+        self.files = {"v": ("/x/v.h5", "a" * 64)}
 
     def subject_hashes(self, _: str) -> dict[str, list[str]]:
         return self.volume_hashes
@@ -656,6 +662,7 @@ def _read_run(folder: Path, _: Path) -> None:
     if seen:
         step(subjects.overlap, seen, prepared, "test")
         step(subjects.is_own, folder, prepared, "test")
+        step(subjects.changed_files, folder, prepared)
     with _checked_refusal():  # always: there is a checkpoint
         record.check_new(folder, 1)
     inputs = {k: _record()[k] for k in record._INPUTS}
@@ -768,7 +775,7 @@ READERS: dict[str, Reader] = {
     "config": Reader(
         _make_run,
         _read_run,
-        damaged=("config.json", "config.json", "subjects.json", "metrics.jsonl"),
+        damaged=("config.json", "local.json", "subjects.json", "metrics.jsonl"),
         json_files=True,
     ),
     "checkpoints": Reader(_make_checkpoints, _read_checkpoints),
