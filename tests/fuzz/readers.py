@@ -618,7 +618,7 @@ def _make_run(folder: Path) -> None:
     store.close()
     (run / "config.json").write_text(json.dumps(_record(), indent=1))
     (run / "local.json").write_text(
-        json.dumps({"data.root": "/x", "data.subjects.val": "a"})
+        json.dumps({"data.root": "/x", "data.cache_dir": "c"})
     )
     hashes = {s: ["a" * 64] for s in SPLITS}
     contents = {"b" * 64: "a" * 64}
