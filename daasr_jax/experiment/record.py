@@ -224,11 +224,12 @@ def record_config(
             for k, words in zip(_differing(before, flat, free), changes, strict=True)
         ]
         if changed_files and not changes and not allow:
+            files = some(changed_files)
             raise DataError(
                 "E334",
                 f"the voxels of {len(changed_files)} files are not those that the run "
                 f"in {folder} began with, though their names and all settings are: "
-                f"{some(changed_files)}. Restore them from a copy, or go on with them "
+                f"{files}. Restore them from a copy, or go on with them "
                 "by --allow_config_change, which the record then tells.",
             )
         others = [
