@@ -25,7 +25,8 @@ from PIL import Image
 from daasr_jax.data import Names, draw_pairing, load_pairing, prepare
 from daasr_jax.data.sources.forms import is_contrast
 from daasr_jax.errors import ConfigError, DataError
-from daasr_jax.experiment import evaluate, reproduce_request
+from daasr_jax.experiment import evaluate, record, reproduce_request
+from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.opening import Request
 from tests.data_fixtures import nifti_root, scan_voxels, settings, table, write_rss
 from tests.e2e.commands import SMALL, run_all
@@ -189,6 +190,33 @@ def test_27_bad_files_are_named_on_the_console_alone(tmp_path):
     assert local["data.subjects.val"] == "sub-0,sub-1"
     config = json.loads((run / "config.json").read_text())["config"]["data"]
     assert config["root"] == config["subjects"]["val"] == ""
+
+
+def test_27_a_run_opens_with_its_names_and_without(tmp_path, caplog):
+    """`local.json` is absent where a run was given away, and may be damaged."""
+    config = load("fastmri_x4")
+    config.data.root, config.data.subjects.val = f"/Qanary/{ID}", ID
+    config.data.split_file, config.train.start_from = f"{ID}.json", f"{NAME}/run"
+    record.record_config(config.to_dict(), tmp_path, {})
+    assert {path for path, _ in found_in(tmp_path)} == {str(tmp_path / "local.json")}
+    whole = json.loads(json.dumps(config.to_dict()))
+    assert record.read_record(tmp_path)["config"] == whole
+    assert json.loads(load(str(tmp_path / "config.json")).to_json()) == whole
+    record.record_config(config.to_dict(), tmp_path, {}, begun=True)  # it goes on
+    config.data.subjects.val = f"{ID}-2"
+    record.record_config(config.to_dict(), tmp_path, {}, begun=True, allow=True)
+    assert record.read_record(tmp_path)["changes"] == [
+        "data.subjects.val was another one"
+    ]
+    (tmp_path / "local.json").write_text('{"data.root": ')
+    assert record.read_record(tmp_path)["config"]["data"]["root"] == ""
+    assert "local.json cannot be read (JSONDecodeError)" in caplog.text
+    (tmp_path / "local.json").write_text('{"scale": 2, "data.root": "/x"}')
+    found = record.read_record(tmp_path)["config"]
+    assert (found["scale"], found["data"]["root"]) == (4, "/x")
+    (tmp_path / "local.json").unlink()
+    assert record.read_record(tmp_path)["config"]["data"]["root"] == ""
+    assert found_in(tmp_path) == set()
 
 
 def test_27_what_is_packed_is_looked_into(tmp_path):

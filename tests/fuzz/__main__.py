@@ -66,7 +66,14 @@ def page(
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES)
     kinds = [what for one in campaigns for what in one.found]
     head = _PAGE.format(
-        command=shlex.join(["python", "-m", "tests.fuzz", *given]),
+        command=shlex.join(
+            [
+                "python",
+                "-m",
+                "tests.fuzz",
+                *(w for w in given if not w.startswith("--keep=")),
+            ]
+        ),
         inputs=f"{sum(one.counts.total() for one in campaigns):,}",
         found=f"{len(kinds)} kind{'s' * (len(kinds) > 1)} of failure"
         if kinds

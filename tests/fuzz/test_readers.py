@@ -78,7 +78,11 @@ def test_page(tmp_path):
     campaign.counts.update({"read": 2, "refused": 497, "traceback": 1})
     campaign.found["traceback: here"] = None
     text = page(
-        [campaign], {"split": 3.4}, seed=7, given=["--inputs=500"], commit="abc"
+        [campaign],
+        {"split": 3.4},
+        seed=7,
+        given=["--inputs=500", "--keep=x"],
+        commit="abc",
     )
     assert "`python -m tests.fuzz --inputs=500`: 500 damaged files, 1 kind " in text
     assert "| split | 500 | 2 | 497 | 0 | 1 | 0 | 0 | 1 | 3 |" in text
