@@ -207,6 +207,7 @@ def record_config(
             before = _flat(completed(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
             allowed = list(old.get("changes") or [])
+            batch = began_with(old)
         except _BAD_RECORD as error:
             raise ConfigError(
                 "E208", f"{path} cannot be read ({type(error).__name__})."
@@ -238,7 +239,7 @@ def record_config(
             if old.get(name) != inputs.get(name)
         ]
         changes, kept = [*changes, *others], [*kept, *others]
-        inputs = inputs | {"start": old.get("start"), "batch": began_with(old)}
+        inputs = inputs | {"start": old.get("start"), "batch": batch}
         _compare_operations(old.get("deterministic"), inputs.get("deterministic"))
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
         if parts[0] != parts[1]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, first_line
 from daasr_jax.models.vgg import CONVENTIONS, RELU3_3, WIDTHS, FrozenVGG
 from daasr_jax.weights.lpips import FILES, lpips_arrays
 
@@ -93,7 +93,6 @@ def read_vgg19(path: str | Path, *, sha256: str = "") -> FrozenVGG:
     except _BadWeightsError as error:
         raise ConfigError("E232", f"VGG-19 weights: {path} {error}.") from None
     except _READ_ERRORS as error:
-        lines = str(error).strip().splitlines()
         remedy = "; fetch it again"
         if getattr(error, "errno", None):  # the system refuses; the file may be whole
             remedy = ": correct its permissions, or see to the disk"
@@ -101,8 +100,7 @@ def read_vgg19(path: str | Path, *, sha256: str = "") -> FrozenVGG:
             remedy = ": end what has locked it, or set HDF5_USE_FILE_LOCKING=FALSE"
         raise ConfigError(
             "E232",
-            f"VGG-19 weights: {path} cannot be read "
-            f"({lines[0] if lines else type(error).__name__}){remedy}.",
+            f"VGG-19 weights: {path} cannot be read ({first_line(error)}){remedy}.",
         ) from None
     source = f"vgg19 ({origin}, {preprocessing}) from {path.name}"
     return FrozenVGG(params, preprocessing, "vgg19", source, found)
