@@ -28,7 +28,7 @@ _PAGE = """\
 # Damaged files
 
 `{command}`: {inputs} damaged files, {found}.
-Every other one was read as it is, or refused in one line with a code
+What did not fail was read as it is, or refused in one line with a code
 ([errors](../errors.md)). Commit {commit}; Python {python}, {versions}; seed {seed};
 {minutes:.1f} minutes.
 
