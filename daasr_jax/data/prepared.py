@@ -48,6 +48,7 @@ class PreparedSet:
         slice_hashes: Hashes of the slices of each split, sorted, without those of
             nearly empty slices; see `slices.slice_hash`.
         left_out: Number of files that cannot be used and were left out.
+        files: Key of each volume -> its file, and the hash of its voxels.
     """
 
     splits: dict[str, SliceTable]
@@ -60,6 +61,7 @@ class PreparedSet:
     volume_hashes: dict[str, list[str]]
     slice_hashes: dict[str, list[str]]
     left_out: int = 0
+    files: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     def subject_hashes(self, salt: str) -> dict[str, list[str]]:
         """SHA-256 of salt and name of each split's subjects, sorted, hexadecimal."""
@@ -177,6 +179,11 @@ def prepare(
             s: sorted(r.sha256 for r in rs if r.sha256) for s, rs in records.items()
         },
         left_out=len(left_out),
+        files={
+            v.key: (v.path, hashes[v.key])
+            for members in splits.values()
+            for v in members
+        },
     )
     if left_out:
         log.warning("%d files that cannot be used are left out", len(left_out))

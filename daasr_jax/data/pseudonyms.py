@@ -41,6 +41,11 @@ class Names:
         """The contrast where its word is in general use; else empty."""
         return name if self.salt is None or is_contrast(name) else ""
 
+    def dataset(self, name: str) -> str:
+        """Such as `nifti:openms`; of the user's own folder the layout alone."""
+        layout = name.partition(":")[0]
+        return name if self.salt is None or layout == "template" else layout
+
     def slice(self, table: SliceTable, i: int) -> str:
         """Slice i of a table, such as `p0123456789/T2w-01234567#012`."""
         if self.salt is None:

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.installation import shipped_folder
 from daasr_jax.experiment.places import place
-from daasr_jax.files import read_json
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
@@ -37,10 +36,9 @@ def load(name: str) -> Config:
     file, colon, argument = name.partition(":")
     try:
         if Path(name).suffix == ".json":
-            from daasr_jax.experiment.record import completed  # reads this module's
+            from daasr_jax.experiment.record import configuration_of  # reads this
 
-            record = read_json(Path(name))
-            return ConfigDict(completed(record["config"])).lock()
+            return ConfigDict(configuration_of(Path(name))).lock()
         path = locate(file)
         _offer_shipped()
         loader = SourceFileLoader("experiment_file", str(path))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import daasr_jax
 from daasr_jax import data
+from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import ConfigError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.experiment import checks, parts, subjects
@@ -191,13 +192,14 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
     if target is None:
         target = folder / f"eval_{what}_{name}.json"
         _check_target(target, folder, force=request.force)
+    names = data.Names(None if request.names else subjects.salt_of(folder))
     model = parts.make_model(config)
     mesh = devices.local_mesh(config.train.devices)
     variables = devices.to_local(run.variables, mesh)
     return Opened(
         config=config,
         provenance={
-            "dataset": prepared.dataset,
+            "dataset": names.dataset(prepared.dataset),
             "prepared_sha256": prepared.key,
             "companions_sha256": prepared.companions,
             "files_left_out": prepared.left_out,
@@ -211,6 +213,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             "training": trained_with(record),
             "commit": commit_id(),
             "device": devices.description(),
+            "deterministic": devices.is_deterministic(),
             "versions": {"daasr_jax": daasr_jax.__version__, "jax": jax.__version__},
         },
         table=table,
@@ -227,7 +230,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
             mesh=mesh,
         ),
         target=target,
-        names=data.Names(None if request.names else subjects.salt_of(folder)),
+        names=names,
     )
 
 
@@ -309,7 +312,8 @@ def _data(
 
     The run's own split is looked for first, by the names in its `split.json`. Where
     the data root that was given has none of it, or other voxels, it is other data:
-    then all its subjects are evaluated.
+    then all its subjects are evaluated. It is called by its folder with `--names`, else
+    by a salted hash of that.
     """
     settings = parts.data_settings(config)
     if companions is not None:
@@ -337,6 +341,8 @@ def _data(
     prepared = data.prepare(whole, check=check)
     name = "subjects" if chosen else Path(settings.root).name or "data"
     log.info("all %d slices are evaluated, of %s", len(prepared.splits["test"]), name)
+    if not chosen and not request.names:
+        name = f"data-{salted(name, subjects.salt_of(folder))[:8]}"
     return prepared, "test", _in_file_names(name)
 
 

@@ -235,6 +235,7 @@ def make_plan(
         "perceptual_words": perceptual_words(perceptual),
         "start": source,
         "batch": layout.record(),
+        "deterministic": devices.is_deterministic(),
     }
     return Plan(
         name=config.model.name,

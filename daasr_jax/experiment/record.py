@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from daasr_jax.data import Shares
-from daasr_jax.errors import CheckpointError, ConfigError, unwritable
+from daasr_jax.data.sources.base import some
+from daasr_jax.errors import CheckpointError, ConfigError, DataError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
 from daasr_jax.files import read_json, write_atomically
 from daasr_jax.training.manifest import NONE_YET
@@ -76,6 +78,17 @@ EVALUATED = (
     "train.devices",
 )
 RECORD = "config.json"
+# What names files and people stands beside it, so that the record names nobody.
+LOCAL = "local.json"
+_NAMING = (
+    "data.root",
+    "data.usual_root",
+    "data.cache_dir",
+    "data.split_file",
+    "data.subjects",
+    "perceptual.weights",
+    "train.start_from",
+)
 
 # What reading a damaged record raises.
 _BAD_RECORD = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -170,8 +183,13 @@ def record_config(
     *,
     begun: bool = False,
     allow: bool = False,
+    changed_files: Sequence[str] = (),
 ) -> None:
     """Writes `config.json`, after comparing it with the one of the run so far.
+
+    What names files and people, such as the data root and lists of subjects, goes into
+    `local.json` beside it. The run is opened with it, and without it where the run was
+    given away.
 
     Args:
         config: The configuration.
@@ -179,13 +197,16 @@ def record_config(
         inputs: What else decides what is learned: `prepared_sha256` of the data,
             `perceptual`, the frozen network. `start`, the generator it begins with, and
             `batch`, how many images a step takes, are written when the run begins and
-            stay.
+            stay. `deterministic`, whether a GPU computes the same bits again, is that
+            of the last part; on a GPU another choice is a warning.
         begun: Whether the run has a checkpoint to go on from.
         allow: Go on with settings that differ; `changes` of the record names them.
+        changed_files: Those whose voxels are not what the run began with.
 
     Raises:
         ConfigError: If a setting that decides what is learned has changed (E207), or
             there is no record to compare with (E208).
+        DataError: If no setting has, and files are others (E334).
     """
     path = folder / RECORD
     flat, commits, allowed = _flat(config), [], []
@@ -198,10 +219,11 @@ def record_config(
                 "--workdir.",
             )
         try:
-            old = read_json(path)
+            old = _read(path)
             before = _flat(completed(old["config"]))
             commits = list(old.get("commits") or [old["commit"]])
             allowed = list(old.get("changes") or [])
+            batch = began_with(old)
         except _BAD_RECORD as error:
             raise ConfigError(
                 "E208", f"{path} cannot be read ({type(error).__name__})."
@@ -214,12 +236,27 @@ def record_config(
             f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
             for k in _differing(before, flat, free)
         ]
-        changes += [
+        kept = [
+            f"{k} was another one" if _under(k, _NAMING) else words
+            for k, words in zip(_differing(before, flat, free), changes, strict=True)
+        ]
+        if changed_files and not changes and not allow:
+            files = some(changed_files)
+            raise DataError(
+                "E334",
+                f"the voxels of {len(changed_files)} files are not those that the run "
+                f"in {folder} began with, though their names and all settings are: "
+                f"{files}. Restore them from a copy, or go on with them "
+                "by --allow_config_change, which the record then tells.",
+            )
+        others = [
             f"{words} the run began with"
             for name, words in _INPUTS.items()
             if old.get(name) != inputs.get(name)
         ]
-        inputs = inputs | {"start": old.get("start"), "batch": began_with(old)}
+        changes, kept = [*changes, *others], [*kept, *others]
+        inputs = inputs | {"start": old.get("start"), "batch": batch}
+        _compare_operations(old.get("deterministic"), inputs.get("deterministic"))
         parts = before.get("train.accumulate", 1), flat["train.accumulate"]
         if parts[0] != parts[1]:
             log.warning(
@@ -236,10 +273,11 @@ def record_config(
             )
         if changes:
             log.warning("the run goes on with other settings: %s", "; ".join(changes))
-        allowed += changes
+        allowed += kept
     commit = commit_id()
+    public, local = _parted(config)
     record = {
-        "config": config,
+        "config": public,
         "config_sha256": config_sha256(config),
         "commit": commit,
         "commits": list(dict.fromkeys([*commits, commit])),
@@ -247,9 +285,25 @@ def record_config(
     } | inputs
     if jax.process_index() == 0:
         try:
+            if local:
+                write_atomically(folder / LOCAL, json.dumps(local, indent=1))
+            else:
+                (folder / LOCAL).unlink(missing_ok=True)
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
             raise unwritable(path, error) from None
+
+
+def _compare_operations(before: Any, now: Any) -> None:
+    """Warns of a GPU that goes on in another way; a run of before did not say."""
+    if None not in (before, now) and before != now and jax.default_backend() != "cpu":
+        began, goes_on = ("with" if x else "without" for x in (before, now))
+        log.warning(
+            "the run was trained %s --deterministic and goes on %s it: the bits are "
+            "not those of a run in one piece",
+            began,
+            goes_on,
+        )
 
 
 def no_run(folder: Path) -> CheckpointError:
@@ -262,9 +316,12 @@ def no_run(folder: Path) -> CheckpointError:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """`config.json` of a run; empty where there is none that can be read."""
+    """`config.json` of a run; empty where there is none that can be read.
+
+    Its configuration has the values of `local.json` too, where that is beside it.
+    """
     try:
-        record = read_json(folder / RECORD)
+        record = _read(folder / RECORD)
         own = {"config": completed(record["config"]), "batch": began_with(record)}
         return record | own
     except _BAD_RECORD:
@@ -392,6 +449,49 @@ def _differing(
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not _under(key, free)
     ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """`config.json` as it stands, its configuration with the values of `local.json`."""
+    record, beside = read_json(path), path.with_name(LOCAL)
+    if path.name == RECORD and beside.exists():
+        try:
+            for key, value in read_json(beside).items():
+                if _under(key, _NAMING):
+                    _put(record["config"], key, value)
+        except _BAD_RECORD as error:
+            log.warning(
+                "%s cannot be read (%s), so give --config.data.root and lists of "
+                "subjects again",
+                beside,
+                type(error).__name__,
+            )
+    return record
+
+
+def _parted(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration without what names files and people, and that by its keys."""
+    public = copy.deepcopy(config)
+    local = {k: v for k, v in _flat(config).items() if v and _under(k, _NAMING)}
+    for key, value in local.items():
+        _put(public, key, type(value)())
+    return public, local
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    *above, name = key.split(".")
+    for part in above:
+        config = config[part]
+    config[name] = value
+
+
+def configuration_of(path: Path) -> dict[str, Any]:
+    """The configuration of a `config.json`, nested, with the keys that came later.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError, AttributeError: If it is none.
+    """
+    return completed(_read(path)["config"])
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

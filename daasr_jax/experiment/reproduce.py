@@ -167,7 +167,7 @@ def _one(
         if error.code == "E614":  # another program has the folder
             raise
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FAILED, json.dumps({"error": str(error)}))
+        write_atomically(folder / FAILED, json.dumps({"error": f"error {error.code}"}))
         said = f"FAILED: {error}"
     finally:
         jax.clear_caches()

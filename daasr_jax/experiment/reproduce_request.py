@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from daasr_jax.experiment.places import place
 from daasr_jax.files import kept, write_atomically
 from daasr_jax.runtime import devices
 
+_FOLDERS = ("--data_root", "--workdir", "--masks")
+_NAMING = re.compile(
+    r"((?:--set=)?data\.(?:subjects\.\w+|root|cache_dir|split_file)=).*"
+)
 IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
 
 
@@ -132,8 +138,35 @@ def requested(given: Any, words: Sequence[str]) -> Request:
         scales=scales,
         tracks=listed(given.tracks),
         seeds=given.seeds,
-        arguments=[w for w in words if w not in ("--debug", "--dry_run")],
+        arguments=_unnamed([w for w in words if w not in ("--debug", "--dry_run")]),
     )
+
+
+def _unnamed(words: Sequence[str]) -> list[str]:
+    """The arguments without folders and lists of people, which tables do not name."""
+    out, hidden = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if hidden or name in _FOLDERS:
+            out.append("DIR" if hidden else f"{name}=DIR" if equals else name)
+            hidden = not hidden and not equals
+        else:
+            out.append(_NAMING.sub(r"\1...", word))
+    return out
+
+
+def _without_names(identity: dict[str, Any]) -> dict[str, Any]:
+    """With a SHA-256 for each list of people."""
+    out = json.loads(json.dumps(identity))
+    lists = dict(out["data"].get("subjects", {}))
+    changes = dict(out["changes"])
+    for values in (lists, changes):
+        for key, value in values.items():
+            named = values is lists or _NAMING.match(f"{key}=")
+            if named and value and not str(value).startswith("sha256:"):
+                text = json.dumps(value).encode()
+                values[key] = f"sha256:{hashlib.sha256(text).hexdigest()}"
+    return out | {"changes": changes, "data": out["data"] | {"subjects": lists}}
 
 
 def check_identity(request: Request, *, write: bool) -> None:
@@ -154,10 +187,12 @@ def check_identity(request: Request, *, write: bool) -> None:
         "pairings": s.pairings,
         "masks": bool(s.masks),
     }
-    own = json.loads(json.dumps(own))
+    own = _without_names(own)
     path = request.workdir / IDENTITY
     before = kept(path)
     known = before or {}
+    if {"data", "changes"} <= known.keys():
+        known = _without_names(known)
     changed = ", ".join(k for k in own if k in known and known[k] != own[k])
     if changed:
         raise ConfigError(

@@ -8,7 +8,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from daasr_jax.data import PreparedSet
+from daasr_jax.data import Names, PreparedSet
+from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import CheckpointError, DataError, unwritable
 from daasr_jax.experiment.record import RECORD
 from daasr_jax.files import file_hash, read_json, write_atomically
@@ -28,7 +29,9 @@ def record_subjects(
     `split.json` is a file for `data.split_file`. `subjects.json` has SHA-256 of salt
     and subject, and of the voxels of each volume. It is what `overlap` reads, so it can
     go with weights that are given to others. The salt is in both files: who has them
-    can ask whether a name that he knows was there.
+    can ask whether a name that he knows was there. Its `contents` are SHA-256 of salt
+    and name of each volume, with that of its voxels, by which `changed_files` tells
+    which file is another one.
 
     Args:
         prepared: The data of the run.
@@ -41,17 +44,20 @@ def record_subjects(
     old = read_seen(folder)
     salt = old["salt"] if old else secrets.token_hex(16)
     seen = {
-        "dataset": prepared.dataset,
+        "dataset": Names(None if names else salt).dataset(prepared.dataset),
         "salt": salt,
         "subjects": prepared.subject_hashes(salt),
         "volumes": prepared.volume_hashes,
+        "contents": {
+            salted(key, salt): content for key, (_, content) in prepared.files.items()
+        },
     }
     if old:  # those that were seen before stay so, where the data have changed
         for kind in ("subjects", "volumes"):
             for split, known in seen[kind].items():
                 before = old[kind].get(split, [])
                 seen[kind][split] = sorted({*known, *before})
-        if all(seen[k] == old[k] for k in ("subjects", "volumes")):
+        if all(seen[k] == old.get(k) for k in ("subjects", "volumes", "contents")):
             return
     try:
         prepared.write_split(folder / SPLIT, None if names else salt)
@@ -75,6 +81,8 @@ def read_seen(folder: Path) -> dict[str, Any] | None:
         texts = [seen["salt"], *(x for hashes in lists for x in hashes)]
         assert all(isinstance(x, list) for x in lists)
         assert all(isinstance(x, str) for x in texts)
+        contents = seen.get("contents", {}).values()
+        assert all(isinstance(x, str) for x in contents)
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError
     ) as error:  # fmt: skip
@@ -84,6 +92,27 @@ def read_seen(folder: Path) -> dict[str, Any] | None:
             "the run was trained on; restore it from a copy.",
         ) from None
     return seen
+
+
+def changed_files(folder: Path, prepared: PreparedSet) -> list[str]:
+    """Files whose voxels are not those that the run began with, by their names.
+
+    A run from before contents were recorded knows none.
+
+    Args:
+        folder: Of the run.
+        prepared: The data as they are now.
+
+    Raises:
+        CheckpointError: If `subjects.json` cannot be read (E416).
+    """
+    seen = read_seen(folder) or {}
+    known, salt = seen.get("contents", {}), seen.get("salt", "")
+    return [
+        path
+        for key, (path, content) in prepared.files.items()
+        if known.get(salted(key, salt), content) != content
+    ]
 
 
 def salt_of(folder: Path) -> str:

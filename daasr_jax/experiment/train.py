@@ -28,7 +28,7 @@ from daasr_jax.experiment.batch import lay_out
 from daasr_jax.experiment.places import run_folder
 from daasr_jax.experiment.plan import Plan, make_plan
 from daasr_jax.experiment.record import check_new, read_record, record_config
-from daasr_jax.experiment.subjects import record_subjects, salt_of
+from daasr_jax.experiment.subjects import changed_files, record_subjects, salt_of
 from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import load_lpips
 from daasr_jax.runtime import devices
@@ -108,7 +108,14 @@ def _train(
         check_new(folder, min(n for n in saves if n))
     disk.require(folder, plan.state)
     given = config.to_dict()
-    record_config(given, folder, plan.inputs, begun=begun, allow=allow_change)
+    record_config(
+        given,
+        folder,
+        plan.inputs,
+        begun=begun,
+        allow=allow_change,
+        changed_files=changed_files(folder, plan.prepared) if begun else (),
+    )
     if jax.process_index() == 0:
         record_subjects(plan.prepared, folder, names=names)
     log.info(

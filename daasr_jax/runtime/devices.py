@@ -6,6 +6,7 @@ import collections
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -46,6 +47,13 @@ def make_deterministic() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
     log.info("operations are deterministic (%s)", DETERMINISTIC)
+
+
+def is_deterministic() -> bool:
+    """Whether a GPU is to compute the same bits in every run; a CPU always does."""
+    name = DETERMINISTIC.partition("=")[0]
+    values = re.findall(rf"{name}(?:=(\S*))?(?!\S)", os.environ.get("XLA_FLAGS", ""))
+    return bool(values) and values[-1].lower() in ("", "true", "1")
 
 
 def find() -> list[Any]:

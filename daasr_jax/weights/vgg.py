@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, first_line
 from daasr_jax.models.vgg import CONVENTIONS, RELU3_3, WIDTHS, FrozenVGG
 from daasr_jax.weights.lpips import FILES, lpips_arrays
 
@@ -28,7 +29,7 @@ _KERAS_NAME = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _KERAS_MD5 = "253f8cb515780f3b799900260a226db6"
 _READ_ERRORS = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, EOFError,
-    zipfile.BadZipFile, zlib.error,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError,
 )  # fmt: skip
 # HDF5's own deflate, shuffle and fletcher32; any other filter might load a plugin.
 _FILTERS = {1, 2, 3}
@@ -92,7 +93,6 @@ def read_vgg19(path: str | Path, *, sha256: str = "") -> FrozenVGG:
     except _BadWeightsError as error:
         raise ConfigError("E232", f"VGG-19 weights: {path} {error}.") from None
     except _READ_ERRORS as error:
-        lines = str(error).strip().splitlines()
         remedy = "; fetch it again"
         if getattr(error, "errno", None):  # the system refuses; the file may be whole
             remedy = ": correct its permissions, or see to the disk"
@@ -100,8 +100,7 @@ def read_vgg19(path: str | Path, *, sha256: str = "") -> FrozenVGG:
             remedy = ": end what has locked it, or set HDF5_USE_FILE_LOCKING=FALSE"
         raise ConfigError(
             "E232",
-            f"VGG-19 weights: {path} cannot be read "
-            f"({lines[0] if lines else type(error).__name__}){remedy}.",
+            f"VGG-19 weights: {path} cannot be read ({first_line(error)}){remedy}.",
         ) from None
     source = f"vgg19 ({origin}, {preprocessing}) from {path.name}"
     return FrozenVGG(params, preprocessing, "vgg19", source, found)

@@ -125,7 +125,7 @@ def test_a_run_is_evaluated_by_its_own_record(place, trained):
     assert report("test_aligned")["protocol"]["track"] == "aligned"
     rows = report("val_random")["per_slice"]
     assert {r["subject"] for r in rows} == called(split["val"])
-    other_data = report("other_random")
+    other_data = report(f"data-{salted('other', salt)[:8]}_random")
     assert (other_data["n_subjects"], other_data["overlap"]) == (3, {"known": True})
     assert report("subjects_random")["overlap"]["train"] == {
         "subjects": 1,

@@ -144,7 +144,7 @@ def after_the_end(tmp_path, cache, train, common, done):
     assert f"all {STEPS} steps are done" in again["err"]
     after = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
     changed = {p.name for p in before if after.get(p) != before[p]}
-    assert changed <= {"config.json"}
+    assert changed <= {"config.json", "local.json"}
 
     expected = {
         "other rate": ("E207", 2, "optimiser.learning_rate was 0.002, is 0.001"),

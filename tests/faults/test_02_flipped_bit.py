@@ -2,7 +2,11 @@
 
 Expected: one line names the file, exit code 3. A voxel that would set the range of its
 volume is found, also without a checksum in the file: by the rest of the volume, and by
-the attribute `max` of fastMRI's files.
+the attribute `max` of fastMRI's files. Any other flipped bit of a file without checksum
+is found when a run is resumed, by the hashes of the voxels that it began with. Two are
+not found: one that was flipped before the file was first read and leaves its voxel in
+the range; and one of the disk, under which size and times stay: then the slices that
+were prepared before are used, which it did not reach.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import pytest
 
 from daasr_jax.data import prepare
 from daasr_jax.errors import DataError
+from daasr_jax.experiment import record, subjects
+from daasr_jax.experiment.configuration import load
 from tests.data_fixtures import (
     fastmri_root,
     nifti_root,
@@ -22,6 +28,7 @@ from tests.data_fixtures import (
     write_h5,
     write_nifti,
 )
+from tests.e2e.commands import SMALL, check_refusals, run_all
 
 
 def refused(root, cache, *parts):
@@ -85,3 +92,77 @@ def test_02_prepared_slices(tmp_path, place):
     data[int(place * len(data))] ^= 1
     path.write_bytes(data)
     refused(root, cache, "E311", path, "has changed on disk", "delete the folder")
+
+
+def plain_root(root):
+    """The layout of fastMRI without filters, so without any checksum."""
+    fastmri_root(root)
+    for path in root.rglob("*.h5"):
+        with h5py.File(path, "a") as file:
+            image = file["reconstruction_rss"][()]
+            del file["reconstruction_rss"]
+            file["reconstruction_rss"] = image
+    return root
+
+
+def flip_lowest_bit(path):
+    """The lowest bit of the mantissa of one voxel inside the head."""
+    with h5py.File(path) as file:
+        image = file["reconstruction_rss"]
+        at = image.id.get_offset() + 4 * int(
+            np.ravel_multi_index((2, 12, 10), image.shape)
+        )
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["multicoil_train/file_002", "multicoil_val/file_001"])
+def test_02_a_low_bit_is_seen_when_a_run_goes_on(tmp_path, name):
+    root, cache, run = (
+        plain_root(tmp_path / "data"),
+        tmp_path / "cache",
+        tmp_path / "run",
+    )
+    run.mkdir()
+    config = load("fastmri_x4")
+
+    def recorded(**kwargs):
+        prepared = prepare(settings(root, cache))
+        inputs = {"prepared_sha256": prepared.key, "perceptual": {"network": "none"}}
+        changed = subjects.changed_files(run, prepared)
+        record.record_config(
+            config.to_dict(), run, inputs, changed_files=changed, **kwargs
+        )
+        subjects.record_subjects(prepared, run)
+        return changed
+
+    assert recorded() == []
+    assert recorded(begun=True) == []
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert name not in str(before)
+    flip_lowest_bit(root / f"{name}.h5")
+    with pytest.raises(DataError) as error:
+        recorded(begun=True)
+    assert error.value.exit_code == 3
+    one_line(error.value, "E334", "the voxels of 1 files", root / f"{name}.h5")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert len(recorded(begun=True, allow=True)) == 1
+    assert record.read_record(run)["changes"] == [
+        "the data differ from those the run began with"
+    ]
+    assert recorded(begun=True) == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(500)
+def test_02_a_low_bit_stops_the_command(tmp_path):
+    root, cache = plain_root(tmp_path / "data"), tmp_path / "cache"
+    train = ["train.py", *SMALL, f"--config.data.root={root}",
+             f"--workdir={tmp_path / 'run'}", "--config.train.steps=2"]  # fmt: skip
+    (first,) = run_all([train], cache)
+    assert first["code"] == 0, first
+    path = root / "multicoil_train/file_003.h5"
+    flip_lowest_bit(path)
+    (again,) = run_all([train], cache)
+    check_refusals({"again": again}, {"again": ("E334", 3, str(path))})

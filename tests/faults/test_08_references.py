@@ -1,19 +1,26 @@
 """Fault 08: a reference of another size or place, blank, bad, or a copy of its target.
 
 Expected: another contrast is resampled by the headers; a copy of the target is an
-error, exit code 3. A network that was trained on mixed references loses at most 0.1 dB
-by a blank or bad one, against none (phantoms, x2 and x4).
+error, exit code 3. A blank reference is none: both are zeros. A network that was
+trained on the track `mixed` loses at most 0.1 dB by a bad one, against none (phantoms,
+x2 and x4): a damaged or noisy neighbour, a stranger, noise, one grey. A slice of the
+same person that lies far from the target is not held to it at x4, where it costs 0.4 dB
+of these phantoms: it is much like a neighbour, and none.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from daasr_jax.data import draw_pairing, prepare
-from daasr_jax.data.corruption import corrupted
+from daasr_jax.data import draw_pairing, prepare, training_batches
+from daasr_jax.data.corruption import _noisy, corrupted
+from daasr_jax.data.table import SliceRecord, SliceTable
 from daasr_jax.errors import DataError
 from daasr_jax.evaluation.predict import make_predict
 from daasr_jax.evaluation.report import contrast_by
@@ -70,84 +77,140 @@ def test_08_a_copy_of_the_target_is_an_error(tmp_path):
 
 
 SIDE = 12  # of the LR images
+SLICES = 6  # of a phantom
+WRONG = "wrong slice"
 
 
-def phantoms(scale: int, count: int, *seed: int) -> np.ndarray:
-    """Heads of ellipses, (count, scale SIDE, scale SIDE, 1) float32 in [0, 1]."""
+def phantom(side: int, *seed: int) -> np.ndarray:
+    """A head of ellipsoids, cut into (SLICES, side, side, 1) float32 in [0, 1]."""
     rng = np.random.default_rng(seed)
-    side = scale * SIDE * 1j
-    y, x = np.mgrid[-1:1:side, -1:1:side]
-    images = []
-    for _ in range(count):
-        wide, high = rng.uniform(0.7, 0.95, 2)
-        head = (x / wide) ** 2 + (y / high) ** 2 < 1
-        image = 0.4 * head
-        for _ in range(12):
-            a, b = rng.uniform(0.08, 0.4, 2)
-            u, v = x - rng.uniform(-0.6, 0.6), y - rng.uniform(-0.6, 0.6)
-            angle = rng.uniform(0, np.pi)
-            u, v = (
-                u * np.cos(angle) + v * np.sin(angle),
-                v * np.cos(angle) - u * np.sin(angle),
-            )
-            image += ((u / a) ** 2 + (v / b) ** 2 < 1) * rng.uniform(-0.25, 0.3)
-        images.append(np.clip(image, 0, 1) * head)
-    return np.stack(images)[..., None].astype(np.float32)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    z = np.linspace(-0.3, 0.3, SLICES)[:, None, None]
+    wide, high = rng.uniform(0.7, 0.95, 2)
+    head = (x / wide) ** 2 + (y / high) ** 2 + z**2 < 1
+    image = 0.4 * head
+    for _ in range(18):
+        a, b, c = rng.uniform(0.08, 0.4, 3)
+        u, v = x - rng.uniform(-0.6, 0.6), y - rng.uniform(-0.6, 0.6)
+        w, angle = z - rng.uniform(-0.4, 0.4), rng.uniform(0, np.pi)
+        u, v = (
+            u * np.cos(angle) + v * np.sin(angle),
+            v * np.cos(angle) - u * np.sin(angle),
+        )
+        inside = (u / a) ** 2 + (v / b) ** 2 + (w / (2 * c)) ** 2 < 1
+        image = image + inside * rng.uniform(-0.25, 0.3)
+    return (np.clip(image, 0, 1) * head)[..., None].astype(np.float32)
 
 
-def neighbours(images: np.ndarray, *seed: int) -> np.ndarray:
-    """Each moved by at most two pixels."""
-    rng = np.random.default_rng(seed)
-    return np.stack([np.roll(x, rng.integers(-2, 3, 2), (0, 1)) for x in images])
-
-
-def mixed(scale: int, hr: np.ndarray, i: int) -> np.ndarray:
-    """References of a batch as the track `mixed` has them."""
-    rng = np.random.default_rng((9, i))
-    near = neighbours(hr, 8, i)
-    kinds = [
-        near,
-        phantoms(scale, len(hr), 6, i),
-        np.stack([corrupted(x, rng) for x in near]),
-        np.zeros_like(hr),
+def phantoms(scale: int, count: int, seed: int) -> SliceTable:
+    """A split of `count` subjects with a phantom each."""
+    images = [phantom(scale * SIDE, seed, i) for i in range(count)]
+    records = [
+        SliceRecord(f"p{s}/T1", f"p{s}", "T1", "", k, SLICES)
+        for s in range(count)
+        for k in range(SLICES)
     ]
-    drawn = rng.choice(len(kinds), len(hr), p=(0.45, 0.2, 0.2, 0.15))
-    return np.stack([kinds[kind][n] for n, kind in enumerate(drawn)])
+
+    def read(i: int) -> np.ndarray:
+        return images[i // SLICES][i % SLICES]
+
+    return SliceTable("train", records, scale * SIDE, read)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("scale", [2, 4])
-def test_08_a_bad_reference_is_hardly_worse_than_none(scale):
+def trained(scale: int, steps: int = 300) -> Callable[[np.ndarray, np.ndarray], float]:
+    """PSNR in dB of HR images by their references, of a network trained on `mixed`."""
     model = DAASR(scale=scale, features=16, groups=1, **PRESETS["fast"])
-    optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, 300))
+    optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     state = create_state(model, optimiser, scale=scale, crop=SIDE, seed=0, ema=False)
     losses = {"rec": (1.0, LOSSES.get("pixel.rec"))}
     step = jax.jit(make_train_step(model, optimiser, losses, scale=scale))
-    for i in range(300):
-        hr = phantoms(scale, 8, 1, i)
-        state, _ = step(state, {"hr": hr, "ref": mixed(scale, hr, i)})
+    batches = training_batches(
+        phantoms(scale, 120, 1), batch_size=8, crop=0, scale=scale, steps=steps,
+        seed=0, track="mixed",
+    )  # fmt: skip
+    for batch in batches:
+        state, _ = step(state, batch)
     variables = {"params": state.gen, "batch_stats": state.batch_stats}
     predict = make_predict(model, scale=scale, border=scale, method="daasr")
-    hr, strangers = phantoms(scale, 24, 2), phantoms(scale, 24, 5)
-    rng = np.random.default_rng(3)
 
-    def score(ref: np.ndarray) -> float:
+    def score(hr: np.ndarray, ref: np.ndarray) -> float:
         return float(np.mean(predict(variables, hr, ref)[1]["daasr"]["psnr"]))
 
-    none = score(np.zeros_like(hr))
-    gains = {
-        name: round(score(ref) - none, 3)
+    return score
+
+
+def gains_of(scale: int, score: Callable[[np.ndarray, np.ndarray], float]):
+    """Kind of reference -> what it gives above an image of zeros, in dB."""
+    table = phantoms(scale, 24, 2)
+    images = np.stack([table.image(i) for i in range(len(table))])
+    at = np.arange(24) * SLICES + 2
+    hr, near, far = images[at], images[at + 1], images[at + 3]
+    strangers = np.roll(hr, 1, axis=0)
+    rng = np.random.default_rng(3)
+
+    def each(change: Callable[..., np.ndarray], given: np.ndarray) -> np.ndarray:
+        """All damaged, four times: a score is of 96 pairs."""
+        return np.concatenate(
+            [np.stack([change(x, rng) for x in given]) for _ in range(4)]
+        ).astype(np.float32)
+
+    def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.clip(_noisy(image, rng), 0, 1)
+
+    none = score(hr, np.zeros_like(hr))
+    return {
+        name: round(score(np.tile(hr, (len(ref) // len(hr), 1, 1, 1)), ref) - none, 3)
         for name, ref in {
             "target": hr,
+            "neighbour": near,
+            "damaged neighbour": each(corrupted, near),
+            "noisy neighbour": each(noisy, near),
+            WRONG: far,
             "stranger": strangers,
-            "damaged stranger": np.stack([corrupted(x, rng) for x in strangers]),
+            "damaged stranger": each(corrupted, strangers),
+            "noisy stranger": each(noisy, strangers),
             "upside down": hr[:, ::-1].copy(),
             "white": np.ones_like(hr),
             "grey": np.full_like(hr, 0.4),
             "noise": rng.random(hr.shape, np.float32),
         }.items()
     }
+
+
+@functools.cache
+def measured(scale: int) -> dict[str, float]:
+    """`gains_of` a network that is trained here, once for all tests."""
+    gains = gains_of(scale, trained(scale))
     print(f"x{scale}, dB above no reference: {gains}")
-    least = {2: 3, 4: 2}[scale]  # measured: 18.0 and 2.9
-    assert gains.pop("target") > least  # it uses what it is given
-    assert min(gains.values()) > -0.1
+    return gains
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scale", [2, 4])
+def test_08_a_bad_reference_is_hardly_worse_than_none(scale):
+    """The references of training are drawn and damaged as in every run.
+
+    No reference is an image of zeros, so a blank one is none by its definition.
+    """
+    gains = dict(measured(scale))
+    assert gains.pop("target") > 3  # it uses what it is given
+    del gains[WRONG]  # see below
+    assert min(gains.values()) > -0.1, gains
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "scale",
+    [
+        2,
+        pytest.param(
+            4,
+            marks=pytest.mark.xfail(
+                reason="-0.36 dB: the mixture has no far slice of the same person",
+                strict=True,
+            ),
+        ),
+    ],
+)
+def test_08_a_wrong_slice_of_the_same_person(scale):
+    assert measured(scale)[WRONG] > -0.1

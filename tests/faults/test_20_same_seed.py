@@ -2,7 +2,9 @@
 
 Expected: on a CPU the same seed gives the same bits: initial weights, order, crops,
 references and every step. Another seed gives others. `--deterministic` has a GPU do so;
-`tests/gpu` holds that there, and prints what it costs.
+`tests/gpu` holds that there, and prints what a step takes with it and without; no
+figure is kept. The record of a run says whether it was given, and resuming in the other
+way warns on a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import optax
 import pytest
 
 from daasr_jax.data import training_batches
+from daasr_jax.experiment import record
+from daasr_jax.experiment.configuration import load
 from daasr_jax.models.srcnn import SRCNN
 from daasr_jax.registry import LOSSES
 from daasr_jax.runtime import devices
@@ -85,3 +89,38 @@ def test_20_the_command_takes_the_flag(tmp_path):
     said = ended["out"] + ended["err"]
     assert ended["code"] == 3, said
     assert said.index(devices.DETERMINISTIC) < said.index("error E301"), said
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", False),
+        (devices.DETERMINISTIC, True),
+        ("--xla_gpu_deterministic_ops", True),
+        (f"{devices.DETERMINISTIC} --xla_gpu_deterministic_ops=false", False),
+        ("--xla_gpu_deterministic_ops_of_another_name=true", False),
+    ],
+)
+def test_20_the_environment_tells(monkeypatch, given, found):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_gpu_autotune_level=0 {given}".strip())
+    assert devices.is_deterministic() is found
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_20_the_record_tells_and_another_choice_warns(
+    tmp_path, monkeypatch, caplog, platform
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    given = load("fastmri_x4").to_dict()
+
+    def recorded(*, deterministic: bool, begun: bool) -> bool:
+        inputs = {"deterministic": deterministic}
+        record.record_config(given, tmp_path, inputs, begun=begun)
+        return record.read_record(tmp_path)["deterministic"]
+
+    assert recorded(deterministic=True, begun=False) is True
+    assert recorded(deterministic=True, begun=True) is True
+    assert "--deterministic" not in caplog.text
+    assert recorded(deterministic=False, begun=True) is False
+    said = "trained with --deterministic and goes on without it"
+    assert (said in caplog.text) is (platform == "gpu")

@@ -1,25 +1,32 @@
 """Fault 27: names of patients in results, logs, headers and file names.
 
-Expected: results name people and files by salted hashes, and headers are cleared but
-for an allow-list; `--names` keeps the names. A name, an ID, a date of birth and a
-hospital that were planted everywhere are found nowhere in what the commands write.
+Expected: what is written names nobody; what is printed may name files, as a user must
+know which one to mend. Results name people and files by salted hashes, and headers are
+cleared but for an allow-list; `--names` keeps the names. A name, an ID, a date of birth
+and a hospital that were planted everywhere, in the data root too, are found in no file
+that the commands write, but for `local.json` of a run: it has the data root and the
+lists of subjects that were given, so that the run can be opened again, and stays here.
 Voxels stay: that a head still shows its face is said with every enhanced scan.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zipfile
 
 import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from daasr_jax.data import Names, draw_pairing, load_pairing, prepare
 from daasr_jax.data.sources.forms import is_contrast
 from daasr_jax.errors import ConfigError, DataError
-from daasr_jax.experiment import evaluate
+from daasr_jax.experiment import evaluate, record, reproduce_request
+from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.opening import Request
 from tests.data_fixtures import nifti_root, scan_voxels, settings, table, write_rss
 from tests.e2e.commands import SMALL, run_all
@@ -73,21 +80,38 @@ def planted_dicom(folder):
     return series
 
 
+def unpacked(data: bytes) -> bytes:
+    """The bytes, and what is in them where they are an archive or a picture."""
+    if data.startswith(b"\x1f\x8b"):
+        return data + unpacked(gzip.decompress(data))
+    if data.startswith(b"\x89PNG"):  # its texts may be packed
+        with Image.open(io.BytesIO(data)) as picture:
+            return data + repr(picture.info).encode()
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [*archive.namelist(), repr(archive.comment)]
+        members = [unpacked(archive.read(name)) for name in archive.namelist()]
+        return data + b"".join([*(n.encode() for n in names), *members])
+
+
 def found_in(*places, text=""):
-    """What of the planted is in the files of the places, unpacked, or in a text."""
+    """What of the planted is in the files of the places, unpacked, or in a text.
+
+    A word of UTF-16 is found too.
+    """
     contents = {"what was printed": text.encode()}
     for place in places:
         for path in place.rglob("*"):
             name = path.relative_to(place).as_posix()
             data = path.read_bytes() if path.is_file() else b""
-            if data.startswith(b"\x1f\x8b"):
-                data = gzip.decompress(data)
-            contents[str(path)] = name.encode() + data
+            contents[str(path)] = name.encode() + unpacked(data)
     return {
         (where, word)
         for where, data in contents.items()
         for word in PLANTED
         if word.lower().encode() in data.lower()
+        or word.lower().encode("utf-16-le") in data.lower()
     }
 
 
@@ -99,7 +123,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(place):
     """A run on planted data, and what training and evaluation have printed."""
-    root, run = planted_h5(place / "data"), place / "run"
+    root, run = planted_h5(place / f"Qanary_{ID}"), place / "run"
     train = [
         "train.py", *SMALL, f"--config.data.root={root}", f"--workdir={run}",
         "--config.train.steps=2",
@@ -111,7 +135,13 @@ def trained(place):
 
 def test_27_training_and_evaluation_name_nobody(place, trained):
     run, said = trained
-    assert found_in(run, place / "cache", text=said) == set()
+    root = str(place / f"Qanary_{ID}")
+    local = run / "local.json"
+    found = found_in(run, place / "cache")
+    assert {where for where, _ in found} == {str(local)}
+    assert json.loads(local.read_text())["data.root"] == root
+    # what is printed names the data root, which the user has named, and no file there
+    assert found_in(text=said.replace(f"fastmri:Qanary_{ID}", "")) == set()
     report = json.loads((run / "eval_test_random.json").read_text())
     assert len(report["per_subject"]) == 2
     assert {r["subject"] for r in report["per_slice"]} == set(report["per_subject"])
@@ -123,6 +153,107 @@ def test_27_training_and_evaluation_name_nobody(place, trained):
     assert {target for target, _ in pairs} == {r["slice"] for r in report["per_slice"]}
 
 
+def test_27_bad_files_are_named_on_the_console_alone(tmp_path):
+    """A sheared header is a remark, a damaged file is left out: both name the file."""
+    root, run = tmp_path / f"Qanary_{ID}", tmp_path / "run"
+    for k in range(7):
+        path = root / f"sub-{k}/anat/sub-{k}_acq-Qanary_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        planted_nifti(path, k, 24)
+    header = nib.load(path)
+    sheared = np.asarray(header.affine) @ np.array(
+        [[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    )
+    voxels = np.asanyarray(header.dataobj)
+    image = nib.Nifti1Image(voxels, sheared)
+    image.set_sform(sheared, 1)
+    nib.save(image, path)
+    bad = root / "sub-7/anat/sub-7_acq-Qanary_T1w.nii.gz"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"no image")
+    train = [
+        "train.py", *SMALL, f"--config.data.root={root}", f"--workdir={run}",
+        "--config.train.steps=1", "--config.data.skip_bad=True",
+        "--config.data.subjects.val=sub-0,sub-1",
+        "--config.data.subjects.test=sub-2,sub-3",
+        "--config.data.subjects.train=sub-4,sub-5,sub-6",
+    ]  # fmt: skip
+    done = run_all([train, ["eval.py", f"--workdir={run}", QUIET]], tmp_path / "cache")
+    assert [result["code"] for result in done] == [0, 0], done[0]["err"]
+    said = "".join(done[0]["err"].split())  # lines are folded
+    assert f"leftout{bad}" in said
+    assert "aresheared" in said
+    assert str(path) in said
+    found = found_in(run, tmp_path / "cache")
+    assert {where for where, _ in found} == {str(run / "local.json")}
+    local = json.loads((run / "local.json").read_text())
+    assert local["data.subjects.val"] == "sub-0,sub-1"
+    config = json.loads((run / "config.json").read_text())["config"]["data"]
+    assert config["root"] == config["subjects"]["val"] == ""
+
+
+def test_27_a_run_opens_with_its_names_and_without(tmp_path, caplog):
+    """`local.json` is absent where a run was given away, and may be damaged."""
+    config = load("fastmri_x4")
+    config.data.root, config.data.subjects.val = f"/Qanary/{ID}", ID
+    config.data.split_file, config.train.start_from = f"{ID}.json", f"{NAME}/run"
+    record.record_config(config.to_dict(), tmp_path, {})
+    assert {path for path, _ in found_in(tmp_path)} == {str(tmp_path / "local.json")}
+    whole = json.loads(json.dumps(config.to_dict()))
+    assert record.read_record(tmp_path)["config"] == whole
+    assert json.loads(load(str(tmp_path / "config.json")).to_json()) == whole
+    record.record_config(config.to_dict(), tmp_path, {}, begun=True)  # it goes on
+    config.data.subjects.val = f"{ID}-2"
+    record.record_config(config.to_dict(), tmp_path, {}, begun=True, allow=True)
+    assert record.read_record(tmp_path)["changes"] == [
+        "data.subjects.val was another one"
+    ]
+    (tmp_path / "local.json").write_text('{"data.root": ')
+    assert record.read_record(tmp_path)["config"]["data"]["root"] == ""
+    assert "local.json cannot be read (JSONDecodeError)" in caplog.text
+    (tmp_path / "local.json").write_text('{"scale": 2, "data.root": "/x"}')
+    found = record.read_record(tmp_path)["config"]
+    assert (found["scale"], found["data"]["root"]) == (4, "/x")
+    (tmp_path / "local.json").unlink()
+    assert record.read_record(tmp_path)["config"]["data"]["root"] == ""
+    assert found_in(tmp_path) == set()
+
+
+def test_27_what_is_packed_is_looked_into(tmp_path):
+    hidden = io.BytesIO()
+    with zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.txt", f"{'x' * 99} {NAME}")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("b.gz", gzip.compress(hidden.getvalue()))
+    (tmp_path / "c.dat").write_bytes(PLACE.encode("utf-16-le"))
+    assert NAME.encode() not in (tmp_path / "a.zip").read_bytes()
+    words = {(path.rpartition("/")[2], word) for path, word in found_in(tmp_path)}
+    assert ("a.zip", NAME) in words
+    assert ("c.dat", PLACE) in words
+
+
+def test_27_tables_name_no_folder_and_nobody():
+    words = [
+        "--table", "1", "--data_root", "/Q", "--masks=/Q", "--workdir", "/Q",
+        "--set", "data.subjects.val=Q,R", "--set=data.root=/Q", "--seeds", "2",
+    ]  # fmt: skip
+    shown = reproduce_request._unnamed(words)
+    assert shown == [
+        "--table", "1", "--data_root", "DIR", "--masks=DIR", "--workdir", "DIR",
+        "--set", "data.subjects.val=...", "--set=data.root=...", "--seeds", "2",
+    ]  # fmt: skip
+    given = {
+        "data": {"size": 64, "subjects": {"train": "", "val": "Q"}},
+        "changes": {"data.subjects.test": "Q", "scale": "2"},
+    }
+    once = reproduce_request._without_names(given)
+    assert "Q" not in json.dumps(once)
+    assert reproduce_request._without_names(once) == once
+    assert once["data"]["size"] == 64
+    assert once["changes"]["scale"] == "2"
+    assert once["data"]["subjects"]["train"] == ""
+
+
 @pytest.mark.full
 def test_27_controls_name_nobody(place, trained):
     run, _ = trained
@@ -130,7 +261,9 @@ def test_27_controls_name_nobody(place, trained):
     (done,) = run_all([command], place / "cache")
     assert done["code"] == 0, done
     assert (run / "eval_test_controls.png").is_file()
-    assert found_in(run, text=done["out"] + done["err"]) == set()
+    said = (done["out"] + done["err"]).replace(f"fastmri:Qanary_{ID}", "")
+    assert {where for where, _ in found_in(run)} == {str(run / "local.json")}
+    assert found_in(text=said) == set()
 
 
 def test_27_names_by_a_flag(place, trained, monkeypatch):

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import nibabel as nib
@@ -33,6 +34,7 @@ from daasr_jax.data.sources.base import Volume
 from daasr_jax.data.splits import assign_splits
 from daasr_jax.errors import UserError
 from daasr_jax.scans import read_scan
+from daasr_jax.weights import vgg
 from tests.data_fixtures import HEADER, scan_voxels, table, write_h5, write_nifti
 
 READ, REFUSED = "read", "refused"
@@ -114,16 +116,40 @@ def _other_reader() -> Iterator[None]:
         return
 
 
-def _same(found: Any, wanted: Any, what: str) -> None:
+def _same(found: Any, wanted: Any, what: str, *, rtol: float = 0.0) -> None:
+    """Raises WrongError where an element differs.
+
+    Values that are not finite are equal to themselves alone. So is every other one
+    without `rtol`, after a cast to the type of what was found. With it, a value may
+    differ by that share of itself and of the median of all, which a damaged voxel does
+    not move.
+    """
     found, wanted = np.asarray(found), np.asarray(wanted)
     if found.shape != wanted.shape:
         raise WrongError(f"{what} has shape {found.shape}, not {wanted.shape}")
     with np.errstate(all="ignore"):
-        wanted = np.where(np.isfinite(wanted), wanted, 0).astype(np.float64)
-        found = np.where(np.isfinite(found), found, 0).astype(np.float64)
-        scale = float(np.abs(wanted).max(initial=0))
-        if not np.allclose(found, wanted, rtol=1e-6, atol=1e-6 * min(scale, 1e300)):
-            raise WrongError(f"{what} is not what the file holds")
+        wanted = wanted.astype(found.dtype)
+        finite = np.isfinite(wanted)
+        equal = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+        if rtol and finite.any():
+            a, b = (np.where(finite, x, 0).astype(np.float64) for x in (found, wanted))
+            scale = np.median(np.abs(b[finite]))
+            equal |= finite & (np.abs(a - b) <= rtol * (np.abs(b) + scale))
+    if not equal.all():
+        at = tuple(int(i) for i in np.argwhere(~equal)[0])
+        raise WrongError(
+            f"{what} is not what the file holds: at {at} {found[at]}, not {wanted[at]}"
+        )
+
+
+def _same_scan(scan: Any, found: Any, wanted: np.ndarray, rtol: float = 0.0) -> None:
+    """Voxels in the axes of `wanted`; what is no number is 0, which is said."""
+    with np.errstate(all="ignore"):
+        wanted = wanted.astype(found.dtype)
+    bad = ~np.isfinite(wanted)
+    if bad.any() and not any("NaN or infinite" in told for told in scan.remarks):
+        raise WrongError(f"{int(bad.sum())} voxels are not finite, which is not said")
+    _same(found, np.where(bad, 0, wanted), "scan", rtol=rtol)
 
 
 # --- HDF5 ------------------------------------------------------------------------
@@ -161,9 +187,14 @@ def _read_hdf5(folder: Path, _: Path) -> None:
     name = volume.options.partition(":")[0]
     with _other_reader(), h5py.File(volume.path, "r") as file:
         stored = file[name][()]
-        _same(voxels, _rss(stored, voxels.shape) if name == "kspace" else stored, name)
+        if name == "kspace":
+            wanted = _rss(stored, voxels.shape)
+            for k in range(len(wanted)):  # a spike is in every pixel of its slice
+                _same(voxels[k], wanted[k], f"slice {k}", rtol=1e-5)
+        else:
+            _same(voxels, stored, name)
     scan = read_scan(volume.path)
-    _same(scan.voxels.transpose(2, 1, 0)[:, ::-1], voxels.astype(np.float32), "scan")
+    _same_scan(scan, scan.voxels.transpose(2, 1, 0)[:, ::-1], voxels)
 
 
 def _rss(kspace: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -225,10 +256,10 @@ def _read_nifti(folder: Path, _: Path) -> None:
     with _other_reader():
         image = nib.load(path)
         array = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-        with np.errstate(all="ignore"):
-            _same(scan.voxels, array.astype(np.float32), "voxels")
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        _same_scan(scan, scan.voxels, array, rtol=1e-6 * scaled)
         unit = {1: 1e3, 3: 1e-3}.get(int(image.header["xyzt_units"]) & 7, 1)
-        _same(scan.affine[:3], image.affine[:3] * unit, "affine")
+        _same(scan.affine[:3], image.affine[:3] * unit, "affine", rtol=1e-9)
 
 
 # --- DICOM -----------------------------------------------------------------------
@@ -272,8 +303,8 @@ def _read_dicom(folder: Path, _: Path) -> None:
         normal = np.cross(found[0][1][:3], found[0][1][3:])
         found.sort(key=lambda one: float(normal @ one[0]))
         wanted = np.stack([image.T for _, _, image in found], axis=-1)
-        _same(scan.voxels, wanted.astype(np.float32), "voxels")
-        _same(scan.affine[:3, 3], found[0][0] * [-1, -1, 1], "place")
+        _same_scan(scan, scan.voxels, wanted)
+        _same(scan.affine[:3, 3], found[0][0] * [-1, -1, 1], "place", rtol=1e-9)
 
 
 def _frames_of(data: Any) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -339,9 +370,7 @@ def _read_npz(folder: Path, _: Path) -> None:
     with _other_reader(), np.load(path, allow_pickle=False) as file:
         names = [n for n in file.files if file[n].ndim == 3]
         name = "voxels" if "voxels" in names else names[0]
-        with np.errstate(all="ignore"):
-            wanted = file[name].astype(np.float32)
-        _same(scan.voxels.transpose(2, 1, 0)[:, ::-1], wanted, name)
+        _same_scan(scan, scan.voxels.transpose(2, 1, 0)[:, ::-1], file[name])
         if "spacing" in file.files:
             _same(scan.spacing, file["spacing"][::-1], "spacing")
 
@@ -384,6 +413,101 @@ def _tensors(data: bytes) -> dict[str, np.ndarray]:
             begin, end = (8 + length + at for at in about["data_offsets"])
             values = np.frombuffer(data[begin:end], kinds[about["dtype"]])
             out[name] = values.reshape(about["shape"])
+    return out
+
+
+# Of the network, with few channels: damage finds more than values.
+_LAYERS = {
+    f"block{block}_conv{k}": (3, 3, fan_in, block + 3)
+    for block, count in ((1, 2), (2, 2), (3, 3))
+    for k in range(1, count + 1)
+    for fan_in in [3 if block == k == 1 else block + 2 + (k > 1)]
+}
+
+
+@functools.cache
+def _vgg_arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        f"{layer}.{name}": rng.standard_normal(size, np.float32)
+        for layer, shape in _LAYERS.items()
+        for name, size in (("kernel", shape), ("bias", shape[-1:]))
+    }
+
+
+def _make_vgg(folder: Path) -> None:
+    """Keras' files of both ages, one that is packed, and the project's own `.npz`."""
+    arrays = _vgg_arrays()
+    form: dict[str, Any] = {"compression": "gzip", "shuffle": True, "fletcher32": True}
+    for case, lead, name, options in (
+        ("keras2", "", "{layer}/{layer}_{part}_1:0", {}),
+        ("keras3", "model_weights/", "{layer}/vgg/{layer}/{part}", {}),
+        ("packed", "", "{layer}/{part}", form),
+    ):
+        (folder / case).mkdir(parents=True)
+        version = "latest" if case == "keras3" else "earliest"
+        with h5py.File(folder / case / "w", "w", libver=version) as file:
+            names = [layer.encode() for layer in _LAYERS]
+            file.attrs["layer_names"] = names
+            for key, array in arrays.items():
+                layer, part = key.split(".")
+                place = lead + name.format(layer=layer, part=part)
+                file.create_dataset(place, data=array, **options)
+                file[lead + layer].attrs["weight_names"] = [place.encode()]
+    for case, write in (("npz", np.savez), ("deflated", np.savez_compressed)):
+        (folder / case).mkdir()
+        with (folder / case / "w").open("wb") as file:
+            write(file, preprocessing=np.array("torchvision"), **arrays)
+    (folder / "inside").mkdir()
+    with (folder / "inside/w").open("wb") as file:
+        np.save(file, arrays["block2_conv1.kernel"])
+
+
+def _vgg_zipped(kernel: bytes) -> bytes:
+    """An `.npz` with one array of these bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("block2_conv1.kernel.npy", kernel)
+        for name, array in _vgg_arrays().items():
+            if name != "block2_conv1.kernel":
+                plain = io.BytesIO()
+                np.save(plain, array)
+                file.writestr(f"{name}.npy", plain.getvalue())
+    return buffer.getvalue()
+
+
+def _read_vgg(folder: Path, _: Path) -> None:
+    from flax.traverse_util import flatten_dict
+
+    path = folder / "w"
+    with mock.patch.object(vgg, "LAYERS", _LAYERS):
+        found = vgg.read_vgg19(path)
+    if found.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise WrongError("the SHA-256 is that of another file")
+    arrays = flatten_dict(found.params, sep=".")
+    with _other_reader():
+        wanted = _vgg_by_other_means(path)
+        if arrays.keys() != wanted.keys():
+            raise WrongError(f"{sorted(arrays)}, not {sorted(wanted)}")
+        for name in wanted:
+            _same(arrays[name], wanted[name], name)
+
+
+def _vgg_by_other_means(path: Path) -> dict[str, np.ndarray]:
+    """What the file holds for each layer, by the number of axes."""
+    out: dict[str, np.ndarray] = {}
+    if path.read_bytes()[:2] == b"PK":
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in _vgg_arrays()}
+    with h5py.File(path, "r") as file:
+        top: Any = file.get("model_weights", file)
+        for layer in _LAYERS:
+
+            def take(_: str, item: Any, layer: str = layer) -> None:
+                if isinstance(item, h5py.Dataset):
+                    out[f"{layer}.{'kernel' if item.ndim == 4 else 'bias'}"] = item[()]
+
+            top[layer].visititems(take)
     return out
 
 
@@ -493,8 +617,13 @@ def _make_run(folder: Path) -> None:
     store.save(1, state.replace(skipped_in_a_row=jnp.int32(0)), {"psnr": 30.0})
     store.close()
     (run / "config.json").write_text(json.dumps(_record(), indent=1))
+    (run / "local.json").write_text(
+        json.dumps({"data.root": "/x", "data.cache_dir": "c"})
+    )
     hashes = {s: ["a" * 64] for s in SPLITS}
+    contents = {"b" * 64: "a" * 64}
     seen = {"dataset": "d", "salt": "s", "subjects": hashes, "volumes": hashes}
+    seen["contents"] = contents
     (run / "subjects.json").write_text(json.dumps(seen))
     row = {"step": 1, "g/total": 0.5}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -505,6 +634,7 @@ class _Prepared:
 
     def __init__(self) -> None:
         self.volume_hashes = {s: ["a" * 64] for s in SPLITS}
+        self.files = {"v": ("/x/v.h5", "a" * 64)}
 
     def subject_hashes(self, _: str) -> dict[str, list[str]]:
         return self.volume_hashes
@@ -532,6 +662,7 @@ def _read_run(folder: Path, _: Path) -> None:
     if seen:
         step(subjects.overlap, seen, prepared, "test")
         step(subjects.is_own, folder, prepared, "test")
+        step(subjects.changed_files, folder, prepared)
     with _checked_refusal():  # always: there is a checkpoint
         record.check_new(folder, 1)
     inputs = {k: _record()[k] for k in record._INPUTS}
@@ -636,6 +767,7 @@ READERS: dict[str, Reader] = {
     "dicom": Reader(_make_dicom, _read_dicom),
     "npz": Reader(_make_npz, _read_npz, packed={"inside": _zipped}),
     "safetensors": Reader(_make_weights, _read_weights),
+    "vgg": Reader(_make_vgg, _read_vgg, packed={"inside": _vgg_zipped}),
     "split": Reader(_make_split, _read_split, json_files=True),
     "pairing": Reader(
         _make_pairing, _read_pairing, json_files=True, packed={"resealed": _resealed}
@@ -643,7 +775,7 @@ READERS: dict[str, Reader] = {
     "config": Reader(
         _make_run,
         _read_run,
-        damaged=("config.json", "config.json", "subjects.json", "metrics.jsonl"),
+        damaged=("config.json", "local.json", "subjects.json", "metrics.jsonl"),
         json_files=True,
     ),
     "checkpoints": Reader(_make_checkpoints, _read_checkpoints),

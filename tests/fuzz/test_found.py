@@ -24,14 +24,17 @@ from daasr_jax.scans import read_scan
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.manifest import seal
 from daasr_jax.training.writers import read_log
+from daasr_jax.weights import vgg
 from tests.data_fixtures import fastmri_root, one_line, settings, write_rss
 from tests.fuzz.mutations import Deep
 from tests.fuzz.readers import (
+    _LAYERS,
     READERS,
     _record,
     _resealed,
     _state,
     _table,
+    _vgg_zipped,
     _volumes,
     check_line,
 )
@@ -181,6 +184,35 @@ def test_npz_that_quotes_its_content(tmp_path):
     check_line(caught.value)
 
 
+def test_vgg_whose_array_has_a_header_that_is_no_python(tmp_path, monkeypatch):
+    monkeypatch.setattr(vgg, "LAYERS", _LAYERS)
+    READERS["vgg"].make(tmp_path)
+    kernel = (tmp_path / "inside/w").read_bytes()
+    path = tmp_path / "w.npz"
+    for damaged in (b"(3, (3,", b"{3: 3,"):  # ends within a bracket, or is none
+        path.write_bytes(_vgg_zipped(kernel.replace(b"(3, 3,", damaged)))
+        with pytest.raises(ConfigError) as caught:
+            vgg.read_vgg19(path)
+        one_line(caught.value, "E232", path, "cannot be read")
+        check_line(caught.value)
+
+
+def test_vgg_whose_member_has_another_name_of_any_length(tmp_path, monkeypatch):
+    """The library quotes the name that the damaged archive has for it."""
+    monkeypatch.setattr(vgg, "LAYERS", _LAYERS)
+    READERS["vgg"].make(tmp_path)
+    path = tmp_path / "deflated/w"
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        at = file.getinfo("block2_conv1.kernel.npy").header_offset
+    data[at + 26 : at + 28] = (3000).to_bytes(2, "little")  # of the name
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        vgg.read_vgg19(path)
+    one_line(caught.value, "E232", "File name in directory")
+    check_line(caught.value)
+
+
 class TestRecord:
     """A record whose values are of other kinds."""
 
@@ -220,7 +252,11 @@ class TestRecord:
         assert "bad: " not in listed
 
     @pytest.mark.parametrize(
-        "text", ["null", "[]", "3", '{"config": 1}', '{"config": {}, "batch": [0]}']
+        "text",
+        [
+            *("null", "[]", "3", '{"config": 1}', '{"config": {}, "batch": [0]}'),
+            '{"config": {}, "commit": "c", "batch": 1}',
+        ],
     )
     def test_no_record(self, text, tmp_path):
         (tmp_path / "config.json").write_text(text)

@@ -19,6 +19,7 @@ SHORT = {
     "dicom": 100,
     "npz": 150,
     "safetensors": 25,
+    "vgg": 100,
     "split": 150,
     "pairing": 150,
     "config": 25,
