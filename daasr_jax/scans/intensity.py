@@ -94,7 +94,7 @@ def without_damaged(voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         voxels: (X, Y, Z) real, finite, in any unit.
 
     Returns:
-        The same volume or a copy of its type, and what the user should know.
+        The volume itself or a copy of its type, and what the user should know.
     """
     _, top, hot = _range(voxels)
     if not hot:
