@@ -48,7 +48,10 @@ def export_program(
             numbers for height and width.
     """
     s = weights.about["scale"]
-    h, w, y, x, b = _symbols() if size is None else (*size, *size, *_symbols()[4:])
+    if size is None:
+        h, w, y, x, b = _free()
+    else:
+        h, w, y, x, b = *size, *size, *export.symbolic_shape("b")
     lr, ref = (b, h, w, 1), (b, s * y, s * x, 1)
     variables = jax.tree.map(jnp.asarray, weights.variables)
 
@@ -68,7 +71,7 @@ def export_program(
         raise
 
 
-def _symbols() -> tuple[Any, ...]:
+def _free() -> tuple[Any, ...]:
     """Sides of LR slices and of cells of references, and a batch, of any number."""
     sides = ("h", "w", "y", "x")
     limits = [f"{n} >= {LEAST}" for n in sides] + [f"{n} <= {MOST}" for n in sides]

@@ -47,7 +47,7 @@ def test_the_program_does_what_the_network_does(file):
 
 
 def test_sizes_may_be_free(file):
-    """One program for slices and references of any size; the form of search is named."""
+    """One program for slices and references of any size, its search by products."""
     weights = released.load(file)
     made = artefact.export_program(weights)
     align = functools.partial(weights.model.align, search="chunked")
