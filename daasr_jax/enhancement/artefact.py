@@ -75,4 +75,4 @@ def _free() -> tuple[Any, ...]:
     """Sides of LR slices and of cells of references, and a batch, of any number."""
     sides = ("h", "w", "y", "x")
     limits = [f"{n} >= {LEAST}" for n in sides] + [f"{n} <= {MOST}" for n in sides]
-    return export.symbolic_shape(", ".join((*sides, "b")), constraints=limits)
+    return tuple(export.symbolic_shape(", ".join((*sides, "b")), constraints=limits))
