@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import traceback
 import types
@@ -79,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--format", choices=("nifti", "dicom"), default="nifti", help="of the result")
     add(
+        "--dtype",
+        choices=("float32", "input"),
+        default="float32",
+        help="of the voxels of a NIfTI result; input: the type of the input's file",
+    )
+    add(
         "--memory",
         type=float,
         metavar="GB",
@@ -128,8 +135,11 @@ def _enhance(given: argparse.Namespace) -> None:
     from daasr_jax.experiment.places import place
     from daasr_jax.runtime import compiled, devices
 
-    if given.memory is not None and not given.memory > 0:
-        raise ConfigError("E225", f"--memory is {given.memory:g}; it must be over 0")
+    memory = None if given.memory is None else given.memory * 2**30
+    if memory is not None and not 0 < memory < math.inf:
+        raise ConfigError(
+            "E225", f"--memory is {given.memory:g}; it must be a number over 0, in GB"
+        )
     refs = given.ref or ["none"]
     devices.find()
     with contextlib.suppress(UserError):  # without a home nothing is kept
@@ -143,7 +153,8 @@ def _enhance(given: argparse.Namespace) -> None:
         axis=given.axis,
         bank=given.bank,
         format=given.format,
-        memory=None if given.memory is None else int(given.memory * 2**30),
+        dtype=given.dtype,
+        memory=None if memory is None else int(memory),
         simulated=given.low_res_simulated,
         page=not given.no_view,
         force=given.force,

@@ -1,11 +1,12 @@
 """Writes a network as one file.
 
-    python -m daasr_jax.export --checkpoint NAME --size 256x256 --out FILE.jaxexport
+    python -m daasr_jax.export --checkpoint NAME --out FILE.jaxexport
     python -m daasr_jax.export --checkpoint RUN --out NAME.safetensors
 
 The first is a program of jax.export with the weights in it, for CPUs and CUDA GPUs. It
 runs with JAX alone: jax.export.deserialize(FILE's bytes).call(lr, ref) gives
-(sr, C, P). A batch may have any size; height and width of the LR slices are --size.
+(sr, C, P). Batch, height and width are free; with --size the height and width of the
+LR slices are fixed, which is quicker on a CPU.
 
 The second, by an --out that ends in .safetensors, is the weights of a run in the form
 of those that come with the package; index.json beside them gets their SHA-256. --about
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a released name, a file or a run")
     add("--out", required=True, type=place, help="the file to write")
-    add("--size", type=size, default=(64, 64), help="of the LR slices; 64x64")
+    add("--size", type=size, help="of the LR slices; by default any")
     add("--about", type=place, help="JSON, see above")
     make_printable()
     options = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,37 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def replace_all(made: Mapping[Path, Path], gone: Iterable[Path], aside: Path) -> None:
+    """Gives files and folders of one place their names: all, or none.
+
+    What stops the renaming brings back what was there.
+
+    Args:
+        made: Name -> what was made, in the order of the renaming.
+        gone: Names that shall be free after it.
+        aside: An empty folder beside them, for what was there.
+
+    Raises:
+        OSError: If the system refuses.
+    """
+    old = {p: aside / p.name for p in (*made, *gone) if os.path.lexists(p)}
+    try:
+        for path, away in old.items():
+            path.rename(away)
+        for path, new in made.items():
+            new.rename(path)
+    except BaseException:
+        for path, new in made.items():
+            if not os.path.lexists(new):
+                path.rename(new)
+        for path, away in old.items():
+            if os.path.lexists(away):
+                away.rename(path)
+        raise
+    for folder in {path.parent for path in made}:
+        sync_folder(folder)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

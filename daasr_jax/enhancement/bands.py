@@ -27,7 +27,7 @@ from daasr_jax.models.tail import Tail
 from daasr_jax.resampling import blur, replace_centre, upsample
 
 # Rows of the LR slice that a step sees on either side of its own.
-_SFE, _PATCH, _CONV, _GROUP, _TAIL = 7, 1, 1, 2, 8
+_SFE, _CONV, _GROUP, _TAIL = 7, 1, 2, 8
 LEAST = 16  # rows of a band
 # Maps of C channels: that a step holds of a window, and of the whole slice beside it.
 _OF_WINDOW, _OF_SLICE, _OF_REFERENCE = 24, 6, 4
@@ -78,12 +78,15 @@ class Bands:
         self._height = 0
         m = self._model
         c = {"features": m.features, "dtype": m.dtype}
-        patch = m.align(**c).patch
+        align = m.align(**c)
+        patch = align.patch
+        self._around = patch // 2  # rows of a patch on either side of its middle
         sfe = SFE(scale=m.scale, grid="lr", norm=m.sfe_norm, **c)
         tail = Tail(scale=m.scale, detail=m.detail, **c)
         self._sfe = jax.jit(lambda v, x: sfe.apply(v, x, train=False))
         self._shallow = jax.jit(Conv3(**c).apply)
-        self._search = jax.jit(lambda k, q: search(q, k, patch=patch))
+        form = {"patch": patch, "method": align.search}
+        self._search = jax.jit(lambda k, q: search(q, k, **form))
         self._score = jax.jit(lambda k, q, p: pair_score(q, k, p, patch=patch))
         self._transfer = jax.jit(lambda v, p: transfer(v, p, patch=patch))
         self._tail = jax.jit(tail.apply)
@@ -131,9 +134,9 @@ class Bands:
         key, value = (jnp.asarray(np.stack(x, axis=1)) for x in (keys, values))
         del keys, values
         self._height = query.shape[1]
-        p = self._over(self._search, _PATCH, key, query)
-        c = self._over(self._score, _PATCH, key, query, p)
-        t = self._over(self._transfer, _PATCH, value, p)
+        p = self._over(self._search, self._around, key, query)
+        c = self._over(self._score, self._around, key, query, p)
+        t = self._over(self._transfer, self._around, value, p)
         if m.detail is None:
             return t, None, c, p
         return t[..., : m.features], t[..., m.features :], c, p

@@ -119,7 +119,7 @@ class Engine:
                 if n > 1:
                     log.warning("out of memory: %d slices at once from here", n // 2)
                 elif not self._in_bands(lr.shape[1:], ref.shape[1:]):
-                    raise _too_large(lr, self.memory) from error
+                    raise _too_large(lr.shape[1:], self.memory) from error
 
     def _banded(self, lr: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, ...]:
         """One slice in bands, of half as many rows where there is no room."""
@@ -132,21 +132,27 @@ class Engine:
                     raise
                 rows = self._bands.rows
                 if rows <= bands.LEAST:
-                    raise _too_large(lr[None], self.memory) from error
+                    raise _too_large(lr.shape, self.memory) from error
                 self._bands.rows = max(bands.LEAST, rows // 2)
                 log.warning("out of memory: bands of %d rows", self._bands.rows)
 
     def _fitting(self, lr: tuple[int, ...], ref: tuple[int, ...]) -> int:
-        """How many slices go at once; 0 where not even one fits, but bands of it do."""
+        """How many slices go at once; 0 where not even one fits, but bands of it do.
+
+        Raises:
+            ResourceError: If neither does (E615).
+        """
         try:
             self._bytes = _size(self._program(1, lr, ref))
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self._bytes = self.memory + 1
+            self._bytes = self.memory + 1  # it takes more than there is
         fitting = self.memory // self._bytes
-        if not fitting and self._in_bands(lr, ref):
-            return 0
+        if not fitting:
+            if self._in_bands(lr, ref):
+                return 0
+            raise _too_large(lr, self.memory, self._bytes)
         most = 1 if jax.default_backend() == "cpu" else _AT_ONCE
         return max(1, min(most, fitting))
 
@@ -205,10 +211,11 @@ def _size(program: Any) -> int:
     return 1 if about is None else about.temp_size_in_bytes + about.output_size_in_bytes
 
 
-def _too_large(lr: np.ndarray, memory: int) -> ResourceError:
-    height, width = lr.shape[1:]
+def _too_large(lr: tuple[int, ...], memory: int, needed: int = 0) -> ResourceError:
+    height, width = lr
+    takes = f" (it takes {needed / 2**30:.3g})" if needed > memory + 1 else ""
     return ResourceError(
         "E615",
-        f"one slice of {height}x{width} pixels does not fit into {memory / 2**30:.1f} "
-        "GiB: close other programs, give more by --memory, or crop the input.",
+        f"one slice of {height}x{width} pixels does not fit into {memory / 2**30:.3g} "
+        f"GiB{takes}: close other programs, give more by --memory, or crop the input.",
     )

@@ -18,6 +18,7 @@ from daasr_jax.enhancement.references import (
     nearest,
     resampled,
     same_image,
+    same_slices,
     signature,
 )
 from daasr_jax.errors import ConfigError, DataError, UserError
@@ -34,7 +35,10 @@ from daasr_jax.scans import (
     on_grid,
     read_scan,
     slice_axis,
+    without_damaged,
 )
+from daasr_jax.scans.dicom import dicom_files
+from daasr_jax.scans.scan import axis_name
 
 log = logging.getLogger("daasr_jax")
 
@@ -52,6 +56,7 @@ class Target:
         axis: Axis of storage across which its slices lie.
         lr: (S, h, w) float32 in [0, 1], what the network takes.
         hr: (S, sh, sw), what it was made from in a simulation; else None.
+        whole: The scan as it was read, with all rows and columns.
         restore: Back to the unit of the scan.
         grid: Of the result.
         spacing: Sides of a pixel of the result, of rows and columns, in mm; NaN where
@@ -65,6 +70,7 @@ class Target:
     restore: Restore
     grid: Grid
     spacing: tuple[float, float]
+    whole: Scan
 
     @property
     def size(self) -> tuple[int, int]:
@@ -110,15 +116,11 @@ def read_target(path: Path, axis: str, scale: int, *, simulated: str = "") -> Ta
     Raises:
         DataError: If it cannot be read, or its slices are too small or large (E362).
     """
-    scan = read_scan(path)
+    whole = scan = read_scan(path)
     across = slice_axis(scan, axis)
     rows, columns = plane_axes(scan, across)
     if simulated:
-        shape = [
-            n if i == across else n // scale * scale
-            for i, n in enumerate(scan.voxels.shape)
-        ]
-        scan = dataclasses.replace(scan, voxels=scan.voxels[tuple(map(slice, shape))])
+        scan = _divisible(whole, across, scale)
     images, restore = normalise(in_plane(scan, across), path.name)
     hr = None
     grid = enlarged(scan, across, scale)
@@ -143,7 +145,7 @@ def read_target(path: Path, axis: str, scale: int, *, simulated: str = "") -> Ta
             "side are enhanced: choose another --axis, or crop it.",
         )
     spacing = (scan.spacing[rows] / factor, scan.spacing[columns] / factor)
-    return Target(scan, across, images, hr, restore, grid, spacing)
+    return Target(scan, across, images, hr, restore, grid, spacing, whole)
 
 
 def read_references(
@@ -164,20 +166,31 @@ def read_references(
     for number, path in enumerate(paths, 1):
         name = path.name if names else f"reference {number}"
         scan = read_scan(path)
-        if scan.voxels.shape == target.scan.voxels.shape and same_image(
-            scan.voxels, target.scan.voxels
-        ):
+        same = _holds(scan, target.whole)
+        voxels, cut = without_damaged(scan.voxels)
+        for text in cut:
+            log.warning("the reference %s %s", path.name, text)
+        placed = dataclasses.replace(scan, voxels=voxels)
+        factor = target.size[0] // target.lr.shape[1]
+        if target.hr is not None and not (scan.known_place and target.grid.known_place):
+            placed = _like(placed, target, factor)
+        voxels, inside = on_grid(placed, target.grid)
+        coverage = coverage_report(
+            placed, target.grid, inside, target.axis, target.scan
+        )
+        slices, restore = normalise(
+            in_plane(target.scan, target.axis, voxels), f"the reference {path.name}"
+        )
+        covered = in_plane(target.scan, target.axis, inside)
+        images.append(slices * covered)
+        if target.hr is not None and not same:  # it is compared where it is used
+            same = same_image(images[-1], target.hr * covered)
+        if same:
             raise DataError(
                 "E363",
                 f"the reference {path.name} holds the same image as the input: give "
                 "another contrast or a sharper scan, or --ref none.",
             )
-        voxels, inside = on_grid(scan, target.grid)
-        coverage = coverage_report(scan, target.grid, inside, target.axis, target.scan)
-        slices, restore = normalise(
-            in_plane(target.scan, target.axis, voxels), f"the reference {path.name}"
-        )
-        images.append(slices * in_plane(target.scan, target.axis, inside))
         about.append(
             {
                 "name": name,
@@ -192,13 +205,13 @@ def read_references(
                 f"{name} covers {100 * coverage.share:.0f} % of the "
                 "result; the rest is enhanced without it."
             )
-        factor = target.size[0] // target.lr.shape[1]
         if min(np.delete(coverage.ratio, target.axis)) > _SHARPER * factor:
             remarks.append(
                 f"{name} is no sharper than the input in its plane: little is to be "
                 "gained by it."
             )
-        logged += [f"{name} {text}." for text in (*scan.remarks, *restore.remarks)]
+        said = (*scan.remarks, *cut, *restore.remarks)
+        logged += [f"{name} {text}." for text in said]
     called = [one["name"] for one in about]
     return Guides(np.stack(images, axis=1), called, True, about, remarks, logged)
 
@@ -213,11 +226,11 @@ def choose_references(
     """For every slice the slice of a bank that resembles it most, both blurred.
 
     They need not be of the same person: the network searches the whole slice. Slices
-    of the same plane are compared, on a field of the same size in mm. Links that lead
-    out of the bank are left out.
+    of the same plane are compared, on a field of the same size in mm. Slices of the
+    input itself are left out, and links that lead out of the bank.
 
     Args:
-        bank: A folder of scans, or one scan.
+        bank: A folder of scans, files and folders of a DICOM series; or one scan.
         target: The scan.
         track: Shows how far the reading is.
         names: Keep the names of the files.
@@ -238,8 +251,9 @@ def choose_references(
             os.path.realpath(links[0]),
         )
     plane = _plane(target.scan, target.axis)
+    own_slices = in_plane(target.whole, target.axis)
     found: list[tuple[Path, int]] = []
-    signatures, left_out = [], 0
+    signatures, left_out, remarks = [], 0, []
     called = {
         f: f.name if names else f"scan {k} of the bank" for k, f in enumerate(files, 1)
     }
@@ -255,13 +269,20 @@ def choose_references(
             continue
         spacing, own = _field(spacing, slices.shape[1:])
         own = field if math.isfinite(min(target.spacing)) else own
-        signatures += [signature(x, spacing, own) for x in slices]
-        found += [(file, i) for i in range(len(slices))]
+        same = same_slices(slices, own_slices)
+        if same.any():
+            remarks.append(
+                f"{called[file]} has {np.count_nonzero(same)} of {len(same)} slices "
+                "with the image of the input; they are left out."
+            )
+        signatures += [signature(x, spacing, own) for x in slices[~same]]
+        found += [(file, int(i)) for i in np.flatnonzero(~same)]
     if not found:
         raise ConfigError(
             "E256",
             f"--bank={bank} holds no scan beside the input; give a folder of "
-            f"{', '.join(SUFFIXES)} files that can be read, or --ref none.",
+            f"{', '.join(SUFFIXES)} files or DICOM series that can be read, or --ref "
+            "none.",
         )
     wanted = np.stack([signature(x, lr_sides, field) for x in target.lr])
     order, scores = nearest(wanted, np.stack(signatures))
@@ -281,10 +302,12 @@ def choose_references(
         {"name": called[file], "slice": i, "similarity": round(float(score), 4)}
         for (file, i), score in zip(chosen, scores[:, 0], strict=True)
     ]
-    remarks = [f"{left_out} files of the bank cannot be used and are left out."]
-    remarks = remarks[: bool(left_out)]
     if links:
-        remarks.append(f"{len(links)} links lead out of the bank and are left out.")
+        text = f"{len(links)} links lead out of the bank and are left out."
+        remarks.insert(0, text)
+    if left_out:
+        text = f"{left_out} files of the bank cannot be used and are left out."
+        remarks.insert(0, text)
     return Guides(images, labels, False, about, remarks)
 
 
@@ -292,6 +315,34 @@ def plane_axes(scan: Scan, axis: int) -> tuple[int, int]:
     """The axes of storage that are rows and columns of the slices across an axis."""
     _, rows, columns = in_plane(scan, axis, np.empty((2, 3, 4), bool)).shape
     return rows - 2, columns - 2
+
+
+def _divisible(scan: Scan, axis: int, scale: int) -> Scan:
+    """The scan without the rows and columns at the end that the scale leaves over."""
+    shape = [
+        n if i == axis else n // scale * scale for i, n in enumerate(scan.voxels.shape)
+    ]
+    return dataclasses.replace(scan, voxels=scan.voxels[tuple(map(slice, shape))])
+
+
+def _like(scan: Scan, target: Target, scale: int) -> Scan:
+    """A reference of unknown place, cut as the target of a simulation was."""
+    if scan.voxels.shape != target.whole.voxels.shape:
+        return scan
+    return _divisible(scan, target.axis, scale)
+
+
+def _holds(scan: Scan, other: Scan) -> bool:
+    """Whether two scans hold one image, as they are stored or as their axes lie."""
+    pairs = [(scan.voxels, other.voxels), (_axial(scan), _axial(other))]
+    if all(a.strides == b.strides for a, b in pairs):
+        del pairs[1]  # both are stored alike
+    return any(a.shape == b.shape and same_image(a, b) for a, b in pairs)
+
+
+def _axial(scan: Scan) -> np.ndarray:
+    names = [axis_name(scan.affine, i) for i in range(3)]
+    return in_plane(scan, names.index("axial"))
 
 
 def _plane(scan: Scan, axis: int) -> str:
@@ -321,7 +372,16 @@ def _field(
 def _files(bank: Path) -> list[Path]:
     if not bank.is_dir():
         return [bank]
-    return [f for f in bank.rglob("*") if f.name.endswith(SUFFIXES) and f.is_file()]
+    inside = [bank, *bank.rglob("*")]
+    series = [f for f in inside if f.is_dir() and _has_dicom(f)]
+    return series + [f for f in inside if f.name.endswith(SUFFIXES) and f.is_file()]
+
+
+def _has_dicom(folder: Path) -> bool:
+    try:
+        return bool(dicom_files(folder))
+    except OSError:  # reading it says why
+        return True
 
 
 def _same_file(a: Path, b: str) -> bool:

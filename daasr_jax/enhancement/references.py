@@ -76,3 +76,30 @@ def same_image(a: np.ndarray, b: np.ndarray) -> bool:
     x, y = (v.astype(np.float64).ravel() - v.mean(dtype=np.float64) for v in (a, b))
     norms = float(np.linalg.norm(x) * np.linalg.norm(y))
     return norms > 0 and float(x @ y) / norms > 1 - 1e-6
+
+
+def same_slices(slices: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which slices hold the image of one of others, see `same_image`.
+
+    Args:
+        slices: (S, H, W) real.
+        others: (N, H', W') real; of another size they are other images.
+
+    Returns:
+        (S,) bool.
+    """
+    out = np.zeros(len(slices), bool)
+    if slices.shape[1:] != others.shape[1:]:
+        return out
+    near = _unit(slices) @ _unit(others).T > 1 - 1e-4  # in float32
+    for i, k in np.argwhere(near):
+        out[i] = out[i] or same_image(slices[i], others[k])
+    return out
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    """(N, d) float32 of mean 0 and norm 1; zeros of an image of one value."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 0)

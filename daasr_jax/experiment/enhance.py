@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import daasr_jax
-from daasr_jax import released, scans
+from daasr_jax import released
 from daasr_jax.data.progress import track
 from daasr_jax.enhancement import Engine, Slices, overlays, quality
 from daasr_jax.enhancement.inputs import (
@@ -30,6 +30,7 @@ from daasr_jax.experiment.enhance_files import (
     SHARED,
     Request,
     by,
+    check_files,
     in_mm,
     weights_words,
     write_files,
@@ -73,7 +74,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             simulated=about["degradation"] if request.simulated else "",
         )
         if request.format == "dicom":
-            check_source(target.scan)
+            check_source(target.scan, target.grid)
         _say_target(say, request, target)
         guides = _guides(request, target)
     for one in guides.about:
@@ -117,6 +118,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             else len(request.refs),
             "simulated": request.simulated,
             "format": request.format,
+            "dtype": request.dtype,
         },
         "output": {
             "shape": list(target.grid.shape),
@@ -165,9 +167,13 @@ def _check(request: Request) -> None:
         raise ConfigError(
             "E257", "--ref auto and --bank DIR go together: give both or neither."
         )
-    for name, path in request.files.items():
-        form = request.format if name == "output" else ""
-        scans.check_output(path, request.used, request.force, form)
+    if request.format == "dicom" and request.dtype != "float32":
+        raise ConfigError(
+            "E257",
+            f"--dtype {request.dtype} is for NIfTI, and --format dicom always has 16 "
+            "bits and a slope: leave one of them out.",
+        )
+    check_files(request)
 
 
 def _weights(request: Request) -> released.Weights:
@@ -177,7 +183,7 @@ def _weights(request: Request) -> released.Weights:
         ConfigError: If they are of another scale (E258).
     """
     name = request.checkpoint or f"x{request.scale or 4}"
-    weights = open_weights(name)
+    weights = open_weights(name, names=request.names)
     scale = weights.about["scale"]
     if request.scale and request.scale != scale:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import numpy as np
 
 import daasr_jax
 from daasr_jax import scans
+from daasr_jax.data.sources.base import system_words
 from daasr_jax.enhancement import Slices, overlays
 from daasr_jax.enhancement.inputs import Guides, Target
 from daasr_jax.enhancement.page import Views, make_page
+from daasr_jax.errors import DataError
 from daasr_jax.experiment.installation import commit_id
-from daasr_jax.files import write_atomically
+from daasr_jax.files import replace_all, write_atomically
+from daasr_jax.scans.output import cannot_write
 
 _NIFTI = (".nii.gz", ".nii")
 SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
@@ -35,6 +39,8 @@ class Request:
         axis: Across which the slices lie, see `scans.slice_axis`.
         bank: Folder of scans from which `auto` chooses.
         format: `nifti` or `dicom`.
+        dtype: Of the voxels of a NIfTI result: `float32`, or `input` for the type that
+            the file of the input has.
         memory: Bytes that may be taken; None for a half of what is free.
         simulated: Make the input small first, and measure what the result is worth.
         page: Write the HTML page too.
@@ -50,6 +56,7 @@ class Request:
     axis: str = "auto"
     bank: Path | None = None
     format: str = "nifti"
+    dtype: str = "float32"
     memory: int | None = None
     simulated: bool = False
     page: bool = True
@@ -71,24 +78,25 @@ class Request:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What is written, by what it is."""
+        """Names that belong to the result, by what is written there if anything is."""
         name = self.out.name
         for ending in _NIFTI:
             name = name.removesuffix(ending)
 
         def beside(ending: str) -> Path:
-            return self.out.with_name(name + ending)
+            return self.out.parent / (name + ending)
 
         found = {"output": self.out, "confidence": beside("_confidence.nii.gz")}
         found |= {"match": beside("_match.nii.gz"), "report": beside(".json")}
-        return found | ({"page": beside(".html")} if self.page else {})
+        return found | {"page": beside(".html")}
 
 
 def written_files(request: Request, made: Slices, guides: Guides) -> dict[str, Path]:
     """The files that a result has: no maps where nothing was matched."""
     matched = made.confidence is not None and guides.images is not None
-    maps = () if matched else ("confidence", "match")
-    return {k: v for k, v in request.files.items() if k not in maps}
+    without = () if matched else ("confidence", "match")
+    without += () if request.page else ("page",)
+    return {k: v for k, v in request.files.items() if k not in without}
 
 
 def write_files(
@@ -99,7 +107,9 @@ def write_files(
     report: dict[str, Any],
     times: dict[str, float],
 ) -> None:
-    """Writes all files, or none: what stops the writing takes back what was written.
+    """Writes all files, or none, and leaves none of an earlier result.
+
+    They are written in a folder beside their places, and renamed when all are whole.
 
     Args:
         request: What was asked.
@@ -112,60 +122,94 @@ def write_files(
     Raises:
         DataError: If a file is there already or cannot be written.
     """
-    scan, grid = target.scan, target.grid
     files = written_files(request, made, guides)
+    report["seconds"] = {k: round(v, 2) for k, v in times.items()}
+    report["files"] = {k: v.name for k, v in files.items()}
+    folder, new = request.out.parent, Path()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".daasr_jax.", dir=folder, ignore_cleanup_errors=True
+        ) as hidden:
+            new, old = Path(hidden, "new"), Path(hidden, "old")
+            new.mkdir()
+            old.mkdir()
+            _write(new, files, request, target, guides, made, report)
+            check_files(request)
+            last = sorted(files, key="output".__eq__)
+            placed = {files[k]: new / files[k].name for k in last}
+            replace_all(placed, set(request.files.values()) - set(placed), old)
+    except OSError as error:
+        raise cannot_write(request.out, system_words(error)) from None
+    except DataError as error:  # it names the place that a reader knows
+        for path in files.values():
+            error.args = (error.args[0].replace(f"{new / path.name}", f"{path}"),)
+        raise
+
+
+def check_files(request: Request) -> None:
+    """Refuses names of results that are taken, before anything is computed.
+
+    Raises:
+        DataError: As `scans.check_output`.
+    """
+    for name, path in request.files.items():
+        form = request.format if name == "output" else ""
+        scans.check_output(path, request.used, request.force, form)
+
+
+def _write(
+    folder: Path,
+    files: dict[str, Path],
+    request: Request,
+    target: Target,
+    guides: Guides,
+    made: Slices,
+    report: dict[str, Any],
+) -> None:
+    """All files by their names in a folder that is not theirs; the output last."""
+    scan, grid = target.scan, target.grid
     note = f"daasr_jax {daasr_jax.__version__} x{report['settings']['scale']}"
+    places = {k: folder / path.name for k, path in files.items()}
 
     def volume(slices: np.ndarray) -> np.ndarray:
         return scans.back(slices, scan, target.axis)
 
-    def nifti(path: Path, slices: np.ndarray, words: str, dtype: Any) -> None:
+    def nifti(key: str, slices: np.ndarray, words: str, dtype: Any) -> None:
         scans.write_nifti(
-            path,
+            places[key],
             volume(slices),
             grid,
             like=scan,
             description=f"{note} {words}",
             dtype=dtype,
-            force=request.force,
-            inputs=request.used,
-            same_unit=path == request.out,
+            same_unit=key == "output",
             texts=request.names,
         )
 
-    fresh = [f for k, f in files.items() if k != "output" and not f.exists()]
-    try:  # the output itself comes last
-        if "match" in files:
-            assert made.confidence is not None
-            c = overlays.spread(made.confidence, target.size)
-            nifti(files["confidence"], c, "confidence C", np.float32)
-            p = _match(target, guides, made)
-            nifti(files["match"], p, "match P", p.dtype)
-        if "page" in files:
-            write_atomically(
-                files["page"], _page(request, target, guides, made, report)
-            )
-        report["seconds"] = {k: round(v, 2) for k, v in times.items()}
-        report["files"] = {k: v.name for k, v in files.items()}
-        write_atomically(files["report"], json.dumps(report, indent=1))
-        output = target.restore(made.sr)
-        if request.format == "dicom":
-            scans.write_dicom(
-                request.out,
-                volume(output),
-                grid,
-                like=scan,
-                description=note,
-                force=request.force,
-                inputs=request.used,
-                names=request.names,
-            )
-        else:
-            nifti(request.out, output, "", np.float32)
-    except BaseException:
-        for path in fresh:
-            path.unlink(missing_ok=True)
-        raise
+    if "match" in files:
+        assert made.confidence is not None
+        c = overlays.spread(made.confidence, target.size)
+        nifti("confidence", c, "confidence C", np.float32)
+        p = _match(target, guides, made)
+        nifti("match", p, "match P", p.dtype)
+    if "page" in files:
+        page = _page(request, target, guides, made, report)
+        write_atomically(places["page"], page)
+    write_atomically(places["report"], json.dumps(report, indent=1))
+    output = target.restore(made.sr)
+    if request.format == "dicom":
+        scans.write_dicom(
+            places["output"],
+            volume(output),
+            grid,
+            like=scan,
+            description=note,
+            names=request.names,
+        )
+    else:
+        own = request.dtype == "input"
+        nifti("output", output, "", scans.stored_type(scan) if own else np.float32)
 
 
 def _match(target: Target, guides: Guides, made: Slices) -> np.ndarray:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+
 from daasr_jax import released
 from daasr_jax.enhancement.artefact import PLATFORMS, make_artefact
-from daasr_jax.errors import ConfigError
+from daasr_jax.errors import ConfigError, first_line
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.saved_run import load_run
@@ -51,27 +53,34 @@ def write_weights(folder: str, out: Path, more: Path | None = None) -> str:
         raise ConfigError("E255", f"--out={out} cannot be written: {error}") from None
 
 
-def write_artefact(checkpoint: str, out: Path, size: tuple[int, int]) -> str:
+def write_artefact(
+    checkpoint: str, out: Path, size: tuple[int, int] | None = None
+) -> str:
     """Writes a `jax.export` artefact: a network with its weights as one program.
 
     Args:
         checkpoint: A released name, a file or a run.
         out: The file.
-        size: Height and width of the LR slices that it takes.
+        size: Height and width of the LR slices that it takes; None for any.
 
     Returns:
         What it takes and gives.
 
     Raises:
         CheckpointError: If there are no such weights.
-        ConfigError: If flatbuffers is not installed (E259), or `out` cannot be written
-            (E255).
+        ConfigError: If flatbuffers is not installed (E259), `out` cannot be written
+            (E255), or the network needs a size (E261).
     """
     weights = open_weights(checkpoint)
     scale = weights.about["scale"]
-    large = (size[0] * scale, size[1] * scale)
     try:
-        data = make_artefact(weights, size, large)
+        data = make_artefact(weights, size)
+    except jax.errors.InconclusiveDimensionOperation as error:
+        raise ConfigError(
+            "E261",
+            f"--checkpoint={checkpoint} has a part that needs the height and width of "
+            f"slices as numbers: give --size ({first_line(error)}).",
+        ) from None
     except ImportError:
         raise ConfigError(
             "E259",
@@ -82,7 +91,10 @@ def write_artefact(checkpoint: str, out: Path, size: tuple[int, int]) -> str:
         write_atomically(out, data)
     except OSError as error:
         raise ConfigError("E255", f"--out={out} cannot be written: {error}") from None
+    low, high = ("h, w", "H, W")
+    if size is not None:
+        low, high = (f"{n * size[0]}, {n * size[1]}" for n in (1, scale))
     return (
-        f"lr (B, {size[0]}, {size[1]}, 1) and ref (B, {large[0]}, {large[1]}, 1), "
-        f"float32 in [0, 1], on {' and '.join(PLATFORMS)}"
+        f"lr (B, {low}, 1) and ref (B, {high}, 1), float32 in [0, 1], on "
+        f"{' and '.join(PLATFORMS)}"
     )

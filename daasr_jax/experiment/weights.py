@@ -12,20 +12,31 @@ from daasr_jax.experiment.record import RECORD
 from daasr_jax.experiment.saved_run import TrainedRun, load_run
 
 
-def open_weights(text: str | Path) -> released.Weights:
+def open_weights(text: str | Path, *, names: bool = False) -> released.Weights:
     """A released name (`x4`), a `.safetensors` file, or the folder of a run.
 
     A folder of that name that holds a run comes first.
+
+    Args:
+        text: Which.
+        names: What they are called in results is the place of the run, or the name of
+            the file; else that it is a run or a file. Hashes tell which one.
 
     Raises:
         CheckpointError: If there are no such weights, or they cannot be used.
     """
     folder = place(text)
     if not (folder / RECORD).is_file():
-        return released.load(folder if folder.suffix == ".safetensors" else str(text))
+        if folder.suffix != ".safetensors":
+            return released.load(str(text))
+        weights = released.load(folder)
+        if names or folder.parent.resolve() == released.FOLDER.resolve():
+            return weights
+        source = weights.about["source"] | {"weights": "a file"}
+        return weights._replace(about=weights.about | {"source": source})
     run = load_run(folder)
     about = released.USUAL | about_run(run)
-    source = {"weights": str(folder), **run.source}
+    source = {"weights": str(folder) if names else "a run", **run.source}
     return released.Weights(
         parts.make_model(run.config), run.variables, about | {"source": source}
     )

@@ -12,9 +12,11 @@ from jaxtyping import Array
 
 from daasr_jax.matching.window import Window
 
+CHUNK = 128  # queries at once where sizes are symbols, of which no budget can be made
+
 
 def search_batch(
-    query: Array, key: Array, scale: Array, *, window: Window, budget: int
+    query: Array, key: Array, scale: Array, *, window: Window, budget: int | None
 ) -> Array:
     """Best key of every query.
 
@@ -23,7 +25,7 @@ def search_batch(
         key: `(b, r, h', w', c)`, r maps.
         scale: `(b, r, h', w')`, factor of each key: its reciprocal norm.
         window: The patches.
-        budget: Bytes of scores held at once.
+        budget: Bytes of scores held at once; None for those of `CHUNK` queries.
 
     Returns:
         Positions `(b, h, w)` in the r key maps one after the other, int32; the lowest
@@ -35,7 +37,7 @@ def search_batch(
     )
     scale = scale.reshape(b, 1, -1)
     n, m = queries.shape[1], keys.shape[1]
-    chunk = max(1, min(n, budget // (4 * m * b)))
+    chunk = CHUNK if budget is None else max(1, min(n, budget // (4 * m * b)))
     chunks = -(-n // chunk)
     queries = jnp.pad(queries, ((0, 0), (0, chunks * chunk - n), (0, 0)))
 

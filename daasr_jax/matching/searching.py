@@ -6,6 +6,7 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int
 
 from daasr_jax.matching import chunked, diagonal, kernel
@@ -31,7 +32,8 @@ def search(
 
     Nothing is differentiated. Time O(n m patch C), for n queries and m keys; memory
     O((n + m) C) plus the scores held at once: a twentieth of all within a range of
-    `BUDGET_BYTES`, from which tiles follow.
+    `BUDGET_BYTES`, from which tiles follow. Where sizes are symbols (`jax.export`) it
+    is chunked products, of a fixed number of queries at once.
 
     Args:
         query: Query map, any float dtype; computed in float32.
@@ -62,6 +64,8 @@ def search(
     m = scale[0].size
     if m >= 2**31:
         raise ValueError(f"{m} keys do not fit into int32.")
+    if any(map(is_symbolic_dim, (*query.shape, *maps.shape))):
+        return chunked.search_batch(query, maps, scale, window=window, budget=None)
     pairs = m * query.shape[1] * query.shape[2]
 
     sums, products = (

@@ -232,7 +232,7 @@ def _moved(x: Array, offset: Array | np.ndarray, window: Window, fill: int) -> A
 
 
 def _source(
-    index: Array, offset: Array | np.ndarray, window: Window, keys: tuple[int, int]
+    index: Array, offset: Array | np.ndarray, window: Window, keys: tuple[Any, Any]
 ) -> tuple[Array, Array]:
     """What the patch that covers a pixel with its entry `offset` lays there.
 
@@ -240,7 +240,7 @@ def _source(
         index: `(b, hq, wq)`.
         offset: Row and column of the entry from the centre.
         window: The patches.
-        keys: Height and width of each key map.
+        keys: Height and width of each key map: numbers, or symbols of `jax.export`.
 
     Returns:
         For every pixel, the position of that entry in the flat key maps, and whether it

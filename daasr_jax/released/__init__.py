@@ -30,6 +30,7 @@ from daasr_jax.registry import MODELS, resolved
 
 FOLDER = Path(str(files(__name__)))
 INDEX = "index.json"
+_TEXTS = ("file", "sha256")  # of an entry of the index
 FORM = 1  # of the files
 _TRAINING_ALONE = "params/head_"  # the pictures of Eq. 12 and 13: not kept
 # What a user must know of weights, where whoever trained them has not said otherwise.
@@ -214,7 +215,14 @@ def _nested(arrays: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        return read_json(folder / INDEX)
+        index = read_json(folder / INDEX)
+        if not isinstance(index, dict):
+            raise ValueError("it is no mapping of names")
+        for name, entry in index.items():
+            texts = [entry.get(k) for k in _TEXTS] if isinstance(entry, dict) else []
+            if not texts or not all(isinstance(x, str) for x in texts):
+                raise ValueError(f"{name!r} lacks {' or '.join(_TEXTS)}")
+        return index
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -65,12 +65,8 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
     if low == high:
         raise DataError("E347", f"{name} is blank: all voxels are {low:g}")
     remarks = []
-    start = 0.0
-    top, hot = _top(voxels, start, high)
-    far = np.count_nonzero(voxels < -MAX_NEGATIVE * top)
-    if top <= 0 or far > _FEW * voxels.size:
-        start = low
-        top, hot = _top(voxels, start, high)
+    start, top, hot = _range(voxels)
+    if start:
         remarks.append(
             f"has values from {low:.4g} to {top:.4g}; magnitude images start at 0, so "
             f"{low:.4g} is taken as black"
@@ -79,16 +75,49 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
         cut = int(np.count_nonzero(voxels < 0))
         remarks.append(f"has {counted(cut)} below 0 (down to {low:.4g}), taken as 0")
     if hot:
-        remarks.append(
-            f"has {counted(hot)} of up to {high:.4g} where no other is over "
-            f"{top:.4g}: taken as damaged and cut to it"
-        )
+        remarks.append(_damaged(hot, high, top))
     images = np.empty(voxels.shape, np.float32)
     for i, image in enumerate(voxels):
         images[i] = ((image.astype(np.float64) - start) / (top - start)).clip(0, 1)
     for remark in remarks:
         log.warning("%s %s", name, remark)
     return images, Restore(top, start, hot, tuple(remarks))
+
+
+def without_damaged(voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A volume whose damaged voxels, see `normalise`, are cut to the maximum of others.
+
+    It is done before a volume is resampled: a spline makes a blob of such a voxel,
+    which is not alone any more.
+
+    Args:
+        voxels: (X, Y, Z) real, finite, in any unit.
+
+    Returns:
+        The volume itself or a copy of its type, and what the user should know.
+    """
+    _, top, hot = _range(voxels)
+    if not hot:
+        return voxels, ()
+    cut = np.minimum(voxels, voxels.dtype.type(top))
+    return cut, (_damaged(hot, float(voxels.max()), top),)
+
+
+def _damaged(hot: int, high: float, top: float) -> str:
+    return (
+        f"has {counted(hot)} of up to {high:.4g} where no other is over {top:.4g}: "
+        "taken as damaged and cut to it"
+    )
+
+
+def _range(voxels: np.ndarray) -> tuple[float, float, int]:
+    """What becomes 0 and what 1, and how many voxels are damaged, see `normalise`."""
+    low, high = float(voxels.min()), float(voxels.max())
+    top, hot = _top(voxels, 0.0, high)
+    far = np.count_nonzero(voxels < -MAX_NEGATIVE * top)
+    if low < high and (top <= 0 or far > _FEW * voxels.size):
+        return low, *_top(voxels, low, high)
+    return 0.0, top, hot
 
 
 def _top(voxels: np.ndarray, start: float, high: float) -> tuple[float, int]:

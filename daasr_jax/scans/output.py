@@ -25,10 +25,13 @@ def check_output(
         form: `nifti` wants the ending of such a file.
 
     Raises:
-        DataError: If it has another ending (E354), is one of the inputs, lies in one or
-            holds one (E351), is there (E350), or cannot be written (E352).
+        DataError: If it has another ending or no name (E354), is one of the inputs,
+            lies in one or holds one (E351), is there (E350), or cannot be written
+            (E352).
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise DataError("E354", f"{path}: give the result a name of its own")
     if form == "nifti" and not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(
             "E354", f"{path}: the result is NIfTI: end its name in .nii or .nii.gz"

@@ -96,9 +96,8 @@ def write_dicom(
             E352).
     """
     folder = Path(folder)
-    check_source(like)
+    check_source(like, grid)
     check_output(folder, [like.source, *inputs], force)
-    _check_axes(grid)
     pydicom = library()
     # a scan's headers may be in a set of characters without those of a description
     description = description.encode("ascii", "replace").decode()[:_LONG_TEXT]
@@ -128,17 +127,23 @@ def write_dicom(
                 shutil.rmtree(place)
 
 
-def check_source(like: Scan) -> None:
-    """Raises a DataError (E353) for a scan that names no patient and no study."""
+def check_source(like: Scan, grid: Grid) -> None:
+    """Refuses what cannot become a derived series, before anything is computed.
+
+    Args:
+        like: The scan that it is derived from.
+        grid: Of the series.
+
+    Raises:
+        DataError: If the scan names no patient and no study (E353), or the axes of the
+            grid are not at right angles in the slice (E355).
+    """
     if like.kind != "dicom":
         raise DataError(
             "E353",
             f"{like.source} is not DICOM, so a derived series would have no patient "
             "and no study: write NIfTI",
         )
-
-
-def _check_axes(grid: Grid) -> None:
     row, column = (grid.affine[:3, i] for i in (0, 1))
     cosine = row @ column / np.linalg.norm(row) / np.linalg.norm(column)
     if abs(cosine) > 1e-3:

@@ -90,6 +90,12 @@ def write_nifti(
         raise cannot_write(path, why) from None
 
 
+def stored_type(scan: Scan) -> np.dtype:
+    """The type in which a scan's file holds its voxels; that in memory of no NIfTI."""
+    held = scan.header.get_data_dtype() if scan.kind == "nifti" else scan.voxels.dtype
+    return np.dtype(held)
+
+
 def header_for(
     grid: Grid,
     like: Scan,
@@ -166,6 +172,8 @@ def _own_qform(header: Any, link: np.ndarray, shape: tuple[int, ...]) -> Qform |
 
 def _as_type(voxels: np.ndarray, dtype: np.dtype, like: Scan) -> np.ndarray:
     if dtype.kind in "iu" and like.voxels.dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return np.clip(np.rint(voxels), limits.min, limits.max).astype(dtype)
+        low, high = (np.float64(getattr(np.iinfo(dtype), x)) for x in ("min", "max"))
+        if int(high) > np.iinfo(dtype).max:  # of 64 bits, which a float rounds up
+            high = np.nextafter(high, 0.0)
+        return np.clip(np.rint(voxels, dtype=np.float64), low, high).astype(dtype)
     return voxels if dtype.kind in "iu" else voxels.astype(dtype, copy=False)

@@ -57,6 +57,8 @@ def test_a_run_and_its_weights_enhance_alike(tmp_path):
     assert np.abs(a - b).max() < 1e-3 * a.max()  # float16
     reports = [json.loads((tmp_path / f"{x}.json").read_text()) for x in "ab"]
     assert reports[0]["weights"]["source"]["checkpoint_step"] == 2
+    assert reports[0]["weights"]["source"]["weights"] == "a run"
+    assert all(str(run) not in path.read_text() for path in tmp_path.glob("?.json"))
     weights = reports[1]["weights"]
     assert weights["spacing_mm"] == [0.4, 0.9]
     assert weights["training"]["hours"] == 1

@@ -24,7 +24,6 @@ import pytest
 
 import daasr_jax
 from tests.e2e.commands import ROOT, complaint, environment
-from tests.weights import write_weights
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -176,26 +175,29 @@ def test_train_evaluate_and_list(installed):
 
 @pytest.mark.full
 def test_a_scan_is_enhanced(installed):
-    """By weights that lie in the package, without anything else."""
-    where = installed.run("-c", "from daasr_jax import released as r; print(r.FOLDER)")
-    write_weights(Path(where["out"].strip()) / "x2.safetensors")
+    """By the released weights as they lie in the package, without anything else."""
     listed = installed.run("-m", "daasr_jax.models", "--released", "--json")
-    assert json.loads(listed["out"])["x2"]["scale"] == 2
+    index = json.loads(listed["out"])
+    assert {name: entry["scale"] for name, entry in index.items()}.items() >= {
+        ("x2", 2), ("x3", 3), ("x4", 4)
+    }  # fmt: skip
     folder = installed.folder / "work"
     rng = np.random.default_rng(0)
-    for name, side in (("T2", 24), ("T1", 48)):
+    for name, side in (("T2", 24), ("T1", 96)):
         voxels = (rng.random((side, side, 2)) * 900).astype(np.int16)
         affine = np.diag([24 / side, 24 / side, 3, 1])
         nib.save(nib.Nifti1Image(voxels, affine), folder / f"{name}.nii.gz")
     done = installed.run(
         *("-m", "daasr_jax.enhance", "--input", "T2.nii.gz", "--ref", "T1.nii.gz"),
-        *("--scale", "2", "--out", "T2_x2.nii.gz"),
+        *("--scale", "4", "--out", "T2_x4.nii.gz"),
     )
     assert done["code"] == 0, done["err"]
-    assert nib.load(folder / "T2_x2.nii.gz").shape == (48, 48, 2)
-    report = json.loads((folder / "T2_x2.json").read_text(encoding="utf-8"))
-    assert report["weights"]["source"]["weights"] == "x2"
-    assert "</html>" in (folder / "T2_x2.html").read_text(encoding="utf-8")
+    assert nib.load(folder / "T2_x4.nii.gz").shape == (96, 96, 2)
+    report = json.loads((folder / "T2_x4.json").read_text(encoding="utf-8"))
+    released = json.loads((ROOT / "daasr_jax/released/index.json").read_text())
+    source = report["weights"]["source"]
+    assert source == {"weights": "x4", "sha256": released["x4"]["sha256"]}
+    assert "</html>" in (folder / "T2_x4.html").read_text(encoding="utf-8")
 
 
 def test_refusals(installed):

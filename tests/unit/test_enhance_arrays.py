@@ -206,6 +206,19 @@ def test_no_room_at_all_is_one_line(weights, monkeypatch):
         engine(scan(1, 20, 21), scan(1, 1, 40, 42))
 
 
+def test_a_slice_over_the_memory_without_bands_is_one_line(weights, monkeypatch):
+    monkeypatch.setattr(bands, "can_band", lambda _: False)
+    given = scan(1, 20, 21), scan(1, 1, 40, 42)
+    needed = Engine(weights)(*given).bytes
+    assert Engine(weights, memory=needed)(*given).bytes == needed
+    with pytest.raises(ResourceError) as error:
+        Engine(weights, memory=needed - 2**10)(*given)
+    allowed, takes = (f"{x / 2**30:.3g}" for x in (needed - 2**10, needed))
+    text = str(error.value)
+    assert text.startswith("error E615: one slice of 20x21 pixels does not fit into")
+    assert f"{allowed} GiB (it takes {takes})" in text
+
+
 def test_another_error_of_a_device_stays(weights, monkeypatch):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -14,6 +14,7 @@ from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.edsr import EDSR
+from daasr_jax.models.sat import Matching
 from tests.weights import random_variables
 
 
@@ -40,6 +41,9 @@ CASES = {
         "structure": functools.partial(CWT, attention_scale="sqrt_hw", heads=2)
     },
     "without detail": {"detail": None},
+    "patches of five, by products": {
+        "align": functools.partial(Matching, patch=5, search="chunked")
+    },
     "no norm, both": {"sfe_norm": "none", "residual": "both"},
 }
 
@@ -93,6 +97,16 @@ def test_a_wrong_halo_is_seen(monkeypatch):
             patch.setattr(bands, name, less)
             wrong = bands.Bands(model, variables, 16)(lr, ref)[0]
         assert np.abs(wrong - right).max() > 1e-4, name
+
+
+def test_the_halo_of_patches_is_theirs():
+    """The comparison notices a row of patches that is too few."""
+    model, variables = network(align=functools.partial(Matching, patch=5))
+    lr, ref = images(45, 20, 2)
+    whole, narrow = (bands.Bands(model, variables, 16) for _ in range(2))
+    narrow._around = 1
+    (_, right, _), (_, wrong, _) = whole(lr, ref), narrow(lr, ref)
+    assert np.abs(wrong - right).max() > 1e-4
 
 
 def test_which_networks_have_bands():

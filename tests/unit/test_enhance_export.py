@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -33,7 +34,7 @@ def images(n: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_program_does_what_the_network_does(file):
     """For both platforms, for any batch, without the package's own code."""
     weights = released.load(file)
-    made = artefact.export_program(weights, (20, 22), (40, 44))
+    made = artefact.export_program(weights, (20, 22))
     assert made.platforms == ("cpu", "cuda")
     engine = Engine(weights)
     for n in (1, 3):
@@ -43,6 +44,33 @@ def test_the_program_does_what_the_network_does(file):
         np.testing.assert_allclose(sr, wanted.sr, atol=1e-6 * np.abs(wanted.sr).max())
         np.testing.assert_allclose(c, wanted.confidence, atol=1e-6)
         np.testing.assert_array_equal(p, wanted.index)
+
+
+def test_sizes_may_be_free(file):
+    """One program for slices and references of any size, its search by products."""
+    weights = released.load(file)
+    made = artefact.export_program(weights)
+    align = functools.partial(weights.model.align, search="chunked")
+    engine = Engine(weights._replace(model=weights.model.clone(align=align)))
+    rng = np.random.default_rng(0)
+    for low, cells in (((20, 22), (20, 22)), ((31, 24), (40, 20))):
+        lr = rng.random((2, *low), np.float32)
+        ref = rng.random((2, 2 * cells[0], 2 * cells[1]), np.float32)
+        lr[:, :4], ref[:, :8] = 0, 0
+        sr, c, p = made.call(lr[..., None], ref[..., None])
+        wanted = engine(lr, ref[:, None])
+        np.testing.assert_allclose(sr, wanted.sr, atol=1e-6 * np.abs(wanted.sr).max())
+        np.testing.assert_allclose(c, wanted.confidence, atol=1e-6)
+        np.testing.assert_array_equal(p, wanted.index)
+
+
+def test_a_network_that_needs_a_size_is_one_line(tmp_path, capsys):
+    file = write_weights(tmp_path / "dc.safetensors", data_consistency=True)
+    out = ["--out", str(tmp_path / "x.jaxexport")]
+    text = refused(capsys, "--checkpoint", str(file), *out)
+    assert text.startswith("error E261: ")
+    assert "--size" in text
+    assert len(text.strip().splitlines()) == 1
 
 
 USE = """

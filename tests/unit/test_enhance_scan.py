@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -171,6 +172,139 @@ def test_a_simulation_measures(folder, tmp_path, capsys):
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_simulation_refuses_the_input_as_reference(folder, refused, tmp_path, known):
+    """Though it is cropped to what the scale divides, and however it is stored."""
+    big, turned = volume(2, (41, 43, 3)), tmp_path / "turned.nii"
+    refs = [write(tmp_path / "big.nii", big), turned]
+    nib.save(nib.load(refs[0]).as_reoriented([[2, 1], [0, -1], [1, 1]]), turned)
+    refs.append(write(tmp_path / "part.nii", big[:, 1:], moved(big, 1)))
+    if not known:
+        refs = [tmp_path / "big.npz"]
+        np.savez(refs[0], voxels=np.moveaxis(big, 2, 0))
+    argv = ["--input", str(refs[0]), "--low-res-simulated"]
+    for ref in refs:
+        more = [*argv, "--ref", str(ref)]
+        refused(
+            "E363", ref.name, exit_code=3, ref="", argv=more, out=tmp_path / "o.nii"
+        )
+
+
+def moved(voxels, columns: int) -> np.ndarray:
+    """The place of a volume without its first columns."""
+    affine = AFFINE.copy()
+    affine[:3, 3] += columns * AFFINE[:3, 1]
+    return affine
+
+
+def test_a_reference_of_unknown_place_is_cropped_as_the_input(tmp_path):
+    big = [np.moveaxis(volume(i, (41, 43, 3)), 2, 0) for i in (2, 3)]
+    for i, voxels in enumerate(big):
+        np.savez(tmp_path / f"{i}.npz", voxels=voxels)
+    target = inputs.read_target(tmp_path / "0.npz", "axial", 2, simulated="bicubic")
+    guides = inputs.read_references([tmp_path / "1.npz"], target)
+    assert guides.images is not None
+    assert target.hr is not None
+    hr, ref = (x[:, 1:, :42] / x.max() for x in big)  # rows of a file run to the front
+    np.testing.assert_allclose(target.hr, hr, atol=1e-4)
+    np.testing.assert_allclose(guides.images[:, 0], ref, atol=1e-4)
+
+
+def test_a_hot_voxel_of_a_reference_darkens_nothing(folder, tmp_path):
+    target = inputs.read_target(folder / "T2.nii.gz", "auto", 2)
+    clean = nib.load(folder / "T1.nii.gz")
+    hot = np.array(clean.dataobj)
+    hot[20, 18, 1] = 30_000
+    write(tmp_path / "hot.nii", hot, clean.affine)
+    found = [
+        inputs.read_references([path], target)
+        for path in (folder / "T1.nii.gz", tmp_path / "hot.nii")
+    ]
+    one, other = (x.images for x in found)
+    assert one is not None
+    assert other is not None
+    assert np.mean(np.abs(one - other) > 1e-3) < 0.02  # but for the voxel itself
+    assert not found[0].logged
+    assert "reference 1 has 1 voxel of up to 3e+04" in found[1].logged[0]
+
+
+def test_a_bank_leaves_out_the_input(folder, refused, tmp_path):
+    """Under another name and another type; and says so."""
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    copied = volume(0)
+    write(bank / "copy.nii", copied.astype(np.float32) * 2)
+    argv = ["--bank", str(bank)]
+    refused("E256", "beside the input", exit_code=2, ref="auto", argv=argv)
+    part = copied[:, :, [1, 0, 2]]
+    part[:, :, 0] = volume(5)[:, :, 0]
+    write(bank / "part.nii", part)
+    assert call(folder, *argv, ref="auto", out=tmp_path / "o.nii") == 0
+    report = json.loads((tmp_path / "o.json").read_text())
+    chosen = {(r["name"], r["slice"]) for r in report["references"]}
+    assert chosen == {("scan 2 of the bank", 0)}
+    said = [text for text in report["warnings"] if "image of the input" in text]
+    assert said[0].startswith("scan 1 of the bank has 3 of 3 slices")
+    assert said[1].startswith("scan 2 of the bank has 2 of 3 slices")
+
+
+def test_a_bank_holds_dicom_series(folder, tmp_path):
+    pytest.importorskip("pydicom", reason="pydicom, the extra dicom, is absent")
+    from tests.unit import test_scans_dicom as dicom
+
+    bank = tmp_path / "bank"
+    for name in ("a", "b"):
+        voxels = dicom.pixels(shape=(3, 24, 22))
+        dicom.write(bank / "inner" / name, dicom.series_of(voxels))
+    (bank / "inner/b/IM0.txt").write_text("no scan")
+    write(bank / "c.nii", volume(7))
+    for given, files in ((bank, 3), (bank / "inner/a", 1)):
+        guides = inputs.choose_references(
+            given, inputs.read_target(folder / "T2.nii.gz", "auto", 2), list, names=True
+        )
+        names = {path.name for path in inputs._files(given)}
+        assert names == ({"a", "b", "c.nii"} if files == 3 else {"a"})
+        assert not guides.remarks
+        assert {one["name"] for one in guides.about} <= names
+
+
+def types(tmp_path):
+    """Files of each kind of stored voxels: plain, scaled, floats."""
+    whole = volume(0)
+    plain = nib.Nifti1Image(whole.astype(">u2"), AFFINE)
+    scaled = nib.Nifti1Image(whole * 0.37 - 5.0, AFFINE)
+    scaled.header.set_data_dtype(np.int16)
+    many = {"plain": plain, "scaled": scaled}
+    many["double"] = nib.Nifti1Image(whole.astype(np.float64), AFFINE)
+    many["long"] = nib.Nifti1Image(whole.astype(np.int64), AFFINE, dtype=np.int64)
+    many["byte"] = nib.Nifti1Image((whole // 4).astype(np.uint8), AFFINE)
+    for name, one in many.items():
+        nib.save(one, tmp_path / f"{name}.nii")
+    return list(many)
+
+
+def test_the_type_of_the_input_is_kept(folder, tmp_path):
+    for name in types(tmp_path):
+        path, found = tmp_path / f"{name}.nii", []
+        for more in ([], ["--dtype", "input"]):
+            out = tmp_path / f"{name}{len(more)}.nii"
+            given = ["--input", str(path), "--no-view", *more, "--out", str(out)]
+            weights = ["--checkpoint", str(folder / "x2.safetensors")]
+            assert main([*given, *weights]) == 0
+            report = json.loads(out.with_suffix(".json").read_text())
+            assert report["settings"]["dtype"] == (more or ["", "float32"])[1]
+            found.append(nib.load(out))
+        plain, typed = found
+        assert plain.get_data_dtype() == np.float32
+        assert typed.get_data_dtype() == nib.load(path).get_data_dtype()
+        wanted, values = (np.asarray(x.dataobj, np.float64) for x in found)
+        step = {"double": 1e-6, "scaled": np.ptp(wanted) / 60_000}.get(name, 0.5)
+        if name in ("plain", "byte", "long"):
+            limits = np.iinfo(typed.get_data_dtype())
+            wanted = wanted.clip(limits.min, limits.max)
+        np.testing.assert_allclose(values, wanted, atol=1.01 * step)
+
+
 def test_a_bank_gives_the_most_similar_slice(folder, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(inputs.log, "warning", lambda form, *a: said.append(form % a))
@@ -190,6 +324,30 @@ def test_a_bank_gives_the_most_similar_slice(folder, tmp_path, monkeypatch):
         assert "1 files of the bank cannot be used" in report["warnings"][0]
         assert name in out.with_suffix(".html").read_text()
     assert "broken.nii.gz" in said[0]
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_weights_of_ones_own_are_not_named(folder, tmp_path, monkeypatch, names):
+    from daasr_jax.experiment import weights
+
+    run = tmp_path / "of Jane Doe"
+    run.mkdir()
+    (run / weights.RECORD).write_text("{}")
+    loaded = weights.released.load(folder / "x2.safetensors")
+    monkeypatch.setattr(weights, "about_run", lambda _: loaded.about)
+    monkeypatch.setattr(weights.parts, "make_model", lambda _: loaded.model)
+
+    class Run:
+        config, variables, source = None, loaded.variables, {"manifest_sha256": "ab"}
+
+    monkeypatch.setattr(weights, "load_run", lambda _: Run)
+    given = {"a run": run, "a file": folder / "x2.safetensors"}
+    for words, path in given.items():
+        source = weights.open_weights(path, names=names).about["source"]
+        own = {"a run": str(run), "a file": "x2"}[words]
+        assert source["weights"] == (own if names else words)
+        assert any(key.endswith("sha256") for key in source)
+    assert weights.open_weights("x4").about["source"]["weights"] == "x4"
 
 
 def test_without_a_reference_there_are_no_maps(folder, tmp_path):
@@ -252,6 +410,9 @@ def test_wrong_input_is_one_line(folder, refused, tmp_path):
     refused("E347", "blank.nii.gz", exit_code=3, input="blank.nii.gz")
     refused("E363", "copy.nii.gz", exit_code=3, ref="copy.nii.gz")
     refused("E363", "T2.nii.gz", exit_code=3, ref="T2.nii.gz")
+    turned = nib.load(folder / "T2.nii.gz").as_reoriented([[2, 1], [0, -1], [1, 1]])
+    nib.save(turned, folder / "turned.nii.gz")
+    refused("E363", "turned.nii.gz", exit_code=3, ref="turned.nii.gz")
     refused("E362", "15x24", exit_code=3, input="small.nii.gz")
     small = ["--low-res-simulated"]
     refused("E362", "once they are made small", exit_code=3, argv=small)
@@ -268,6 +429,10 @@ def test_wrong_places_are_one_line(folder, refused, tmp_path):
     refused("E351", exit_code=3, out=folder / "T1.nii.gz", argv=["--force"])
     refused("E354", exit_code=3, out=tmp_path / "o.png")
     refused("E352", exit_code=3, out=folder / "index.json/o.nii")
+    for out in (".", "..", "/", ""):
+        refused("E354", "a name of its own", exit_code=3, out=out)
+        form = ["--format", "dicom"]
+        refused("E354", "a name of its own", exit_code=3, out=out, argv=form)
     (tmp_path / "p.json").write_text("{}")
     refused("E350", "p.json", exit_code=3, out=tmp_path / "p.nii")
 
@@ -282,7 +447,11 @@ def test_a_folder_that_cannot_be_written(refused, tmp_path):
 def test_wrong_options_are_one_line(folder, refused, tmp_path):
     refused("E258", "x2", "--scale=4", exit_code=2, argv=["--scale", "4"])
     refused("E225", "--scale", exit_code=2, argv=["--scale", "5"])
-    refused("E225", "--memory", exit_code=2, argv=["--memory", "0"])
+    for memory in ("0", "-1", "inf", "nan", "1e300"):
+        refused("E225", "--memory is", exit_code=2, argv=["--memory", memory])
+    refused("E225", "--dtype", exit_code=2, argv=["--dtype", "float16"])
+    both = ["--format", "dicom", "--dtype", "input"]
+    refused("E257", "--dtype input", exit_code=2, argv=both, out=tmp_path / "series")
     refused("E225", "--sacle", exit_code=2, argv=["--sacle", "4"])
     refused("E257", exit_code=2, argv=["--ref", "none"])
     refused("E257", "--bank", exit_code=2, ref="auto")
@@ -306,6 +475,79 @@ def test_force_replaces(folder, tmp_path):
     assert image(tmp_path, "o.nii")[0].shape == (52, 48, 3)
 
 
+def test_force_leaves_nothing_of_an_earlier_result(folder, tmp_path):
+    (tmp_path / "o.txt").write_text("mine")
+    assert call(folder, out=tmp_path / "o.nii") == 0
+    kept = {"o.txt", "o.nii", "o.json"}
+    maps = {"o_confidence.nii.gz", "o_match.nii.gz"}
+    assert {p.name for p in tmp_path.iterdir()} == kept | maps | {"o.html"}
+    for more, ref, beside in (
+        (["--no-view"], "T1.nii.gz", maps),
+        ([], "none", {"o.html"}),
+        (["--no-view"], "none", set()),
+    ):
+        assert call(folder, "--force", *more, ref=ref, out=tmp_path / "o.nii") == 0
+        assert {p.name for p in tmp_path.iterdir()} == kept | beside
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("at", ["map", "page", "report", "output", "rename"])
+def test_a_failure_keeps_the_earlier_result(
+    folder, tmp_path, monkeypatch, capsys, at, error
+):
+    """All of it, and nothing of the new one beside it."""
+    from daasr_jax import scans
+    from daasr_jax.experiment import enhance_files
+
+    out = tmp_path / "o.nii"
+    assert call(folder, ref="none", out=out) == 0
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert set(before) == {"o.nii", "o.json", "o.html"}
+    hit = []
+
+    def failing(real, name):
+        def call(path, *args, **kwargs):
+            if path.name == name:
+                hit.append(name)
+                raise error
+            return real(path, *args, **kwargs)
+
+        return call
+
+    if at in ("map", "output"):
+        name = {"map": "o_match.nii.gz", "output": "o.nii"}[at]
+        broken = failing(scans.write_nifti, name)
+        monkeypatch.setattr(scans, "write_nifti", broken)
+    elif at == "rename":  # the last, when all others have their names
+        real = Path.rename
+
+        def rename(self, target):
+            if self.parent.name == "new" and self.name == "o.nii":
+                hit.append(at)
+                raise error
+            return real(self, target)
+
+        monkeypatch.setattr(Path, "rename", rename)
+    else:
+        name = {"page": "o.html", "report": "o.json"}[at]
+        broken = failing(enhance_files.write_atomically, name)
+        monkeypatch.setattr(enhance_files, "write_atomically", broken)
+    stopped = isinstance(error, KeyboardInterrupt)
+    assert call(folder, "--force", out=out) == (130 if stopped else 3)
+    assert hit
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    err = capsys.readouterr().err
+    assert ("nothing was written" if stopped else f"error E352: {out} cannot") in err
+
+
+def test_what_cannot_be_written_has_its_own_name(folder, refused, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", fails)
+    refused("E352", "/o_confidence.nii.gz cannot be written", exit_code=3)
+
+
 @pytest.mark.parametrize("at", ["engine", "page", "output"])
 def test_an_interrupt_leaves_no_file(folder, tmp_path, monkeypatch, capsys, at):
     def interrupt(*_, **__):
@@ -324,7 +566,7 @@ def test_an_interrupt_leaves_no_file(folder, tmp_path, monkeypatch, capsys, at):
 
         def last(path, *args, **kwargs):
             if path.name == "o.nii":
-                written.extend(tmp_path.iterdir())
+                written.extend(p for p in tmp_path.rglob("*") if p.is_file())
                 raise KeyboardInterrupt
             return real(path, *args, **kwargs)
 

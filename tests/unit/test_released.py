@@ -101,6 +101,18 @@ def test_damaged_weights_are_one_line(folder):
 
 
 @pytest.mark.parametrize(
+    "index",
+    [[], "x2", None, {"x2": 1}, {"x2": {"file": "x2.safetensors"}},
+     {"x2": {"file": 2, "sha256": "ab"}}, {"y": ["file", "sha256"]}],
+)  # fmt: skip
+def test_an_index_that_is_none_is_one_line(folder, index):
+    (folder / "index.json").write_text(json.dumps(index))
+    text = refusal(folder / "x2.safetensors")
+    assert text.startswith("error E421: ")
+    assert "index.json" in text
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"model": "dasr"}, "nearest"),

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from daasr_jax.errors import DataError
 from daasr_jax.scans import (
+    Grid,
     coverage_report,
     enlarged,
     grid_of,
@@ -20,6 +21,7 @@ from daasr_jax.scans import (
     write_dicom,
     write_nifti,
 )
+from daasr_jax.scans.write_dicom import check_source
 from tests.data_fixtures import one_line
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom, the extra dicom, is absent")
@@ -525,3 +527,16 @@ class TestWrite:
         with pytest.raises(DataError) as error:
             write_dicom(tmp_path / "out", again.voxels, grid, again)
         one_line(error.value, "E353", "write NIfTI")
+        with pytest.raises(DataError) as error:
+            check_source(again, grid)
+        one_line(error.value, "E353", "write NIfTI")
+
+    def test_oblique_axes_are_refused_before_the_work(self, folder):
+        """`check_source` is what a command asks before it enhances."""
+        scan = read_scan(folder)
+        check_source(scan, enlarged(scan, 2, 2))
+        sheared = scan.affine.copy()
+        sheared[:3, 1] += 0.01 * sheared[:3, 0]
+        with pytest.raises(DataError) as error:
+            check_source(scan, Grid((32, 40, 7), sheared))
+        one_line(error.value, "E355", "write NIfTI")

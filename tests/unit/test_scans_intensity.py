@@ -7,7 +7,7 @@ import pytest
 
 from daasr_jax.data.slices import HOT, normalised, usual_high, voxel_fault
 from daasr_jax.errors import DataError
-from daasr_jax.scans import normalise
+from daasr_jax.scans import normalise, without_damaged
 from tests.data_fixtures import one_line, scan_voxels
 
 
@@ -142,3 +142,22 @@ def test_blank_but_for_a_voxel():
     voxels[1, 2, 3] = 5_000
     images, restore = normalise(voxels)
     assert (images.min(), restore.top, restore.hot) == (1, 5, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("low", [0, -1000])
+def test_damaged_voxels_are_cut_before_a_spline(dtype, low):
+    """In the unit and the type of the scan, of whatever range."""
+    dtype = np.int32 if low and dtype == np.uint16 else dtype
+    voxels = (scan_voxels(0, (4, 64, 64)) + np.int32(low)).astype(dtype)
+    assert without_damaged(voxels)[0] is voxels
+    hot = voxels.copy()
+    hot[1, 30, 30] = 60_000
+    cut, said = without_damaged(hot)
+    assert cut.dtype == dtype
+    assert cut[1, 30, 30] == np.delete(hot.ravel(), 1 * 64 * 64 + 30 * 64 + 30).max()
+    cut[1, 30, 30] = voxels[1, 30, 30]
+    np.testing.assert_array_equal(cut, voxels)
+    assert said[0].startswith("has 1 voxel of up to 6e+04")
+    blank = np.zeros((2, 12, 12), dtype)
+    assert without_damaged(blank)[0] is blank
