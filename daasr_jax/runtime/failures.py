@@ -13,7 +13,7 @@ from daasr_jax.errors import ResourceError, UserError
 
 T = TypeVar("T")
 _COLLECTIVE = re.compile(r"\b(gloo|nccl)\b", re.IGNORECASE)
-_BYTES = re.compile(r"allocat(?:e|ing) (\d+) bytes")
+_BYTES = re.compile(r"(?:allocate|allocating) (\d+) bytes")
 _LOST = ("gloo", "nccl", "connection", "heartbeat", "unavailable", "aborted", "peer")
 
 
