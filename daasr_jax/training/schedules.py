@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.tree_util import Partial
 
 OPTIMISERS = ("adam", "rmsprop", "sgd")
 
@@ -22,8 +24,12 @@ def make_schedule(
     warmup_steps: int = 0,
     warmup_from: float = 0.0,
     milestones: Sequence[int] = (),
-) -> optax.Schedule:
-    """The schedule of a run.
+) -> Partial:
+    """The schedule of a run, step -> learning rate.
+
+    It is a `Partial` that holds the rate and the lengths as arrays. As an argument of a
+    compiled program it puts none of them into it: runs of other rates and lengths
+    share one program.
 
     Args:
         name: `"halving"`: halved every `halve_every_epochs` epochs (the paper);
@@ -48,41 +54,51 @@ def make_schedule(
         raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}.")
     if not 0 <= warmup_from < 1:
         raise ValueError(f"warmup_from must be in [0, 1), got {warmup_from}.")
-    if warmup_steps:
-        full = make_schedule(
-            name,
-            learning_rate,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            halve_every_epochs=halve_every_epochs,
-            milestones=milestones,
-        )
-        rise = 1 - warmup_from
-        return lambda step: (
-            full(step)
-            * jnp.minimum(1.0, warmup_from + rise * ((step + 1) / warmup_steps))
-        )
+    rate, total = np.float32(learning_rate), np.float32(total_steps)
     if name == "halving":
-        every = halve_every_epochs * steps_per_epoch
-        # In whole numbers: XLA divides floats by a constant as a product with its
-        # rounded inverse, which puts some boundaries one step late.
-        return lambda step: jnp.ldexp(
-            jnp.float32(learning_rate), -(jnp.asarray(step, jnp.int32) // every)
-        )
-    if name == "cosine":
-        return optax.cosine_decay_schedule(learning_rate, total_steps)
-    if name == "milestones":
+        every = np.int32(halve_every_epochs * steps_per_epoch)
+        schedule = Partial(_halving, rate, every)
+    elif name == "cosine":
+        schedule = Partial(_cosine, rate, total)
+    elif name == "milestones":
         if not milestones or list(milestones) != sorted(set(milestones)):
             raise ValueError(f"milestones must ascend, got {milestones}.")
-        return optax.piecewise_constant_schedule(
-            learning_rate, {int(step): 0.5 for step in milestones}
+        schedule = Partial(_milestones, rate, np.asarray(milestones, np.int32))
+    elif name == "constant":
+        schedule = Partial(_constant, rate)
+    else:
+        raise ValueError(
+            "schedule must be 'halving', 'cosine', 'milestones' or 'constant', "
+            f"got {name!r}."
         )
-    if name == "constant":
-        return optax.constant_schedule(learning_rate)
-    raise ValueError(
-        "schedule must be 'halving', 'cosine', 'milestones' or 'constant', "
-        f"got {name!r}."
-    )
+    if not warmup_steps:
+        return schedule
+    return Partial(_rising, schedule, np.float32(warmup_steps), np.float32(warmup_from))
+
+
+def _halving(rate: jax.Array, every: jax.Array, step: jax.Array) -> jax.Array:
+    # In whole numbers: a quotient of floats may put some boundaries one step late.
+    return jnp.ldexp(rate, -(jnp.asarray(step, jnp.int32) // every))
+
+
+def _cosine(rate: jax.Array, total: jax.Array, step: jax.Array) -> jax.Array:
+    return rate * optax.cosine_decay_schedule(1.0, 1)(step / total)
+
+
+def _milestones(rate: jax.Array, milestones: jax.Array, step: jax.Array) -> jax.Array:
+    return jnp.ldexp(rate, -jnp.sum(jnp.asarray(step, jnp.int32) >= milestones))
+
+
+def _constant(rate: jax.Array, step: jax.Array) -> jax.Array:
+    del step
+    return jnp.asarray(rate)
+
+
+def _rising(
+    full: Partial, steps: jax.Array, begin: jax.Array, step: jax.Array
+) -> jax.Array:
+    rise = 1 - begin
+    return full(step) * jnp.minimum(1.0, begin + rise * ((step + 1) / steps))
 
 
 def make_optimiser(
@@ -97,7 +113,8 @@ def make_optimiser(
     """An optimiser whose state tells the learning rate of its last update.
 
     The schedule counts the updates that were made: one that is skipped, or undone by
-    going back to a checkpoint, is not counted.
+    going back to a checkpoint, is not counted. `update` is a `Partial` with the arrays
+    of the schedule, see `make_schedule`.
 
     Args:
         name: `"adam"` (epsilon 1e-8); `"rmsprop"`, PyTorch's: decay `b2`, epsilon 1e-8
@@ -135,4 +152,16 @@ def make_optimiser(
             return inner
         return optax.chain(inner, optax.masked(optax.scale(slow_factor), chosen))
 
-    return optax.inject_hyperparams(optimiser)(learning_rate=schedule)
+    def by(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.inject_hyperparams(optimiser)(learning_rate=schedule)
+
+    def update(
+        schedule: Partial,
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return by(schedule).update(updates, state, params)
+
+    held = schedule if isinstance(schedule, Partial) else Partial(schedule)
+    return optax.GradientTransformation(by(schedule).init, Partial(update, held))

@@ -67,8 +67,9 @@ def make_train_step(
         `(B, H, W, 1)` float32 and metrics of scalar float32, losses under `g/` and
         `d/`. Where a loss or gradient is not finite only the counters move on. The
         learning rates are halved once the run has gone back because of such. It is a
-        `Partial` too, whose leaves are the frozen weights of all losses: as an argument
-        of a compiled program it puts no constant into it, see `devices.compile_step`.
+        `Partial` too, whose leaves are the frozen weights of all losses and the arrays
+        of the generator's schedule: as an argument of a compiled program it puts no
+        constant into it, see `devices.compile_step`.
     """
     weights = {name: float(weight) for name, (weight, _) in losses.items()}
     terms = {
@@ -76,7 +77,12 @@ def make_train_step(
         for name, (_, loss) in losses.items()
     }
 
-    def step(terms: dict[str, Partial], state: TrainState, batch: Batch):
+    update = optimiser.update
+    update = update if isinstance(update, Partial) else Partial(update)
+
+    def step(
+        terms: dict[str, Partial], update: Partial, state: TrainState, batch: Batch
+    ):
         objective = _Objective(
             model, weights, terms, scale, degradation, axis, adversarial
         )
@@ -89,7 +95,7 @@ def make_train_step(
             (found.gradient, found.metrics, found.batch_stats), axis
         )
         metrics |= confidence_statistics(found.confidence, axis=axis)
-        updates, gen_opt = optimiser.update(gradient, state.gen_opt, state.gen)
+        updates, gen_opt = update(gradient, state.gen_opt, state.gen)
         rate = _rate(state)
         gen = optax.apply_updates(state.gen, optax.tree.scale(rate, updates))
         ema: Any = state.ema, state.ema_batch_stats
@@ -112,7 +118,7 @@ def make_train_step(
         }
         return _unless_bad(state, updated, metrics)
 
-    return Partial(step, terms)
+    return Partial(step, terms, update)
 
 
 @dataclasses.dataclass(frozen=True)

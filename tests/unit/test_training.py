@@ -51,10 +51,12 @@ def tiny(**fields):
     return DAASR(scale=SCALE, features=8, groups=1, **{**PRESETS["fast"], **fields})
 
 
-def make(model, *, ema_decay=0.0, learning_rate=2e-3, axis=None, adversarial=None):
-    optimiser = make_optimiser(
-        "adam", optax.constant_schedule(learning_rate), b1=0.9, b2=0.999
-    )
+def make(
+    model, *, ema_decay=0.0, learning_rate=2e-3, axis=None, adversarial=None,
+    schedule=None,
+):  # fmt: skip
+    schedule = schedule or optax.constant_schedule(learning_rate)
+    optimiser = make_optimiser("adam", schedule, b1=0.9, b2=0.999)
     state = create_state(
         tiny(),
         optimiser,
@@ -357,6 +359,23 @@ class TestSchedule:
         np.testing.assert_allclose(got, want, atol=1e-6)
         constant = make_schedule("constant", 2.0, **common)
         assert float(constant(99)) == 2.0
+
+    @pytest.mark.parametrize("name", ["halving", "cosine", "constant"])
+    def test_rates_and_lengths_share_a_program(self, name):
+        def program(rate, steps):
+            schedule = make_schedule(
+                name,
+                rate,
+                total_steps=steps,
+                steps_per_epoch=steps // 4,
+                halve_every_epochs=2,
+                warmup_steps=steps // 5,
+            )
+            state, step = make(tiny(), schedule=schedule)
+            call = jax.jit(lambda step, *given: step(*given))
+            return call.lower(step, state, batch()).as_text()
+
+        assert program(1e-3, 20) == program(2e-4, 600)
 
     @pytest.mark.parametrize(
         ("name", "changes", "named"),
