@@ -2,12 +2,12 @@
 
     python -m benchmarks.gpu --minutes 9 --out DIR [--parts check,match,step,train]
         [--prepared FILE] [--train fast:4,edsr:4,...]
-    python -m benchmarks.gpu --pack FILE [--set "CONFIG --config.KEY=VALUE ..."]
+    python -m benchmarks.gpu --pack DIR [--set "CONFIG --config.KEY=VALUE ..."]
 
 The second line is for a machine with the data: it writes their prepared slices as one
-file, which the first line trains on. The machine with the GPU needs a checkout, jax,
-flax, optax, numpy and jaxtyping; torch for the peers. A missing one is a line in the
-result.
+file, DIR/prepared.npz, which the first line trains on. DIR may be the name of an .npz
+file too. The machine with the GPU needs a checkout, jax, flax, optax, numpy and
+jaxtyping; torch for the peers. A missing one is a line in the result.
 
 Every part is a process that compiles at once, beside the others, and is timed alone
 when its turn comes, in this order of worth. A part that has not compiled by then has
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
     parser.add_argument("--commit", default="", help="of a copy without git")
     parser.add_argument("--tiny", action="store_true", help="all in miniature")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="write prepared data")
+    parser.add_argument("--pack", type=Path, metavar="DIR", help="write prepared data")
     parser.add_argument(
         "--set",
         action="append",
@@ -309,6 +309,8 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
     if args.pack:
+        if args.pack.suffix != ".npz":
+            args.pack /= "prepared.npz"
         sets = args.sets or ["configs/brain_ds002748_x4_small.py"]
         try:
             about = pack.pack([shlex.split(one) for one in sets], args.pack)

@@ -202,9 +202,9 @@ def main() -> None:
         for s in result["sets"]
     )
     commands = [
-        f"python -m benchmarks.gpu --pack FILE {sets}",
+        f"python -m benchmarks.gpu --pack set.npz {sets}",
         f"python -m benchmarks.gpu.train --row fast --scale {result['scale']} "
-        f"--prepared FILE --out DIR --steps {result['steps']} "
+        f"--prepared set.npz --out DIR --steps {result['steps']} "
         + " ".join(f"--{k} {v}" for k, v in flags.items()),
     ]
     about = {

@@ -261,12 +261,12 @@ def test_a_pack_that_is_too_large_is_told(flags, tmp_path, monkeypatch, capsys):
     said = []
     for most in (pack.MOST, 1000):
         monkeypatch.setattr(pack, "MOST", most)
-        given = ["--pack", str(tmp_path / "set.npz"), "--set", shlex.join(flags)]
+        given = ["--pack", str(tmp_path), "--set", shlex.join(flags)]
         monkeypatch.setattr(sys, "argv", ["gpu", *given])
         plan.main()
         said.append(capsys.readouterr().err)
     assert "larger than" not in said[0]
-    assert "set.npz is larger than 0.001 MB" in said[1]
+    assert "prepared.npz is larger than 0.001 MB" in said[1]
 
 
 def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
