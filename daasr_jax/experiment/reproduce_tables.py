@@ -176,9 +176,10 @@ def _group(
                 values = [a[name] for a in about if a[name] is not None]
                 row[name] = float(np.mean(values)) if values else None
             row["seconds"] = sum(a["seconds"] for a in about)
-            protocol = protocol or first["protocol"]
-            if ROWS[key].guided:
+            if ROWS[key].guided:  # a network without reference serves all tracks
                 hashes += own.pairings
+                protocol = first["protocol"]
+            protocol = protocol or first["protocol"]
         lines.append(row)
     shared = kept(equal_steps_file(request.workdir, scale)) or {}
     return {
