@@ -16,7 +16,7 @@ from benchmarks.gpu import pack
 from daasr_jax.data import Shares, TrainingTriples
 
 # A slice without another contrast has a neighbour instead.
-SHARES = Shares(stranger=0.25, neighbour=0.25, contrast=0.25, corrupted=0.15, none=0.1)
+SHARES = Shares(stranger=0.2, neighbour=0.25, contrast=0.25, corrupted=0.2, none=0.1)
 MANY = 10**7  # batches: more than any visit uses
 
 
