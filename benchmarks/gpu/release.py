@@ -28,7 +28,7 @@ from daasr_jax.experiment.weights import plain
 
 # Pixel sides at HR of the slices that were packed, least and most.
 SPACING_MM = (0.86, 0.98)
-SHOWN = ("bicubic", "black", "stranger", "neighbour", "contrast", "self")
+SHOWN = ("bicubic", "black", "stranger", "neighbour", "noisy", "contrast", "self")
 SOURCES = """\
 - OpenNeuro ds002748 version 1.0.5, T1-weighted, skull-stripped, CC0, doi
   10.18112/openneuro.ds002748.v1.0.5.
@@ -139,8 +139,8 @@ def card(
         "",
         "Of the stored weights, middle slices, LR by bicubic reduction; PSNR in dB and "
         "SSIM, mean over slices. One set of weights for all columns. `black` is no "
-        "reference; `self` is the target as its own reference, an upper bound, no "
-        "result.",
+        "reference; `noisy` is the neighbour with noise of a tenth of the range; "
+        "`self` is the target as its own reference, an upper bound, no result.",
     ]
     for dataset, report in reports.items():
         shown = [s for s in SHOWN if s in report["methods"]]
@@ -161,7 +161,7 @@ def card(
             ]
             lines.append(f"| {person.split(':')[-1]} | " + " | ".join(cells) + " |")
         lines.append("")
-        for control in ("stranger", "neighbour", "contrast"):
+        for control in ("stranger", "neighbour", "noisy", "contrast"):
             if control in report["minus_black"]:
                 found = report["minus_black"][control]["psnr"]
                 text = f"{control} - black: {found['mean']:+.2f} dB"
@@ -204,7 +204,7 @@ def main() -> None:
     commands = [
         f"python -m benchmarks.gpu --pack set.npz {sets}",
         f"python -m benchmarks.gpu.train --row fast --scale {result['scale']} "
-        f"--prepared set.npz --out DIR --steps {result['steps']} "
+        f"--prepared set.npz --out DIR --seconds 0 --steps {result['steps']} "
         + " ".join(f"--{k} {v}" for k, v in flags.items()),
     ]
     about = {

@@ -38,6 +38,7 @@ CONTROLS = {
     "neighbour": "the neighbouring slice",
     "contrast": "the same place in another contrast",
     "shuffled": "the pair, its blocks at other places",
+    "noisy": "the pair, with noise of a tenth of the range",
     "black": "none: zeros",
     "self": "the target itself: an upper bound",
 }
@@ -55,6 +56,7 @@ _DRAWN: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 BLOCK = 4  # LR pixels: the side of what is shuffled
+NOISE = 0.1  # standard deviation of the noise of `noisy`
 BINS = 10  # of the confidence
 FOREGROUND = 0.05  # LR pixels above it hold tissue
 
@@ -101,9 +103,14 @@ def draw_controls(
             for image in references(table, pairing, i)
         ]
 
+    def noisy(i: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(number_of(f"{pairing.seed}/noisy/{table.keys[i]}"))
+        return [add_noise(image, NOISE, rng) for image in references(table, pairing, i)]
+
     made = {
         "pair": Control(None, pairing=pairing),
         "shuffled": Control(shuffled),
+        "noisy": Control(noisy),
         "black": Control(black(table, pairing.count)),
         "self": Control(itself(table, pairing.count)),
     }
@@ -166,6 +173,14 @@ def shuffle_blocks(image: np.ndarray, side: int, *, seed: int) -> np.ndarray:
     out = image.copy()
     out[: rows * side, : columns * side] = blocks.reshape(whole.shape)
     return out
+
+
+def add_noise(
+    image: np.ndarray, deviation: float, rng: np.random.Generator
+) -> np.ndarray:
+    """An image in [0, 1] with white Gaussian noise, cut to that range, float32."""
+    noise = deviation * rng.standard_normal(image.shape)
+    return np.clip(image + noise, 0.0, 1.0).astype(np.float32)
 
 
 def uses_reference(

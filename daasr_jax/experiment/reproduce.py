@@ -185,7 +185,7 @@ def _run_cell(
         request.workdir / job.name,
         steps=begun["steps"],
         rate=begun["rate"],
-        lpips=request.setting.budget.name != "smoke" or wants_lpips(plan, job),
+        lpips=wants_lpips(plan, job),
     )
     report = kept(request.workdir / job.name / runs.SCORES.format(0)) or {}
     pair = report["methods"]["pair"]["psnr"]["mean"]

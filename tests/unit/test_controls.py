@@ -17,6 +17,7 @@ from daasr_jax.data import draw_pairing
 from daasr_jax.evaluation import controls as reference_controls
 from daasr_jax.evaluation.controls import (
     BINS,
+    add_noise,
     calibrate,
     control_scores,
     draw_controls,
@@ -70,6 +71,17 @@ class TestReferences:
             shuffled = controls["shuffled"].images(i)[0]
             assert (shuffled != pair).any()
             np.testing.assert_array_equal(np.sort(shuffled, None), np.sort(pair, None))
+            noisy, again = (controls["noisy"].images(i)[0] for _ in range(2))
+            np.testing.assert_array_equal(noisy, again)
+            assert noisy.min() >= 0
+            assert noisy.max() <= 1
+            assert (noisy != pair).any()
+
+    def test_noise_has_its_deviation(self):
+        image = np.full((64, 64, 1), 0.5, np.float32)
+        noise = add_noise(image, 0.1, np.random.default_rng(0)) - image
+        assert np.std(noise) == pytest.approx(0.1, rel=0.05)
+        assert abs(np.mean(noise)) < 0.01
 
     @pytest.mark.parametrize("aligned", ["neighbour", "contrast"])
     def test_the_track_of_the_run_is_the_pair(self, aligned):
@@ -83,7 +95,9 @@ class TestReferences:
         data = table(subjects=1, contrasts=("T1",))
         pairing = draw_pairing(data, exclude="slice")
         controls, left_out = draw_controls(data, pairing, scale=2)
-        assert list(controls) == ["pair", "neighbour", "shuffled", "black", "self"]
+        assert list(controls) == [
+            "pair", "neighbour", "shuffled", "noisy", "black", "self",
+        ]  # fmt: skip
         assert left_out["stranger"] == "there is one subject"
         assert left_out["contrast"].startswith("not in these data")
         data = table(contrasts=("T1",), slices=1)
@@ -271,7 +285,8 @@ class TestReport:
         data, _, made = measured
         report, subjects = made.report, len(set(data.subjects))
         assert list(report["methods"]) == [
-            "bicubic", "pair", "stranger", "neighbour", "shuffled", "black", "self",
+            *("bicubic", "pair", "stranger", "neighbour", "shuffled", "noisy"),
+            *("black", "self"),
         ]  # fmt: skip
         assert report["left_out"] == {
             "contrast": "not in these data: a volume has no other contrast beside it"
