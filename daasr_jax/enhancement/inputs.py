@@ -22,7 +22,6 @@ from daasr_jax.enhancement.references import (
     signature,
 )
 from daasr_jax.errors import ConfigError, DataError, UserError
-from daasr_jax.files import leads_out
 from daasr_jax.resampling import degrade
 from daasr_jax.scans import (
     Grid,
@@ -37,13 +36,12 @@ from daasr_jax.scans import (
     slice_axis,
     without_damaged,
 )
-from daasr_jax.scans.dicom import dicom_files
+from daasr_jax.scans.bank import SUFFIXES, scans_in
 from daasr_jax.scans.scan import axis_name
 
 log = logging.getLogger("daasr_jax")
 
 _SHARPER = 0.9  # share of the input's pixel side that a reference's must be below
-SUFFIXES = (".nii", ".nii.gz", ".h5", ".npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,10 +236,8 @@ def choose_references(
     Raises:
         ConfigError: If no other scan lies there (E256).
     """
-    files, links = [], []
-    for file in sorted(_files(bank)):
-        if not _same_file(file, target.scan.source):
-            (links if leads_out(file, bank) else files).append(file)
+    files, links = scans_in(bank)
+    files = [f for f in files if not _same_file(f, target.scan.source)]
     if links:
         log.warning(
             "left out: %d links that lead out of %s, the first is %s -> %s",
@@ -367,21 +363,6 @@ def _field(
     if not math.isfinite(rows + columns):
         rows = columns = 1 / max(size)
     return (rows, columns), max(rows * size[0], columns * size[1])
-
-
-def _files(bank: Path) -> list[Path]:
-    if not bank.is_dir():
-        return [bank]
-    inside = [bank, *bank.rglob("*")]
-    series = [f for f in inside if f.is_dir() and _has_dicom(f)]
-    return series + [f for f in inside if f.name.endswith(SUFFIXES) and f.is_file()]
-
-
-def _has_dicom(folder: Path) -> bool:
-    try:
-        return bool(dicom_files(folder))
-    except OSError:  # reading it says why
-        return True
 
 
 def _same_file(a: Path, b: str) -> bool:

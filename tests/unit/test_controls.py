@@ -351,7 +351,7 @@ def test_a_network_without_reference_is_told_so(used, tmp_path):
     means = {m["psnr"]["mean"] for n, m in report["methods"].items() if n != "bicubic"}
     assert len(means) == 1
     text = printed(report)
-    assert text.count("not used") == 5
+    assert text.count("not used") == 6
     assert "NOT USED: edsr" in describe_controls(report)["reference"]
     path = tmp_path / "controls.png"
     draw_controls_panel(made.whole[0], report, titles=("t", "r"), path=path)

@@ -14,6 +14,7 @@ from scipy import ndimage
 from daasr_jax import enhancement
 from daasr_jax.enhance import main
 from daasr_jax.enhancement import inputs
+from daasr_jax.scans.bank import scans_in
 from tests.weights import write_weights
 
 AFFINE = np.array([[0, -0.9, 0, 40], [0.8, 0, 0, -30], [0, 0, 3, 5.0], [0, 0, 0, 1]])
@@ -262,7 +263,7 @@ def test_a_bank_holds_dicom_series(folder, tmp_path):
         guides = inputs.choose_references(
             given, inputs.read_target(folder / "T2.nii.gz", "auto", 2), list, names=True
         )
-        names = {path.name for path in inputs._files(given)}
+        names = {path.name for path in scans_in(given)[0]}
         assert names == ({"a", "b", "c.nii"} if files == 3 else {"a"})
         assert not guides.remarks
         assert {one["name"] for one in guides.about} <= names
