@@ -152,6 +152,7 @@ def test_validation_tells_whether_the_reference_is_used(trained):
     assert abs(scores[0]["val/gain_over_black"]) < 1
 
 
+@pytest.mark.full
 def test_a_run_on_mixed_references_is_evaluated_on_each_track(place):
     root = nifti_root(place / "two contrasts", subjects=6)
     run = place / "mixed"
@@ -170,6 +171,7 @@ def test_a_run_on_mixed_references_is_evaluated_on_each_track(place):
             assert report["protocol"]["track"] == track.partition("_")[0]
 
 
+@pytest.mark.full
 def test_nothing_begins_again_in_silence(place, trained):
     root, run = trained
     changes = {

@@ -54,6 +54,7 @@ def spoilt(root):
     return root
 
 
+@pytest.mark.full
 @pytest.mark.timeout(400)
 def test_01_check_data_lists_all_and_skip_bad_counts_them(tmp_path):
     root, run = spoilt(tmp_path / "data"), tmp_path / "run"

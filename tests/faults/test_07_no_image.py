@@ -61,6 +61,7 @@ def test_07_keys_are_listed_and_the_right_one_is_named(tmp_path, arrays, given, 
     one_line(error.value, "E302", path, *parts)
 
 
+@pytest.mark.full
 def test_07_a_scan_without_a_target_is_enhanced(tmp_path):
     write(tmp_path / "T2.nii.gz", volume(0))
     write(tmp_path / "T1.nii.gz", volume(1))

@@ -34,6 +34,7 @@ with StopRequest() as stop:
 """
 
 
+@pytest.mark.full
 @pytest.mark.timeout(400)
 def test_13_a_command_saves_and_exits_with_75(tmp_path):
     root, run = fastmri_root(tmp_path / "data", train=4, val=2), tmp_path / "run"

@@ -63,6 +63,7 @@ def test_22_a_network_that_cannot_fit(tmp_path, limit, features, said):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_22_a_slice_that_does_not_fit_goes_in_bands(tmp_path, monkeypatch):
     weights = released.load(write_weights(tmp_path / "x2.safetensors"))
     rng = np.random.default_rng(0)

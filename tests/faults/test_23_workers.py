@@ -77,6 +77,7 @@ small.run_loop(Path(sys.argv[1]), range(100), watchdog=6.0)
 """
 
 
+@pytest.mark.full
 @pytest.mark.timeout(100)
 def test_23_a_reader_that_hangs_in_the_loop_of_training(tmp_path):
     begin = time.monotonic()
@@ -210,6 +211,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.full
 @pytest.mark.timeout(200)
 def test_23_a_record_that_is_damaged_under_a_worker(tmp_path):
     """After it was verified, before the run goes on: the worker's error comes out."""

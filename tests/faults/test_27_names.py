@@ -153,6 +153,7 @@ def test_27_training_and_evaluation_name_nobody(place, trained):
     assert {target for target, _ in pairs} == {r["slice"] for r in report["per_slice"]}
 
 
+@pytest.mark.full
 def test_27_bad_files_are_named_on_the_console_alone(tmp_path):
     """A sheared header is a remark, a damaged file is left out: both name the file."""
     root, run = tmp_path / f"Qanary_{ID}", tmp_path / "run"
@@ -291,6 +292,7 @@ def test_27_names_by_a_flag(place, trained, monkeypatch):
     assert [r["daasr"] for r in hashed] == [r["daasr"] for r in named]
 
 
+@pytest.mark.full
 def test_27_enhanced_scans_name_nobody(place):
     pytest.importorskip("pydicom", reason="pydicom, the extra dicom, is absent")
     weights = write_weights(place / "x2.safetensors")

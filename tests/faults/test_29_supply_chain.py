@@ -140,6 +140,7 @@ def test_29_released_weights_are_those_of_the_index(tmp_path):
     assert caught.value.code == "E421"
 
 
+@pytest.mark.full
 def test_29_no_connection_is_opened(tmp_path):
     """In a network namespace without a network too, where the system allows one."""
     log, site = tmp_path / "calls", tmp_path / "site"

@@ -72,6 +72,7 @@ def test_30_odd_orientations_are_said_once(tmp_path, caplog, sform, qform, words
     assert own == f"{tmp_path / 'p1/T1.nii'} {remarks[0]}"
 
 
+@pytest.mark.full
 def test_30_a_report_of_an_enhancement_has_what_is_odd(tmp_path, capsys):
     weights = write_weights(tmp_path / "x2.safetensors")
     odd = turned(sheared(LPS_AFFINE, 0.3), 45)

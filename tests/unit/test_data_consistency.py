@@ -52,6 +52,7 @@ def test_output_degrades_to_lr(case):
     jax.tree.map(np.testing.assert_array_equal, got.aux, plain.aux)
 
 
+@pytest.mark.full
 def test_gradient_reaches_every_parameter(case):
     bare, wrapped, lr, ref, variables = case
     hr = images(wrapped.scale, h=6, w=7, seed=5)[1]

@@ -84,6 +84,7 @@ def test_without_reference_is_with_zeros(weights, pair):
     assert not none.confidence.any()
 
 
+@pytest.mark.full
 def test_a_network_that_takes_a_reference_at_its_own_place_does_without(tmp_path):
     """Another run than of DAASR `fast`; and one that searches nothing has no maps."""
     for name, fields in (("minet", {"features": 8}), ("srcnn", {})):
@@ -188,6 +189,7 @@ def test_out_of_memory_halves_and_goes_on(weights):
     assert seen == [(i, 5) for i in range(5)]
 
 
+@pytest.mark.full
 def test_no_room_for_a_whole_slice_takes_bands(weights):
     lr, ref = scan(1, 20, 21, top=1.0), scan(1, 1, 40, 42, seed=1, top=1.0)
     engine = Starved(weights)

@@ -48,7 +48,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [c if c == "x4" else pytest.param(c, marks=pytest.mark.full) for c in CASES]
+)
 def test_bands_are_the_whole(case):
     model, variables = network(**CASES[case])
     lr, ref = images(45, 20, model.scale)
@@ -62,6 +64,7 @@ def test_bands_are_the_whole(case):
     np.testing.assert_array_equal(p, wanted.aux["index"][-1, 0])
 
 
+@pytest.mark.full
 def test_several_references_of_another_size_and_one_of_zeros():
     model, variables = network()
     lr, ref = images(40, 20, 2, refs=3)
@@ -77,6 +80,7 @@ def test_several_references_of_another_size_and_one_of_zeros():
     assert set(np.unique(p // (30 * 20))) == {0, 2}
 
 
+@pytest.mark.full
 def test_data_consistency_is_of_the_whole():
     model, variables = network()
     outer = DataConsistent(model=model, scale=2)
@@ -87,6 +91,7 @@ def test_data_consistency_is_of_the_whole():
     np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], atol=1e-5 * max(1, size))
 
 
+@pytest.mark.full
 def test_a_wrong_halo_is_seen(monkeypatch):
     """The comparison notices rows that are too few."""
     model, variables = network()
@@ -99,6 +104,7 @@ def test_a_wrong_halo_is_seen(monkeypatch):
         assert np.abs(wrong - right).max() > 1e-4, name
 
 
+@pytest.mark.full
 def test_the_halo_of_patches_is_theirs():
     """The comparison notices a row of patches that is too few."""
     model, variables = network(align=functools.partial(Matching, patch=5))

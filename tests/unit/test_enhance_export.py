@@ -46,6 +46,7 @@ def test_the_program_does_what_the_network_does(file):
         np.testing.assert_array_equal(p, wanted.index)
 
 
+@pytest.mark.full
 def test_sizes_may_be_free(file):
     """One program for slices and references of any size, its search by products."""
     weights = released.load(file)

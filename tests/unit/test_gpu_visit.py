@@ -269,6 +269,7 @@ def test_a_pack_that_is_too_large_is_told(flags, tmp_path, monkeypatch, capsys):
     assert "prepared.npz is larger than 0.001 MB" in said[1]
 
 
+@pytest.mark.full
 def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
     code = "from benchmarks.gpu import train; train.KEEP = 0.0; train.SYNC = 2; "
     code += "train.main()"
@@ -298,6 +299,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", head + code]
 
 
+@pytest.mark.full
 def test_a_part_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
     jobs = [
         plan.Job("fails", "step", python("sys.exit('no such card')"), 1.0),
@@ -318,6 +320,7 @@ def test_a_part_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
     assert text.count("Not run.") == 4
 
 
+@pytest.mark.full
 def test_an_interrupted_visit_keeps_what_was_written(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "9"]

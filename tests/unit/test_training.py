@@ -972,6 +972,7 @@ class TestOptimisers:
             make_optimiser("adam", rate, slow="(")
 
 
+@pytest.mark.full
 def test_stochastic_depth_draws_anew_in_every_step():
     """The same batch and parameters, two steps: other layers are left out."""
     model = MODELS.get("swinir")(
