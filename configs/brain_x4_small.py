@@ -2,7 +2,7 @@
 
 Reproduces: nothing of the paper; it is the smallest network that shows its parts at
     work on real scans.
-Hardware: 2 CPU cores, under 20 minutes; scores: docs/results/brain_small.md.
+Hardware: 2 CPU cores, under 20 minutes.
 Data: `--config.data.root` is a NIfTI folder tree or a fastMRI folder.
 Command:
     python train.py --config configs/brain_x4_small.py --config.data.root=DIR \
