@@ -36,7 +36,7 @@ CONTROLS = flags.DEFINE_bool(
     "controls",
     False,
     "Evaluate with other references too: of another subject, the neighbouring slice, "
-    "another contrast, shuffled, none, and the target itself.",
+    "another contrast, shuffled, noisy, none, and the target itself.",
 )
 FORCE = flags.DEFINE_bool("force", False, "Replace a result that is there.")
 LPIPS = flags.DEFINE_bool("lpips", False, "Measure LPIPS too, AlexNet and VGG-16.")

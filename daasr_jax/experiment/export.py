@@ -85,7 +85,7 @@ def write_artefact(
         raise ConfigError(
             "E259",
             "jax.export needs flatbuffers, which is not installed: "
-            "pip install 'daasr_jax[export]'",
+            "pip install 'flatbuffers>=24.3'",
         ) from None
     try:
         write_atomically(out, data)

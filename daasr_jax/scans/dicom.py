@@ -58,7 +58,7 @@ def library() -> Any:
         raise DataError(
             "E345",
             "DICOM needs pydicom, which is not installed: "
-            "pip install 'daasr_jax[dicom]'",
+            "pip install 'pydicom>=3'",
         ) from None
     return pydicom
 

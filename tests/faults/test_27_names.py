@@ -4,8 +4,8 @@ Expected: what is written names nobody; what is printed may name files, as a use
 know which one to mend. Results name people and files by salted hashes, and headers are
 cleared but for an allow-list; `--names` keeps the names. A name, an ID, a date of birth
 and a hospital that were planted everywhere, in the data root too, are found in no file
-that the commands write, but for `local.json` of a run: it has the data root and the
-lists of subjects that were given, so that the run can be opened again, and stays here.
+that the commands write, but for `local.json` of a run: it has the lists of subjects and
+the places that were given, so that the run can be opened again, and stays here.
 Voxels stay: that a head still shows its face is said with every enhanced scan.
 """
 

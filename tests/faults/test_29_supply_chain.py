@@ -1,6 +1,7 @@
 """Fault 29: a package, a file of weights or a server is not what was published.
 
-Expected: every package is pinned by SHA-256, and the bill of materials lists them all.
+Expected: every package is pinned by SHA-256, but PyTorch of `make parity`, and the bill
+of materials lists them all.
 Released weights with another SHA-256 are refused. Training, evaluation, enhancement and
 the commands beside them open no connection.
 """

@@ -363,7 +363,7 @@ class TestRefused:
 
     def test_pydicom_is_absent(self, folder, monkeypatch):
         monkeypatch.setitem(sys.modules, "pydicom", None)
-        self.refused(folder, "E345", "pip install 'daasr_jax[dicom]'")
+        self.refused(folder, "E345", "pip install 'pydicom>=3'")
 
 
 class TestWrite:
