@@ -57,8 +57,7 @@ def library() -> Any:
     except ImportError:
         raise DataError(
             "E345",
-            "DICOM needs pydicom, which is not installed: "
-            "pip install 'pydicom>=3'",
+            "DICOM needs pydicom, which is not installed: pip install 'pydicom>=3'",
         ) from None
     return pydicom
 
