@@ -32,7 +32,7 @@ from benchmarks.train_step import machine
 from configs import ablation_x4_small, edsr_x4
 from daasr_jax.experiment.configuration import load
 
-CONTROLS = ("stranger", "neighbour", "contrast", "shuffled", "black", "self")
+CONTROLS = ("stranger", "neighbour", "contrast", "shuffled", "noisy", "black", "self")
 ROWS = {
     "edsr": "EDSR: no reference",
     "without_sat": "DAASR without SAT: no reference",

@@ -121,7 +121,8 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
 def replace_all(made: Mapping[Path, Path], gone: Iterable[Path], aside: Path) -> None:
     """Gives files and folders of one place their names: all, or none.
 
-    What stops the renaming brings back what was there.
+    What stops the renaming brings back what was there. What cannot be brought back
+    stays in `aside`.
 
     Args:
         made: Name -> what was made, in the order of the renaming.
@@ -140,10 +141,12 @@ def replace_all(made: Mapping[Path, Path], gone: Iterable[Path], aside: Path) ->
     except BaseException:
         for path, new in made.items():
             if not os.path.lexists(new):
-                path.rename(new)
+                with contextlib.suppress(OSError):
+                    path.rename(new)
         for path, away in old.items():
             if os.path.lexists(away):
-                away.rename(path)
+                with contextlib.suppress(OSError):
+                    away.rename(path)
         raise
     for folder in {path.parent for path in made}:
         sync_folder(folder)

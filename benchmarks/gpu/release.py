@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from benchmarks.gpu import loader, pack, train
+from benchmarks.gpu import pack, train
 from configs import fastmri_x4
 from daasr_jax import data, released
 from daasr_jax.evaluation.predict import make_predict
@@ -217,7 +217,7 @@ def main() -> None:
             "card": f"{args.name}.md",
             "commit": args.commit,
             "steps": result["steps"],
-            "shares": dataclasses.asdict(loader.SHARES),
+            "shares": result["how"]["shares"],
         },
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu import stage
 
 POINTS = 200  # of a curve that are kept
-CONTROLS = ("black", "stranger", "neighbour", "contrast", "shuffled", "self")
+CONTROLS = ("black", "stranger", "neighbour", "contrast", "shuffled", "noisy", "self")
 NAMES = {
     "fast": "DAASR `fast`",
     "paper": "DAASR `paper`",

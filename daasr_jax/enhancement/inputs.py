@@ -247,7 +247,7 @@ def choose_references(
             os.path.realpath(links[0]),
         )
     plane = _plane(target.scan, target.axis)
-    own_slices = in_plane(target.whole, target.axis)
+    own_slices, _ = normalise(in_plane(target.whole, target.axis), "the input")
     found: list[tuple[Path, int]] = []
     signatures, left_out, remarks = [], 0, []
     called = {

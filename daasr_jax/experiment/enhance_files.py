@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
+import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from daasr_jax.errors import DataError
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.files import replace_all, write_atomically
 from daasr_jax.scans.output import cannot_write
+
+log = logging.getLogger("daasr_jax")
 
 _NIFTI = (".nii.gz", ".nii")
 SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
@@ -128,12 +134,7 @@ def write_files(
     folder, new = request.out.parent, Path()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".daasr_jax.", dir=folder, ignore_cleanup_errors=True
-        ) as hidden:
-            new, old = Path(hidden, "new"), Path(hidden, "old")
-            new.mkdir()
-            old.mkdir()
+        with _hidden(folder) as (new, old):
             _write(new, files, request, target, guides, made, report)
             check_files(request)
             last = sorted(files, key="output".__eq__)
@@ -145,6 +146,28 @@ def write_files(
         for path in files.values():
             error.args = (error.args[0].replace(f"{new / path.name}", f"{path}"),)
         raise
+
+
+@contextlib.contextmanager
+def _hidden(folder: Path) -> Generator[tuple[Path, Path]]:
+    """Two empty folders beside the results, for what is made and for what was there.
+
+    They go at the end, but for earlier files that could not be brought back.
+    """
+    hidden = Path(tempfile.mkdtemp(prefix=".daasr_jax.", dir=folder))
+    new, old = hidden / "new", hidden / "old"
+    try:
+        new.mkdir()
+        old.mkdir()
+        yield new, old
+    except BaseException:
+        if old.is_dir() and any(old.iterdir()):
+            shutil.rmtree(new, ignore_errors=True)
+            log.error("earlier files could not be put back; they lie in %s", old)
+        else:
+            shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def check_files(request: Request) -> None:

@@ -96,6 +96,7 @@ def command_parser(
         description=description,
         epilog="exit codes:\n" + exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what hides names knows whole options
     )
 
 

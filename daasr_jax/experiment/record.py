@@ -80,7 +80,7 @@ EVALUATED = (
 RECORD = "config.json"
 # What names files and people stands beside it, so that the record names nobody.
 LOCAL = "local.json"
-_NAMING = (
+NAMING = (
     "data.root",
     "data.usual_root",
     "data.cache_dir",
@@ -237,7 +237,7 @@ def record_config(
             for k in _differing(before, flat, free)
         ]
         kept = [
-            f"{k} was another one" if _under(k, _NAMING) else words
+            f"{k} was another one" if _under(k, NAMING) else words
             for k, words in zip(_differing(before, flat, free), changes, strict=True)
         ]
         if changed_files and not changes and not allow:
@@ -457,14 +457,15 @@ def _read(path: Path) -> dict[str, Any]:
     if path.name == RECORD and beside.exists():
         try:
             for key, value in read_json(beside).items():
-                if _under(key, _NAMING):
+                if _under(key, NAMING):
                     _put(record["config"], key, value)
         except _BAD_RECORD as error:
             log.warning(
-                "%s cannot be read (%s), so give --config.data.root and lists of "
-                "subjects again",
+                "%s cannot be read (%s): give --config.data.root, and to go on "
+                "--config.data.split_file=%s",
                 beside,
                 type(error).__name__,
+                path.with_name("split.json"),
             )
     return record
 
@@ -472,7 +473,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parted(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration without what names files and people, and that by its keys."""
     public = copy.deepcopy(config)
-    local = {k: v for k, v in _flat(config).items() if v and _under(k, _NAMING)}
+    local = {k: v for k, v in _flat(config).items() if v and _under(k, NAMING)}
     for key, value in local.items():
         _put(public, key, type(value)())
     return public, local

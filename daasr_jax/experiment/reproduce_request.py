@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,12 @@ from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
+from daasr_jax.experiment.record import NAMING
 from daasr_jax.files import kept, write_atomically
 from daasr_jax.runtime import devices
 
-_FOLDERS = ("--data_root", "--workdir", "--masks")
-_NAMING = re.compile(
-    r"((?:--set=)?data\.(?:subjects\.\w+|root|cache_dir|split_file)=).*"
-)
+_KEYS = "|".join(map(re.escape, NAMING))
+_NAMED = re.compile(rf"((?:--set=)?(?:{_KEYS})(?:\.\w+)?=).*")
 IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
 
 
@@ -143,30 +143,22 @@ def requested(given: Any, words: Sequence[str]) -> Request:
 
 
 def _unnamed(words: Sequence[str]) -> list[str]:
-    """The arguments without folders and lists of people, which tables do not name."""
-    out, hidden = [], False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if hidden or name in _FOLDERS:
-            out.append("DIR" if hidden else f"{name}=DIR" if equals else name)
-            hidden = not hidden and not equals
-        else:
-            out.append(_NAMING.sub(r"\1...", word))
-    return out
+    """The arguments without places and lists of people that `--set` gives."""
+    return [_NAMED.sub(r"\1...", word) for word in words]
 
 
-def _without_names(identity: dict[str, Any]) -> dict[str, Any]:
-    """With a SHA-256 for each list of people."""
+def _without_names(identity: dict[str, Any], salt: str) -> dict[str, Any]:
+    """With a salted SHA-256 for each list of people and each place."""
     out = json.loads(json.dumps(identity))
-    lists = dict(out["data"].get("subjects", {}))
-    changes = dict(out["changes"])
-    for values in (lists, changes):
+    lists = out["data"].get("subjects")
+    named = [lists] if isinstance(lists, dict) else []
+    for values in (*named, out["changes"]):
         for key, value in values.items():
-            named = values is lists or _NAMING.match(f"{key}=")
-            if named and value and not str(value).startswith("sha256:"):
-                text = json.dumps(value).encode()
+            hides = values is lists or _NAMED.match(f"{key}=")
+            if hides and value and not str(value).startswith("sha256:"):
+                text = (salt + json.dumps(value)).encode()
                 values[key] = f"sha256:{hashlib.sha256(text).hexdigest()}"
-    return out | {"changes": changes, "data": out["data"] | {"subjects": lists}}
+    return out
 
 
 def check_identity(request: Request, *, write: bool) -> None:
@@ -187,12 +179,13 @@ def check_identity(request: Request, *, write: bool) -> None:
         "pairings": s.pairings,
         "masks": bool(s.masks),
     }
-    own = _without_names(own)
     path = request.workdir / IDENTITY
     before = kept(path)
-    known = before or {}
-    if {"data", "changes"} <= known.keys():
-        known = _without_names(known)
+    known = before if isinstance(before, dict) else {}
+    salt = str(known.get("salt", "" if known else secrets.token_hex(16)))
+    own = _without_names(own, salt) | ({"salt": salt} if salt else {})
+    if all(isinstance(known.get(k), dict) for k in ("data", "changes")):
+        known = _without_names(known, salt)
     changed = ", ".join(k for k in own if k in known and known[k] != own[k])
     if changed:
         raise ConfigError(

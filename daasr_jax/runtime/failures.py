@@ -38,9 +38,9 @@ def explain(error: Exception, *, evaluating: bool = False) -> UserError | None:
             return ResourceError(
                 "E618",
                 f"a device has too little memory{wanted} to evaluate one slice, which "
-                f"it has to itself ({text[:200]}); give a smaller "
-                "--config.reference.count, no --lpips, --config.train.devices=1 where "
-                "devices share memory, or JAX_PLATFORMS=cpu; a run of "
+                f"it has to itself ({text[:200]}); give --config.train.devices=1 where "
+                "devices share memory, or JAX_PLATFORMS=cpu, and to eval.py a smaller "
+                "--config.reference.count or no --lpips; a new run of "
                 "--config.model.dtype=bfloat16 or a smaller --config.data.size needs "
                 "less.",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from daasr_jax.files import leads_out
@@ -23,14 +24,17 @@ def scans_in(folder: Path) -> tuple[list[Path], list[Path]]:
         return [folder], []
     found, links = [], []
     for path in sorted([folder, *folder.rglob("*")]):
-        series = path.is_dir() and _has_dicom(path)
-        if series or (path.name.endswith(SUFFIXES) and path.is_file()):
-            (links if leads_out(path, folder) else found).append(path)
+        inside = path.is_dir()
+        if path.is_symlink() and leads_out(path, folder):
+            if inside or path.name.endswith(SUFFIXES):
+                links.append(path)
+        elif _has_dicom(path) if inside else path.name.endswith(SUFFIXES):
+            found.append(path)
     return found, links
 
 
 def _has_dicom(folder: Path) -> bool:
     try:
         return bool(dicom_files(folder))
-    except OSError:  # reading it says why
-        return True
+    except OSError:  # of a file; where it is the folder's, reading it says why
+        return not os.access(folder, os.R_OK | os.X_OK)

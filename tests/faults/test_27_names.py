@@ -25,8 +25,14 @@ from PIL import Image
 from daasr_jax.data import Names, draw_pairing, load_pairing, prepare
 from daasr_jax.data.sources.forms import is_contrast
 from daasr_jax.errors import ConfigError, DataError
-from daasr_jax.experiment import evaluate, record, reproduce_request
+from daasr_jax.experiment import (
+    evaluate,
+    record,
+    reproduce_request,
+    reproduce_tables,
+)
 from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.installation import without_places
 from daasr_jax.experiment.opening import Request
 from tests.data_fixtures import nifti_root, scan_voxels, settings, table, write_rss
 from tests.e2e.commands import SMALL, run_all
@@ -238,18 +244,21 @@ def test_27_tables_name_no_folder_and_nobody():
         "--table", "1", "--data_root", "/Q", "--masks=/Q", "--workdir", "/Q",
         "--set", "data.subjects.val=Q,R", "--set=data.root=/Q", "--seeds", "2",
     ]  # fmt: skip
-    shown = reproduce_request._unnamed(words)
+    words += ["--set", "perceptual.weights=/Q", "--set", "train.start_from=Q"]
+    shown = without_places(reproduce_request._unnamed(words), reproduce_tables._PLACES)
     assert shown == [
-        "--table", "1", "--data_root", "DIR", "--masks=DIR", "--workdir", "DIR",
+        "--table", "1", "--data_root", "DIR", "--masks=MASKS", "--workdir", "W",
         "--set", "data.subjects.val=...", "--set=data.root=...", "--seeds", "2",
+        "--set", "perceptual.weights=...", "--set", "train.start_from=...",
     ]  # fmt: skip
     given = {
         "data": {"size": 64, "subjects": {"train": "", "val": "Q"}},
         "changes": {"data.subjects.test": "Q", "scale": "2"},
     }
-    once = reproduce_request._without_names(given)
+    once = reproduce_request._without_names(given, "a")
     assert "Q" not in json.dumps(once)
-    assert reproduce_request._without_names(once) == once
+    assert reproduce_request._without_names(once, "a") == once
+    assert reproduce_request._without_names(given, "b") != once
     assert once["data"]["size"] == 64
     assert once["changes"]["scale"] == "2"
     assert once["data"]["subjects"]["train"] == ""

@@ -14,6 +14,8 @@ from scipy import ndimage
 from daasr_jax import enhancement
 from daasr_jax.enhance import main
 from daasr_jax.enhancement import inputs
+from daasr_jax.experiment.enhance_files import _hidden as hidden
+from daasr_jax.files import replace_all
 from daasr_jax.scans.bank import scans_in
 from tests.weights import write_weights
 
@@ -247,6 +249,55 @@ def test_a_bank_leaves_out_the_input(folder, refused, tmp_path):
     said = [text for text in report["warnings"] if "image of the input" in text]
     assert said[0].startswith("scan 1 of the bank has 3 of 3 slices")
     assert said[1].startswith("scan 2 of the bank has 2 of 3 slices")
+
+
+def test_a_bank_leaves_out_an_input_that_rings(folder, tmp_path):
+    """Values below 0 and a hot voxel are treated alike in the input and its copy."""
+    rings = volume(0).astype(np.float32)
+    rings -= np.float32(0.02) * rings.max()
+    write(tmp_path / "in.nii", rings)
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    write(bank / "copy.nii", rings * np.float32(2))
+    write(bank / "other.nii", volume(5))
+    target = inputs.read_target(tmp_path / "in.nii", "auto", 2)
+    guides = inputs.choose_references(bank, target, list, names=True)
+    assert {one["name"] for one in guides.about} == {"other.nii"}
+    assert guides.remarks[0].startswith("copy.nii has 3 of 3 slices")
+
+
+def test_an_unreadable_file_makes_no_series(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder / "README"))
+
+    write(tmp_path / "a.nii", volume(0))
+    monkeypatch.setattr("daasr_jax.scans.bank.dicom_files", refuse)
+    assert scans_in(tmp_path) == ([tmp_path / "a.nii"], [])
+
+
+def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch, caplog):
+    """Of an earlier result, where renaming fails and its undoing too."""
+    earlier = tmp_path / "o.nii"
+    earlier.write_text("earlier")
+    real = Path.rename
+
+    def rename(self, target):
+        if Path(target) == earlier:
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+    def replace():
+        with hidden(tmp_path) as (new, old):
+            (new / "o.nii").write_text("new")
+            replace_all({earlier: new / "o.nii"}, [], old)
+
+    with pytest.raises(OSError, match="Input/output"):
+        replace()
+    kept = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert [p.read_text() for p in kept] == ["earlier"]
+    assert str(kept[0].parent) in caplog.text
 
 
 def test_a_bank_holds_dicom_series(folder, tmp_path):

@@ -236,7 +236,30 @@ def test_a_folder_has_one_degradation_and_one_kind_of_reference(tmp_path):
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({k: whole[k] for k in ("data", "budget")}))
     check_identity(request(tmp_path), write=True)
-    assert json.loads(path.read_text()) == whole
+    assert json.loads(path.read_text()) | {"salt": whole["salt"]} == whole
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"data": null, "changes": []}', '{"data": {"subjects": 1}}']
+)
+def test_a_damaged_identity_is_another_folder_or_none(tmp_path, content):
+    (tmp_path / "reproduce.json").write_text(content)
+    with contextlib.suppress(ConfigError):
+        check_identity(request(tmp_path), write=True)
+
+
+def test_lists_of_people_are_salted(tmp_path):
+    asked, found = setting(), []
+    with asked.data.unlocked():
+        asked.data.data.subjects.val = "Q"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        given = request(tmp_path / name, setting=asked)
+        check_identity(given, write=True)
+        check_identity(given, write=True)  # the salt is kept
+        found.append((tmp_path / name / "reproduce.json").read_text())
+    assert found[0] != found[1]
+    assert '"Q"' not in found[0]
 
 
 def test_a_folder_has_one_budget(tmp_path):
