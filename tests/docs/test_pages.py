@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,8 @@ def load(name: str):
     return module
 
 
-errors, faults, house = load("errors"), load("faults"), load("house")
+errors, faults = load("errors"), load("faults")
+house, results = load("house"), load("results")
 
 
 def test_readme_is_short():
@@ -88,6 +90,31 @@ def test_every_fault_has_tests():
 def test_house_is_fresh():
     written = house.PICTURE.read_text(encoding="utf-8")
     assert written == house.picture(), f"docs/images/house.svg is old: {house.COMMAND}"
+
+
+def test_readme_has_table_1():
+    written = results.README.read_text(encoding="utf-8")
+    assert written == results.readme(), f"README's table is old: {results.COMMAND}"
+    assert results.table({"groups": [{"rows": _rows()}]}).splitlines()[2:5] == [
+        "| bicubic | 36.35 | - | - | +3.00 [+2.00, +4.00] |",
+        "| edsr | 39.00 | - | - | - |",
+        "| swinir | not run | - | - | - |",
+    ]
+
+
+def _rows() -> list[dict[str, Any]]:
+    """Rows of Table 1 as the README takes them."""
+
+    def row(name: str, psnr: float, **more: Any) -> dict[str, Any]:
+        mean = {"psnr": {"mean": psnr}}
+        found = {"pair": mean, "black": mean, "self": mean} | more
+        return {"row": name, "label": name, "statistics": found, "status": "done"}
+
+    gap = {"psnr": {"mean": 3.0, "ci95": [2.0, 4.0]}}
+    rows = [row("bicubic", 36.35, base_minus=gap)]
+    rows += [row(name, 39.0) for name in results.SHOWN[1:]]
+    rows[2] |= {"statistics": None, "status": "not run"}
+    return rows
 
 
 def test_an_import_that_goes_up_is_noticed():
