@@ -30,9 +30,10 @@ from flax import traverse_util
 
 from benchmarks.train_step import machine
 from configs import ablation_x4_small, edsr_x4
+from daasr_jax.evaluation import controls
 from daasr_jax.experiment.configuration import load
 
-CONTROLS = ("stranger", "neighbour", "contrast", "shuffled", "noisy", "black", "self")
+CONTROLS = tuple(name for name in controls.CONTROLS if name != "pair")
 ROWS = {
     "edsr": "EDSR: no reference",
     "without_sat": "DAASR without SAT: no reference",

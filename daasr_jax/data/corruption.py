@@ -65,8 +65,24 @@ def _blanked(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """White Gaussian noise is added, from a little to so much that nothing is left."""
-    return image + _log_uniform(rng, _NOISE) * rng.standard_normal(image.shape)
+    """From a little to so much that nothing is left."""
+    return add_noise(image, _log_uniform(rng, _NOISE), rng)
+
+
+def add_noise(
+    image: np.ndarray, deviation: float, rng: np.random.Generator
+) -> np.ndarray:
+    """White Gaussian noise is added.
+
+    Args:
+        image: (H, W, 1) in [0, 1].
+        deviation: Standard deviation of the noise.
+        rng: Draws it.
+
+    Returns:
+        (H, W, 1) float64; it may leave [0, 1].
+    """
+    return image + deviation * rng.standard_normal(image.shape)
 
 
 def _log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> float:

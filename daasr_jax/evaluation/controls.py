@@ -19,6 +19,7 @@ from jaxtyping import Array
 from scipy import stats
 
 from daasr_jax.data import Pairing, SliceTable, draw_pairing
+from daasr_jax.data.corruption import add_noise
 from daasr_jax.data.references import number_of
 from daasr_jax.errors import DataError
 from daasr_jax.evaluation.predict import (
@@ -105,7 +106,10 @@ def draw_controls(
 
     def noisy(i: int) -> list[np.ndarray]:
         rng = np.random.default_rng(number_of(f"{pairing.seed}/noisy/{table.keys[i]}"))
-        return [add_noise(image, NOISE, rng) for image in references(table, pairing, i)]
+        return [
+            np.clip(add_noise(image, NOISE, rng), 0.0, 1.0).astype(np.float32)
+            for image in references(table, pairing, i)
+        ]
 
     made = {
         "pair": Control(None, pairing=pairing),
@@ -173,14 +177,6 @@ def shuffle_blocks(image: np.ndarray, side: int, *, seed: int) -> np.ndarray:
     out = image.copy()
     out[: rows * side, : columns * side] = blocks.reshape(whole.shape)
     return out
-
-
-def add_noise(
-    image: np.ndarray, deviation: float, rng: np.random.Generator
-) -> np.ndarray:
-    """An image in [0, 1] with white Gaussian noise, cut to that range, float32."""
-    noise = deviation * rng.standard_normal(image.shape)
-    return np.clip(image + noise, 0.0, 1.0).astype(np.float32)
 
 
 def uses_reference(

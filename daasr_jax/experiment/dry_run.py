@@ -12,9 +12,10 @@ from rich.table import Table
 
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.batch import lay_out
+from daasr_jax.experiment.begun import has_checkpoints
 from daasr_jax.experiment.places import run_folder
 from daasr_jax.experiment.plan import Plan, make_plan
-from daasr_jax.experiment.record import has_checkpoints, read_record
+from daasr_jax.experiment.record import read_record
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.console import console
 from daasr_jax.runtime.failures import explained, reading

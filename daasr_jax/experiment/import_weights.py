@@ -25,11 +25,12 @@ import jax.numpy as jnp
 
 from daasr_jax.errors import ConfigError, UserError
 from daasr_jax.experiment import parts
+from daasr_jax.experiment.begun import has_checkpoints
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import command
 from daasr_jax.experiment.manual import command_parser
 from daasr_jax.experiment.places import place
-from daasr_jax.experiment.record import has_checkpoints, record_config
+from daasr_jax.experiment.record import record_config
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.console import make_printable
 from daasr_jax.training.checkpoints import Checkpoints

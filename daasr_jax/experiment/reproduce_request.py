@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import secrets
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 
+from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import ConfigError, unwritable
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
@@ -156,8 +156,7 @@ def _without_names(identity: dict[str, Any], salt: str) -> dict[str, Any]:
         for key, value in values.items():
             hides = values is lists or _NAMED.match(f"{key}=")
             if hides and value and not str(value).startswith("sha256:"):
-                text = (salt + json.dumps(value)).encode()
-                values[key] = f"sha256:{hashlib.sha256(text).hexdigest()}"
+                values[key] = f"sha256:{salted(json.dumps(value), salt)}"
     return out
 
 

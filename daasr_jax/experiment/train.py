@@ -25,9 +25,10 @@ from daasr_jax.evaluation.controls import (
 )
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.batch import lay_out
+from daasr_jax.experiment.begun import check_new
 from daasr_jax.experiment.places import run_folder
 from daasr_jax.experiment.plan import Plan, make_plan
-from daasr_jax.experiment.record import check_new, read_record, record_config
+from daasr_jax.experiment.record import read_record, record_config
 from daasr_jax.experiment.subjects import changed_files, record_subjects, salt_of
 from daasr_jax.files import write_atomically
 from daasr_jax.metrics.lpips import load_lpips

@@ -192,7 +192,6 @@ def compile_step(
         `run(state, batch) -> (state, metrics)`; `run.func` is jitted, `run.args` holds
         the step.
     """
-    held = function if isinstance(function, Partial) else Partial(function)
 
     def step(held: Partial, state: Any, batch: Any) -> Any:
         """Its name is that of the compiled program."""
@@ -205,7 +204,13 @@ def compile_step(
         out_specs=P(),
         check_vma=False,
     )
-    return functools.partial(jax.jit(mapped, donate_argnums=1), replicate(held, mesh))
+    own = replicate(held(function), mesh)
+    return functools.partial(jax.jit(mapped, donate_argnums=1), own)
+
+
+def held(function: Callable[..., Any]) -> Partial:
+    """The function as a tree, whose leaves are the arrays that it holds; see above."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

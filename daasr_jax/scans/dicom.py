@@ -79,9 +79,22 @@ def dicom_files(folder: Path) -> list[Path]:
 
     Links that lead out of the folder are left out.
     """
-    found = []
+    return _with_images(_files(folder)[0])
+
+
+def _files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder by name, and the links among them that lead out of it."""
+    inside, links = [], []
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name == "DICOMDIR" or leads_out(path, folder):
+        if path.is_file():
+            (links if leads_out(path, folder) else inside).append(path)
+    return inside, links
+
+
+def _with_images(paths: list[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        if path.name == "DICOMDIR":
             continue
         with path.open("rb") as file:
             if looks_like(file.read(132)):
@@ -89,10 +102,9 @@ def dicom_files(folder: Path) -> list[Path]:
     return found
 
 
-def _links_out(folder: Path, given: Path | None = None) -> str:
-    """What is said of the links of a folder that lead out of it; empty without one."""
-    paths = [p for p in folder.iterdir() if p.is_file() and p != given]
-    count = sum(leads_out(path, folder) for path in paths)
+def _left_out(links: list[Path]) -> str:
+    """What is said of links that lead out of a folder; empty without one."""
+    count = len(links)
     return f"holds {count} links out of the folder, which are left out" if count else ""
 
 
@@ -125,7 +137,8 @@ def read_dicom(path: Path) -> Scan:
 
 
 def _read_folder(folder: Path) -> Scan:
-    files, links = dicom_files(folder), _links_out(folder)
+    inside, out = _files(folder)
+    files, links = _with_images(inside), _left_out(out)
     if not files:
         inner = [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
         more = f"; it has folders, give one of them: {some(inner)}" if inner else ""
@@ -145,11 +158,7 @@ def _read_folder(folder: Path) -> Scan:
     scan = _stacked(folder, members)
     used = {path for path, _ in members}
     others = sum(
-        path.is_file()
-        and path.name != "DICOMDIR"
-        and path.name[0] != "."
-        and not leads_out(path, folder)
-        for path in {*folder.iterdir()} - used
+        path.name != "DICOMDIR" and path.name[0] != "." for path in {*inside} - used
     )
     beside = f"holds {others} files beside the images, which are left out"
     return _remarked(scan, links, beside if others else "")
@@ -161,7 +170,8 @@ def _read_series_of(path: Path) -> Scan:
     if "Rows" not in wanted:
         raise BadFileError("is a DICOM file without an image")
     members = [(path, wanted)]
-    for file in dicom_files(path.parent):
+    inside, out = _files(path.parent)
+    for file in _with_images(inside):
         if file == path:
             continue
         header = _header(file)
@@ -169,7 +179,7 @@ def _read_series_of(path: Path) -> Scan:
         if same and "Rows" in header:
             members.append((file, header))
     members.sort(key=lambda member: member[0])
-    links = _links_out(path.parent, path)
+    links = _left_out([link for link in out if link != path])
     return _remarked(_stacked(path, members), f"in its folder {links}" if links else "")
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from daasr_jax.runtime.devices import held
+
 OPTIMISERS = ("adam", "rmsprop", "sgd")
 
 
@@ -163,5 +165,6 @@ def make_optimiser(
     ) -> tuple[optax.Updates, optax.OptState]:
         return by(schedule).update(updates, state, params)
 
-    held = schedule if isinstance(schedule, Partial) else Partial(schedule)
-    return optax.GradientTransformation(by(schedule).init, Partial(update, held))
+    return optax.GradientTransformation(
+        by(schedule).init, Partial(update, held(schedule))
+    )

@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from daasr_jax.models.outputs import Outputs, SuperResolutionModel
 from daasr_jax.resampling import degrade
+from daasr_jax.runtime.devices import held
 from daasr_jax.training.adversarial import Adversarial, judge, play
 from daasr_jax.training.state import TrainState
 
@@ -72,13 +73,7 @@ def make_train_step(
         constant into it, see `devices.compile_step`.
     """
     weights = {name: float(weight) for name, (weight, _) in losses.items()}
-    terms = {
-        name: loss if isinstance(loss, Partial) else Partial(loss)
-        for name, (_, loss) in losses.items()
-    }
-
-    update = optimiser.update
-    update = update if isinstance(update, Partial) else Partial(update)
+    terms = {name: held(loss) for name, (_, loss) in losses.items()}
 
     def step(
         terms: dict[str, Partial], update: Partial, state: TrainState, batch: Batch
@@ -118,7 +113,7 @@ def make_train_step(
         }
         return _unless_bad(state, updated, metrics)
 
-    return Partial(step, terms, update)
+    return Partial(step, terms, held(optimiser.update))
 
 
 @dataclasses.dataclass(frozen=True)

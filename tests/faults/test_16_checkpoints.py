@@ -12,7 +12,8 @@ import shutil
 import pytest
 
 from daasr_jax.errors import CheckpointError
-from daasr_jax.experiment import record, verify
+from daasr_jax.experiment import verify
+from daasr_jax.experiment.begun import check_new
 from daasr_jax.training.checkpoints import Checkpoints
 from tests.data_fixtures import one_line
 from tests.unit.test_checkpoints import flip_a_bit, opened, state, write
@@ -95,15 +96,15 @@ def test_16_what_is_left_of_a_run_stops_a_new_one(tmp_path, sign):
     for _ in range(2):
         Checkpoints(tmp_path).close()  # as a start of the program opens them
         with pytest.raises(CheckpointError, match=rf"E415.*{sign}.*--workdir"):
-            record.check_new(tmp_path, first_save=10)
+            check_new(tmp_path, first_save=10)
 
 
 def test_16_a_kill_within_the_first_save_ever_begins_anew_and_says_so(tmp_path, caplog):
     """The file `no_checkpoint_yet` tells it from a run that lost its checkpoints."""
-    record.check_new(tmp_path, first_save=10)
+    check_new(tmp_path, first_save=10)
     left(tmp_path, UNFINISHED)
     left(tmp_path, "metrics.jsonl")
-    record.check_new(tmp_path, first_save=10)
+    check_new(tmp_path, first_save=10)
     assert "was ended at step 10, before its first checkpoint" in caplog.text
     store = Checkpoints(tmp_path)
     store.save(11, state(11), {})  # then it has one
@@ -111,7 +112,7 @@ def test_16_a_kill_within_the_first_save_ever_begins_anew_and_says_so(tmp_path, 
     shutil.rmtree(tmp_path / "checkpoints/11")
     (tmp_path / "manifests/11.json").unlink()
     with pytest.raises(CheckpointError, match=f"E415.*{UNFINISHED}"):
-        record.check_new(tmp_path, first_save=10)
+        check_new(tmp_path, first_save=10)
 
 
 def test_16_verify(kept, capsys, tmp_path):

@@ -644,6 +644,7 @@ def _read_run(folder: Path, _: Path) -> None:
     import jax
 
     from daasr_jax.experiment import checks, parts, record, saved_run, subjects
+    from daasr_jax.experiment.begun import check_new
     from daasr_jax.experiment.configuration import load
 
     prepared: Any = _Prepared()
@@ -664,7 +665,7 @@ def _read_run(folder: Path, _: Path) -> None:
         step(subjects.is_own, folder, prepared, "test")
         step(subjects.changed_files, folder, prepared)
     with _checked_refusal():  # always: there is a checkpoint
-        record.check_new(folder, 1)
+        check_new(folder, 1)
     inputs = {k: _record()[k] for k in record._INPUTS}
     step(record.record_config, _record()["config"], folder, inputs, begun=True)
     opened = step(saved_run.open_record, folder)

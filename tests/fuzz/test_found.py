@@ -18,6 +18,7 @@ from daasr_jax.data.sources import fastmri, fastmri_probe
 from daasr_jax.data.splits import assign_splits
 from daasr_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from daasr_jax.experiment import record, saved_run, subjects
+from daasr_jax.experiment.begun import check_new
 from daasr_jax.experiment.configuration import load
 from daasr_jax.files import read_json
 from daasr_jax.scans import read_scan
@@ -279,7 +280,7 @@ class TestRecord:
         lines = [json.dumps({"step": step}) for step in steps]
         (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
         assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
-        record.check_new(tmp_path, 5)
+        check_new(tmp_path, 5)
 
 
 # Orbax leaves tasks and files behind where a damaged array stops it.

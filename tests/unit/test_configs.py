@@ -19,6 +19,7 @@ from daasr_jax.data import prepare
 from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.evaluation.words import perceptual_words
 from daasr_jax.experiment import checks, manual, parts, plan, record, saved_run
+from daasr_jax.experiment.begun import check_new
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.experiment.saved_run import open_record
 from daasr_jax.models.daasr import PRESETS
@@ -424,13 +425,13 @@ class TestRunsThatHaveBeen:
 
     def test_killed_before_its_first_checkpoint(self, tmp_path, caplog):
         self.log(tmp_path, 9)
-        record.check_new(tmp_path, first_save=10)
+        check_new(tmp_path, first_save=10)
 
     @pytest.mark.parametrize("last", [10, 11])
     def test_a_log_up_to_the_first_checkpoint_or_beyond(self, tmp_path, last):
         self.log(tmp_path, last)
         with pytest.raises(CheckpointError, match=rf"E415.*jsonl up to step {last}"):
-            record.check_new(tmp_path, first_save=10)
+            check_new(tmp_path, first_save=10)
 
     def test_keys_that_came_later(self, tmp_path):
         """A run of before opens and goes on as what it was."""

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from daasr_jax.data import draw_pairing
+from daasr_jax.data.corruption import add_noise
 from daasr_jax.evaluation import controls as reference_controls
 from daasr_jax.evaluation.controls import (
     BINS,
-    add_noise,
     calibrate,
     control_scores,
     draw_controls,
