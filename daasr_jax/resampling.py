@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Real
 
 # Factors of the pixel shuffles that make up a scale.
 PIXEL_SHUFFLES = {2: (2,), 3: (3,), 4: (2, 2)}
+SCALES = tuple(PIXEL_SHUFFLES)
 
 # Name in a configuration -> words of reports, of a scale.
 DEGRADATIONS = {

@@ -170,7 +170,7 @@ def steps_per_epoch(table: SliceTable, batch_size: int) -> int:
     """
     if batch_size < 1:
         raise ConfigError(
-            "E205", f"the batch size is {batch_size}; it must be 1 or more"
+            "E210", f"the batch size is {batch_size}; it must be 1 or more."
         )
     if batch_size > len(table):
         raise DataError(

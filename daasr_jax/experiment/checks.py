@@ -11,10 +11,10 @@ import jax
 from daasr_jax.errors import ConfigError, UserError, checked
 from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
-from daasr_jax.metrics.lpips import SMALLEST
 from daasr_jax.metrics.ssim import WINDOW
+from daasr_jax.models.lpips_backbones import SMALLEST
 from daasr_jax.registry import MODELS, PARTS
-from daasr_jax.resampling import DEGRADATIONS
+from daasr_jax.resampling import DEGRADATIONS, SCALES
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.compiled import keep_compiled
 from daasr_jax.training.checkpoints import BEST_BY
@@ -120,7 +120,7 @@ def check_ranges(config: Config) -> None:
             f"config.reference.count is {config.reference.count}, and {one} takes one "
             "reference: give 1, or the model daasr with another alignment.",
         )
-    if config.scale not in (2, 3, 4):
+    if config.scale not in SCALES:
         raise ConfigError(
             "E210", f"config.scale is {config.scale}; it must be 2, 3, 4."
         )

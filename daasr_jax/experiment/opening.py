@@ -22,9 +22,10 @@ from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import changed, check_same, trained_with, with_given
 from daasr_jax.experiment.saved_run import TrainedRun, open_record, restore
-from daasr_jax.metrics.lpips import SMALLEST, load_lpips
+from daasr_jax.models.lpips_backbones import SMALLEST
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.failures import explained
+from daasr_jax.weights.lpips import load_lpips
 
 log = logging.getLogger("daasr_jax")
 

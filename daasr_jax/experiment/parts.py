@@ -19,10 +19,10 @@ from daasr_jax.losses.perceptual import (
     make_perceptual,
     make_texture,
 )
-from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.discriminator import PatchDiscriminator
+from daasr_jax.models.network import make_network
 from daasr_jax.models.vgg import FrozenVGG
-from daasr_jax.registry import LOSSES, MODELS, resolved
+from daasr_jax.registry import LOSSES
 from daasr_jax.training.adversarial import Adversarial
 from daasr_jax.training.scaling import LinearRule
 from daasr_jax.training.schedules import make_optimiser, make_schedule
@@ -84,20 +84,19 @@ def make_model(config: Config, *, axis_name: str | None = None) -> Any:
     Raises:
         ConfigError: If the model or a part of it does not know a keyword.
     """
-    network = _network(config, axis_name)
-    if config.model.data_consistency:
-        return DataConsistent(model=network, scale=config.scale)
-    return network
+    kept = config.model.data_consistency
+    return _network(config, axis_name, data_consistency=kept)
 
 
-def _network(config: Config, axis_name: str | None = None) -> Any:
-    """The registered model alone."""
+def _network(config: Config, axis_name: str | None = None, **more: Any) -> Any:
     return checked(
-        MODELS.get(config.model.name),
+        make_network,
+        config.model.name,
         scale=config.scale,
+        kwargs=config.model.kwargs,
         axis_name=axis_name,
         dtype=checked(jnp.dtype, config.model.dtype),
-        **resolved(config.model.kwargs),
+        **more,
     )
 
 

@@ -31,7 +31,6 @@ from daasr_jax.experiment.plan import Plan, make_plan
 from daasr_jax.experiment.record import read_record, record_config
 from daasr_jax.experiment.subjects import changed_files, record_subjects, salt_of
 from daasr_jax.files import write_atomically
-from daasr_jax.metrics.lpips import load_lpips
 from daasr_jax.runtime import devices
 from daasr_jax.runtime.claim import alone
 from daasr_jax.runtime.failures import explained
@@ -40,6 +39,7 @@ from daasr_jax.training import disk, loop
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.state import TrainState, generator_variables
 from daasr_jax.training.writers import NullWriter, RunWriter
+from daasr_jax.weights.lpips import load_lpips
 
 log = logging.getLogger("daasr_jax")
 

@@ -9,80 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from daasr_jax.models.vgg import VGG, VGG16
-from daasr_jax.weights.lpips import lpips_arrays
+from daasr_jax.models.lpips_backbones import SMALLEST, backbone
 
-SMALLEST = {"alex": 31, "vgg": 16}  # side in pixels that leaves the last layer one
 SHIFT = (-0.030, -0.088, -0.188)  # mean and standard deviation of ImageNet's channels
 SCALE = (0.458, 0.448, 0.450)  # for images in [-1, 1], as the authors round them
 EPSILON = 1e-10
 _HIGHEST = lax.Precision.HIGHEST  # a metric is not computed in TF32
-
-
-class AlexNet(nn.Module):
-    """The convolutions of AlexNet in torchvision's widths; returns its five ReLUs.
-
-    Reference: A. Krizhevsky, "One weird trick for parallelizing convolutional neural
-    networks", 2014, https://arxiv.org/abs/1404.5997.
-    """
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"]) -> tuple[Array, ...]:
-        """ReLUs `(B, h_i, w_i, C_i)`, the first at about h/4, the last three at h/16.
-
-        Args:
-            x: Images after the preprocessing of the weights.
-        """
-        taps = []
-        layers = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1))
-        for i, (width, side, stride, padding) in enumerate((*layers, layers[-1])):
-            if i in (1, 2):
-                x = nn.max_pool(x, (3, 3), strides=(2, 2))
-            x = nn.Conv(
-                width,
-                (side, side),
-                strides=stride,
-                padding=padding,
-                precision=_HIGHEST,
-                name=f"conv{i + 1}",
-            )(x)
-            x = nn.relu(x)
-            taps.append(x)
-        return tuple(taps)
-
-
-def load_lpips(net: str) -> dict[str, Any]:
-    """The weights of version 0.1: the backbone's and the learned heads'.
-
-    Args:
-        net: `"alex"` (2.5 M parameters) or `"vgg"` (14.7 M).
-
-    Returns:
-        `params`, nested, of the backbone and `heads`, five arrays `(C_i,)`; float32.
-        Give them to a jitted function as an argument, not as constants.
-
-    Raises:
-        ValueError: If `net` is unknown.
-        ConfigError: If the package with the weights cannot be used.
-    """
-    model = _backbone(net)
-    image = jax.ShapeDtypeStruct((1, SMALLEST[net], SMALLEST[net], 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    arrays = iter(lpips_arrays(net))
-    params = {
-        layer: {
-            name: jnp.asarray(next(arrays).reshape(shapes[layer][name].shape))
-            for name in ("kernel", "bias")
-        }
-        for layer in sorted(shapes)
-    }
-    return {"params": params, "heads": tuple(jnp.asarray(x) for x in arrays)}
 
 
 def lpips(
@@ -103,7 +39,7 @@ def lpips(
         pred: Estimate in [-1, 1], not clipped; one channel (repeated to three) or RGB.
             An image in [0, 1] is mapped by 2x - 1. Computed in float32.
         target: Ground truth, same shape, at least 31x31 (`"alex"`) or 16x16 (`"vgg"`).
-        variables: From `load_lpips(net)`.
+        variables: From `weights.lpips.load_lpips(net)`.
         net: `"alex"`, the authors' choice as a metric, or `"vgg"`. Their values are
             not comparable.
 
@@ -116,6 +52,7 @@ def lpips(
             nor 3, or the image is too small.
 
     Example:
+        >>> from daasr_jax.weights.lpips import load_lpips
         >>> x = jnp.linspace(-1, 1, 32 * 32).reshape(1, 32, 32, 1)
         >>> variables = load_lpips("alex")
         >>> [round(float(lpips(y, x, variables, net="alex")[0]), 3) for y in (x, -x)]
@@ -144,7 +81,7 @@ def lpips_many(
     Raises:
         ValueError: As `lpips`.
     """
-    model = _backbone(net)
+    model = backbone(net)
     if preds.shape[1:] != target.shape:
         raise ValueError(
             f"pred is {preds.shape[1:]}, target {target.shape}: not the same."
@@ -170,11 +107,3 @@ def lpips_many(
         distance = jnp.mean((unit[:-1] - unit[-1:]) ** 2, axis=2)
         total += jnp.einsum("nbc,c->nb", distance, head, precision=_HIGHEST)
     return total
-
-
-def _backbone(net: str) -> nn.Module:
-    if net == "alex":
-        return AlexNet()
-    if net == "vgg":
-        return VGG(blocks=VGG16, precision=_HIGHEST)
-    raise ValueError(f"net must be 'alex' or 'vgg', got {net!r}.")

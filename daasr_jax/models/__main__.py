@@ -12,17 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from importlib.resources import files
 
 import jax
-import jax.numpy as jnp
 from rich.table import Table
 
+from daasr_jax import released
+from daasr_jax.models.network import make_network, variable_shapes
 from daasr_jax.registry import MODELS
+from daasr_jax.resampling import SCALES
 from daasr_jax.runtime.console import console
-
-SCALES = (2, 3, 4)
-_SIDE = 16  # of the LR window that shapes the parameters; they do not depend on it
 
 
 def parameters(name: str, scale: int) -> int:
@@ -31,12 +29,7 @@ def parameters(name: str, scale: int) -> int:
     Raises:
         ConfigError: If no model has that name.
     """
-    model = MODELS.get(name)(scale=scale)
-    lr = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 1), jnp.float32)
-    ref = jax.ShapeDtypeStruct((1, _SIDE * scale, _SIDE * scale, 1), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda a, b: model.init(jax.random.key(0), a, b, train=False), lr, ref
-    )
+    shapes = variable_shapes(make_network(name, scale=scale, kwargs={}), scale)
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["params"]))
 
 
@@ -56,8 +49,7 @@ def rows() -> list[dict[str, str | int]]:
 
 def print_released(*, as_json: bool) -> None:
     """The weights that come with the package, a row each."""
-    folder = files("daasr_jax.released")  # a floor above: its index alone is read
-    found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    found = released.names()
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -68,7 +60,7 @@ def print_released(*, as_json: bool) -> None:
             f"x{entry['scale']}",
             f"{entry['bytes'] / 2**20:.1f}",
             entry["sha256"][:12],
-            str(folder / f"{name}.md"),
+            str(released.FOLDER / f"{name}.md"),
         )
     console().print(table if found else "no weights come with this package")
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from flax import struct
 
-from daasr_jax.resampling import PIXEL_SHUFFLES
+from daasr_jax.resampling import PIXEL_SHUFFLES, SCALES
 
 
 @struct.dataclass
@@ -42,8 +42,8 @@ class SuperResolutionModel(Protocol):
 
 def check_scale(scale: int) -> None:
     """Raises ValueError if `scale` is not 2, 3 or 4."""
-    if scale not in (2, 3, 4):
-        raise ValueError(f"scale must be one of (2, 3, 4), got {scale!r}.")
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {SCALES}, got {scale!r}.")
 
 
 def levels(scale: int) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -25,8 +24,7 @@ from safetensors import numpy as tensors
 import daasr_jax
 from daasr_jax.errors import CheckpointError, UserError
 from daasr_jax.files import read_json, write_atomically
-from daasr_jax.models.data_consistency import DataConsistent
-from daasr_jax.registry import MODELS, resolved
+from daasr_jax.models.network import make_network, variable_shapes
 
 FOLDER = Path(str(files(__name__)))
 INDEX = "index.json"
@@ -144,35 +142,17 @@ def _load(name: str, stamp: int) -> Weights:
             about = {**USUAL, **json.loads(file.metadata()["about"])}
         if about.get("form") != FORM:
             raise ValueError(f"its form is {about.get('form')}, this version reads 1")
-        model = make_model(about)
-        variables = _nested(arrays, _shapes(model, about["scale"]))
+        model = make_network(
+            about["model"],
+            scale=about["scale"],
+            kwargs=about["kwargs"],
+            data_consistency=about["data_consistency"],
+        )
+        variables = _nested(arrays, variable_shapes(model, about["scale"]))
     except (SafetensorError, ValueError, KeyError, TypeError, UserError) as error:
         raise _unusable(path, " ".join(str(error).split())) from None
     source = {"weights": path.stem, "sha256": sha256}
     return Weights(model, variables, about | {"source": source})
-
-
-def make_model(about: Mapping[str, Any]) -> Any:
-    """The network that `about` describes, float32.
-
-    Raises:
-        ConfigError: If it names a model, part or option that there is not.
-    """
-    network = MODELS.get(about["model"])(
-        scale=about["scale"], **resolved(about["kwargs"])
-    )
-    if about["data_consistency"]:
-        return DataConsistent(model=network, scale=about["scale"])
-    return network
-
-
-def _shapes(model: Any, scale: int) -> Any:
-    side = 16  # of an LR window that shapes the parameters; they do not depend on it
-    lr = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
-    ref = jax.ShapeDtypeStruct((1, side * scale, side * scale, 1), jnp.float32)
-    return jax.eval_shape(
-        lambda a, b: model.init(jax.random.key(0), a, b, train=False), lr, ref
-    )
 
 
 def _stored(name: str, given: Any) -> np.ndarray:

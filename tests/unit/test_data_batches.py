@@ -164,7 +164,7 @@ def test_processes_share_each_batch_in_its_order(ends, start):
     ("changes", "error_type", "parts"),
     [
         ({"batch_size": 25}, DataError, ("E314", "'train' holds 24 slices", "25")),
-        ({"batch_size": 0}, ConfigError, ("E205", "batch size")),
+        ({"batch_size": 0}, ConfigError, ("E210", "batch size")),
         ({"crop": 17}, ConfigError, ("E205", "17", "lower the crop to 16")),
         ({"crop": -1}, ConfigError, ("E205",)),
         ({"exclude": "x"}, ConfigError, ("E211",)),

@@ -24,11 +24,12 @@ from daasr_jax.evaluation.statistics import compared, finite_mean, summary
 from daasr_jax.evaluation.words import describe_training, reference_words
 from daasr_jax.experiment import evaluate, opening
 from daasr_jax.experiment.record import record_config
-from daasr_jax.metrics.lpips import load_lpips, lpips
+from daasr_jax.metrics.lpips import lpips
 from daasr_jax.models.daasr import DAASR, PRESETS
 from daasr_jax.models.outputs import Outputs
 from daasr_jax.resampling import degrade, downsample, replace_centre, upsample
 from daasr_jax.runtime import devices
+from daasr_jax.weights.lpips import load_lpips
 
 
 def subjects_of(count, each=1):

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from daasr_jax.metrics.lpips import SMALLEST, load_lpips, lpips, lpips_many
+from daasr_jax.metrics.lpips import lpips, lpips_many
+from daasr_jax.models.lpips_backbones import SMALLEST
+from daasr_jax.weights.lpips import load_lpips
 from tests.parity.generate_lpips_golden import CASES, images
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/lpips.json").read_text())

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 
+from daasr_jax.resampling import SCALES
+
 TRACKS = {
     "random": "a slice of another subject",
     "neighbour": "the neighbouring slice",
     "contrast": "the same place in another contrast",
 }
 NO_TRACK = "any"  # of networks without reference: they are trained once for all tracks
-SCALES = (2, 3, 4)
 BICUBIC = "bicubic"
 
 
