@@ -110,10 +110,13 @@ def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a library function whose complaint is about the configuration.
 
     Raises:
-        ConfigError: Its complaint (E210); an error of a device stays what it is.
+        ConfigError: Its complaint (E210); an error of a device, or one that a user can
+            mend, stays what it is.
     """
     try:
         return function(*args, **kwargs)
+    except UserError:
+        raise
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         from jax.errors import JaxRuntimeError  # slow to import, and rarely needed
 

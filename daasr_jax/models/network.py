@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ def make_network(
     name: str,
     *,
     scale: int,
-    kwargs: Mapping[str, Any],
+    kwargs: Any,
     data_consistency: bool = False,
     **fixed: Any,
 ) -> Any:
@@ -27,7 +26,7 @@ def make_network(
     Args:
         name: Of `registry.MODELS`.
         scale: s.
-        kwargs: Its fields, parts by name, see `registry.resolved`.
+        kwargs: Name -> value of its fields, as `registry.resolved` takes them.
         data_consistency: Keep to the LR image's k-space, see `DataConsistent`.
         fixed: Further fields, as they are.
 
