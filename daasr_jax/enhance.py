@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import math
 import sys
-import traceback
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -32,10 +31,10 @@ from daasr_jax.errors import ConfigError, UserError
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    from daasr_jax.experiment.manual import command_parser
+    from daasr_jax.experiment.arguments import command_parser
     from daasr_jax.experiment.places import place
 
-    made = command_parser("enhance.py", __doc__, raises=True)
+    made = command_parser("enhance.py", __doc__)
     add = made.add_argument
     add(
         "--input",
@@ -103,29 +102,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--no-view", action="store_true", help="write no HTML page")
     add("--force", action="store_true", help="replace results that are there")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    from daasr_jax.runtime.console import make_printable, start_logging
+    from daasr_jax.experiment.arguments import run_command
 
-    make_printable()
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
-    try:
-        given = parser().parse_args(arguments)
-        start_logging()
-        _enhance(given)
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    stopped = "stopped; nothing was written"
+    return run_command(parser(), _enhance, arguments, stopped=stopped)
 
 
 def _enhance(given: argparse.Namespace) -> None:

@@ -20,8 +20,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-from daasr_jax.errors import UserError
-
 
 def size(text: str) -> tuple[int, int]:
     """`256x192` as height and width."""
@@ -31,34 +29,37 @@ def size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    from daasr_jax.experiment.export import write_artefact, write_weights
-    from daasr_jax.experiment.manual import command_parser
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    from daasr_jax.experiment.arguments import command_parser
     from daasr_jax.experiment.places import place
-    from daasr_jax.runtime import devices
-    from daasr_jax.runtime.console import make_printable
 
-    parser = command_parser("python -m daasr_jax.export", __doc__)
-    add = parser.add_argument
+    made = command_parser("python -m daasr_jax.export", __doc__)
+    add = made.add_argument
     add("--checkpoint", required=True, help="a released name, a file or a run")
     add("--out", required=True, type=place, help="the file to write")
     add("--size", type=size, help="of the LR slices; by default any")
     add("--about", type=place, help="JSON, see above")
-    make_printable()
-    options = parser.parse_args(arguments)
-    try:
-        devices.find()
-        if options.out.suffix == ".safetensors":
-            sha256 = write_weights(options.checkpoint, options.out, options.about)
-            last = f"sha256 {sha256}"
-        else:
-            last = write_artefact(options.checkpoint, options.out, options.size)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"wrote {options.out}: {last}")
-    return 0
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    from daasr_jax.experiment.arguments import run_command
+
+    return run_command(parser(), _export, arguments)
+
+
+def _export(given: argparse.Namespace) -> None:
+    from daasr_jax.experiment.export import write_artefact, write_weights
+    from daasr_jax.runtime import devices
+
+    devices.find()
+    if given.out.suffix == ".safetensors":
+        last = f"sha256 {write_weights(given.checkpoint, given.out, given.about)}"
+    else:
+        last = write_artefact(given.checkpoint, given.out, given.size)
+    print(f"wrote {given.out}: {last}")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
-
-from daasr_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    from daasr_jax.experiment.manual import command_parser
+    from daasr_jax.experiment.arguments import command_parser
     from daasr_jax.experiment.places import place
 
-    made = command_parser("reproduce.py", __doc__, raises=True)
+    made = command_parser("reproduce.py", __doc__)
     add = made.add_argument
     numbers = {"nargs": "+", "type": int, "default": [], "metavar": "N"}
     add("--table", choices=range(1, 7), help="1 to 6", **numbers)
@@ -80,28 +77,20 @@ def parser() -> argparse.ArgumentParser:
         help="a key of every network's configuration, such as train.crop=8",
     )
     add("--dry_run", action="store_true", help="print cells, cost and time left")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    from daasr_jax.runtime.console import make_printable, start_logging
+    from daasr_jax.experiment.arguments import run_command
 
-    make_printable()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        given = parser().parse_args(words)
-        start_logging()
-        return _reproduce(given, words)
-    except UserError as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    return run_command(
+        parser(),
+        lambda given: _reproduce(given, words),
+        words,
+        stopped="stopped; the same command goes on",
+    )
 
 
 def _reproduce(given: argparse.Namespace, words: list[str]) -> int:

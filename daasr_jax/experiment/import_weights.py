@@ -13,6 +13,7 @@ keeps the convolutions up to conv3_3 of torchvision's VGG-19
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shlex
 import sys
@@ -23,16 +24,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from daasr_jax.errors import ConfigError, UserError
+from daasr_jax.errors import ConfigError
 from daasr_jax.experiment import parts
+from daasr_jax.experiment.arguments import command_parser, run_command
 from daasr_jax.experiment.begun import has_checkpoints
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import command
-from daasr_jax.experiment.manual import command_parser
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import record_config
 from daasr_jax.runtime import devices
-from daasr_jax.runtime.console import make_printable
 from daasr_jax.training.checkpoints import Checkpoints
 from daasr_jax.training.state import start_from
 from daasr_jax.weights.tensors import Converted
@@ -156,19 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", required=True, type=place, help="a folder; --vgg19: .npz to write"
     )
-    make_printable()
-    options = parser.parse_args(arguments)
-    try:
-        devices.find()
-        if options.vgg19:
-            last = f"sha256 {convert_vgg19(options.torch, options.out)}"
-        else:
-            last = import_system(options.config, options.torch, options.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"wrote {options.out}\n{last}")
-    return 0
+    return run_command(parser, _import, arguments)
+
+
+def _import(given: argparse.Namespace) -> None:
+    devices.find()
+    if given.vgg19:
+        last = f"sha256 {convert_vgg19(given.torch, given.out)}"
+    else:
+        last = import_system(given.config, given.torch, given.out)
+    print(f"wrote {given.out}\n{last}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ that take them.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import io
@@ -15,11 +14,11 @@ import re
 import sys
 import textwrap
 import tokenize
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 
-from daasr_jax.errors import ConfigError, UserError
+from daasr_jax.errors import UserError
 from daasr_jax.experiment.configuration import load, locate
 from daasr_jax.experiment.installation import command
 
@@ -70,34 +69,6 @@ def manual(module: str, modules: list[str], config: str | None) -> str:
         + _keys(config or _BASE),
     ]  # fmt: skip
     return "\n\n".join(part.rstrip() for part in parts)
-
-
-class _OneLine(argparse.ArgumentParser):
-    """Its complaints are one line, as all others of the package."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises the complaint."""
-        raise ConfigError("E225", f"{message}; --help tells more")
-
-
-def command_parser(
-    prog: str, description: str | None, *, raises: bool = False
-) -> argparse.ArgumentParser:
-    """The parser of a command that is no run: its help ends with the exit codes.
-
-    Args:
-        prog: The command.
-        description: What it does.
-        raises: A wrong option is a `ConfigError` (E225); else it prints the usage and
-            exits.
-    """
-    return (_OneLine if raises else argparse.ArgumentParser)(
-        prog=prog,
-        description=description,
-        epilog="exit codes:\n" + exit_codes(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what hides names knows whole options
-    )
 
 
 def exit_codes() -> str:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from daasr_jax.errors import CheckpointError, UserError
-from daasr_jax.experiment.manual import command_parser
+from daasr_jax.errors import CheckpointError
+from daasr_jax.experiment.arguments import command_parser, run_command
 from daasr_jax.experiment.places import place
 from daasr_jax.training.checkpoints import Checkpoints
 
@@ -49,13 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_parser("python -m daasr_jax.experiment.verify", __doc__)
     parser.add_argument("run", type=place, metavar="RUN", help="folder of the run")
-    given = parser.parse_args(arguments)
-    try:
-        verify_run(given.run, print)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(parser, lambda given: verify_run(given.run, print), arguments)
 
 
 if __name__ == "__main__":
