@@ -309,7 +309,7 @@ class DAASR(nn.Module):
 
     def _picture(self, f: Array, bicubic: Array, name: str) -> Array:
         """Conv3 from features on either grid to an image, added to the bicubic."""
-        return picture(f, bicubic, self.scale, self.dtype, name)
+        return picture(f, bicubic, scale=self.scale, dtype=self.dtype, name=name)
 
     def _check(self, ref: Array) -> None:
         check_scale(self.scale)

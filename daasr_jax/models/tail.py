@@ -51,10 +51,12 @@ class Tail(nn.Module):
         for i, factor in enumerate(PIXEL_SHUFFLES[self.scale]):
             f = conv(features=self.features * factor**2, name=f"up{i}")(f)
             f = depth_to_space(f, factor)
-        return picture(f, start, self.scale, self.dtype, "out")
+        return picture(f, start, scale=self.scale, dtype=self.dtype, name="out")
 
 
-def picture(f: Array, bicubic: Array, scale: int, dtype: DTypeLike, name: str) -> Array:
+def picture(
+    f: Array, bicubic: Array, *, scale: int, dtype: DTypeLike, name: str
+) -> Array:
     """Conv3 from features on either grid to an image, added to the bicubic."""
     coarse = f.shape[1] != bicubic.shape[1]
     zero = nn.initializers.zeros

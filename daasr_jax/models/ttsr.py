@@ -178,8 +178,13 @@ class TTSR(nn.Module):
 
     def _texture_maps(self, lr: Array, ref: Array) -> tuple[Array, Array, list[Array]]:
         """`(query, key, values)`; values of all levels, finest first."""
+        factor, steps = levels(self.scale)
         extractor = TextureExtractor(
-            *levels(self.scale), self.preprocessing, self.dtype, name="texture"
+            factor=factor,
+            steps=steps,
+            preprocessing=self.preprocessing,
+            dtype=self.dtype,
+            name="texture",
         )
         bicubic = upsample(lr, self.scale)
         images = [ref, blur(ref, self.scale)]

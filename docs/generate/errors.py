@@ -22,7 +22,7 @@ COMMAND = "python docs/generate/errors.py"
 # One code, one meaning. Codes that several modules raise, with that meaning:
 SHARED = {
     "E201": "no data are named",
-    "E204": "data.contrasts names a contrast that no volume has",
+    "E204": "a name in data.contrasts fits no volume",
     "E210": "a setting of the configuration does not fit",
     "E211": "a setting of the data is outside its range",
     "E225": "the command line or the configuration file cannot be read",

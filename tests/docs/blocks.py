@@ -14,8 +14,11 @@ PAGES = (
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 )
+# Programs of others that fetch public data: a page may name them, no test runs them.
+FETCHERS = ("openneuro-py", "aws", "datalad")
 # Every command that a page may use. Another one is not found by the shell.
 COMMANDS = (
+    *(f"bin/{name}" for name in FETCHERS),
     "bin/make",
     "bin/python",
     "bin/sbatch",
@@ -62,7 +65,8 @@ def blocks(path: Path) -> list[Block]:
 
 def looks_like_command(line: str) -> bool:
     """Whether a line of a text block should have been in a bash block."""
-    words = r"(python3?|pip|make|git|bash|sh|sbatch|srun|mpirun|\S+\.(sh|py))"
+    others = "|".join(FETCHERS)
+    words = rf"(python3?|pip|make|git|bash|sh|sbatch|srun|mpirun|{others}|\S+\.(sh|py))"
     return bool(re.match(rf"\s*(\$ )?(\.venv/bin/|scripts/)?{words}(\s|$)", line))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.data_fixtures import fastmri_root
 from tests.docs.blocks import (
+    FETCHERS,
     KINDS,
     PAGES,
     ROOT,
@@ -84,6 +85,8 @@ def test_commands_are_read_by_their_programs(tmp_path):
                 wrong.append(f"{block}: {said}")
         elif program == "mkdocs":
             assert argv[1:] == ["serve"], f"{block}: {argv}"
+        elif program in FETCHERS:
+            assert "ds002748" in " ".join(argv), f"{block}: {argv}"
         else:
             wrong.append(f"{block}: what is {argv[0]}?")
     results = read_all([argv for _, argv in python], tmp_path)

@@ -154,3 +154,21 @@ def test_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     for page in pages:
         found = loaded.findall(page.read_text(encoding="utf-8"))
         assert not found, (page.name, found)
+
+
+def test_every_module_is_in_the_reference():
+    """By itself, or by a package that shows what it exports."""
+    shown = {
+        name
+        for page in (ROOT / "docs/api").glob("*.md")
+        for name in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), re.MULTILINE)
+    }
+    folder = ROOT / "daasr_jax"
+    lacking = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] in ("__init__", "__main__") or parts[1] in house.DOORS:
+            continue
+        if not {".".join(parts[: n + 1]) for n in range(1, len(parts))} & shown:
+            lacking.append(".".join(parts))
+    assert not lacking

@@ -1,7 +1,8 @@
 """A wheel built from the tree trains and evaluates where there is no checkout.
 
 Nothing is downloaded: the environment into which the wheel goes is empty but for a path
-file that names the packages of the running one.
+file that names the packages of the running one. So a dependency that the metadata lack
+is not noticed here; `tests/unit/test_packaging.py` compares them with the imports.
 """
 
 from __future__ import annotations

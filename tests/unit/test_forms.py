@@ -10,7 +10,7 @@ import pytest
 from configs import fastmri_x4
 from daasr_jax.experiment.parts import make_model
 from daasr_jax.matching import match, transferring
-from daasr_jax.models import conv
+from daasr_jax.models import conv, vgg
 from daasr_jax.models.conv import conv3x3
 
 
@@ -19,7 +19,7 @@ def plain(monkeypatch):
     """Makes the choice of another platform."""
 
     def choose():
-        for module in (conv, transferring):
+        for module in (conv, transferring, vgg):
             monkeypatch.setattr(module, "cpu_forms", lambda: False)
 
     return choose
@@ -120,6 +120,20 @@ def test_gradients_of_the_matching_agree(dtype, references, plain):
     ours = gradients()
     plain()
     assert_close(gradients(), ours, 1e-5 if dtype == jnp.float32 else 2**-7)
+
+
+def test_both_modes_of_the_perceptual_pool(plain):
+    x, v = normal(10, 1, 7, 8, 3), normal(11, 1, 7, 8, 3)
+
+    def total(x):
+        return jnp.sum(jnp.sin(vgg.max_pool(x)))
+
+    gradient = jax.grad(total)(x)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(total, (x,), (v,))
+    plain()
+    tangent = jax.jvp(total, (x,), (v,))[1]
+    np.testing.assert_allclose(tangent, jnp.vdot(gradient, v), rtol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
