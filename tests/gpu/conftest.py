@@ -1,4 +1,4 @@
-"""Tests on a GPU, which need no more than jax, flax, optax, numpy and pytest.
+"""Tests on a GPU, which need no more than jax, flax, optax, numpy, jaxtyping, pytest.
 
     python -m pytest tests/gpu --confcutdir=tests/gpu -p no:cacheprovider \
         -o addopts= -q
