@@ -17,26 +17,30 @@ LACKING = ("orbax-checkpoint", "tensorstore")  # though flax asks for them
 # Read by every Python at its start. A package that is not there cannot be imported.
 HOOK = """
 import sys
+from importlib.machinery import PathFinder
 
 
-class Bare:
+class Bare(PathFinder):
     refused = {refused!r}
 
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.refused:
-            raise ModuleNotFoundError(f"No module named {{name!r}}: bare", name=name)
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in cls.refused:
+            return None
+        return super().find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, Bare())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 """
 
 
 def allowed(needed: tuple[str, ...] = NEEDED) -> set[str]:
     """Distributions that are installed where the needed ones are."""
-    found, waiting = set(LACKING), list(needed)
+    found: set[str] = set()
+    waiting = list(needed)
     while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in found:
+        name: str = canonicalize_name(waiting.pop())
+        if name in found or name in LACKING:
             continue
         found.add(name)
         try:
@@ -48,7 +52,7 @@ def allowed(needed: tuple[str, ...] = NEEDED) -> set[str]:
             for one in asked
             if one.marker is None or one.marker.evaluate({"extra": ""})
         ]
-    return found - set(LACKING)
+    return found
 
 
 @functools.cache

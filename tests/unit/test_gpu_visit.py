@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as plan
-from benchmarks.gpu import check, confidence, loader, pack, report, stage, train
+from benchmarks.gpu import check, confidence, loader, pack, report, stage, training
+from benchmarks.gpu import jobs as turns
 from daasr_jax import data, released
 from daasr_jax.experiment import configuration, installation, parts
+from tests import bare
 from tests.data_fixtures import scan_voxels, write_nifti
 
 
@@ -89,7 +91,7 @@ def test_a_packed_set_is_the_prepared_one_but_for_rounding(flags, packed):
 def test_references_are_drawn_as_from_the_prepared_set(flags, packed):
     config = pack._configured(flags)
     table = data.prepare(parts.data_settings(config)).splits["test"]
-    own = next(iter(train.sets_of(*_test(packed)).values()))
+    own = next(iter(pack.sets_of(*_test(packed)).values()))
     for how in ({}, {"track": "aligned"}, {"track": "aligned", "aligned": "contrast"}):
         wanted, found = (data.draw_pairing(t, **how) for t in (table, own))
         np.testing.assert_array_equal(found.references, wanted.references)
@@ -101,7 +103,7 @@ def _test(packed):
 
 
 def test_sets_stay_apart(packed):
-    found = train.sets_of(*_test(packed))
+    found = pack.sets_of(*_test(packed))
     assert [len(set(t.contrasts)) for t in found.values()] == [2, 1]
 
 
@@ -124,10 +126,13 @@ def test_flags_keep_their_types(flags):
     assert config.train.steps == 7
     assert config.reference.shares.contrast == 0.3
     assert configuration.load(flags[0]).train.steps != 7
+    for text, value in (("false", False), ("True", True)):
+        config = pack._configured([*flags, f"--config.data.skip_bad={text}"])
+        assert config.data.skip_bad is value
 
 
 def test_rate_rises_and_ends_at_zero():
-    along = [train.learning_rate(x, 2.0) for x in np.linspace(0, 1, 101)]
+    along = [training.learning_rate(x, 2.0) for x in np.linspace(0, 1, 101)]
     assert along[0] == 0
     assert max(along) == pytest.approx(2.0)
     assert along.index(max(along)) == 5
@@ -137,51 +142,52 @@ def test_rate_rises_and_ends_at_zero():
 
 def arguments(tmp_path, **changes):
     given = {
-        "minutes": 9.0, "tiny": False, "commit": "", "parts": list(plan.PARTS),
+        "minutes": 9.0, "tiny": False, "commit": "", "parts": list(turns.PARTS),
         "said": "", "compile": 150.0,
         "out": tmp_path / "out", "cache": tmp_path / "cache", "more": [],
         "prepared": tmp_path / "set.npz",
-        "train": [plan.trained(t) for t in ("fast:4", "edsr:4:1:0.5")],
+        "train": [turns.trained(t) for t in ("fast:4", "edsr:4:1:0.5")],
     }  # fmt: skip
     return argparse.Namespace(**given | changes)
 
 
 def test_parts_take_their_turns_by_worth(tmp_path):
-    jobs = plan.jobs_of(arguments(tmp_path))
+    jobs = turns.jobs_of(arguments(tmp_path))
     assert [j.name for j in jobs] == [
         "check", "match jax", "match torch", "step jax", "step torch",
+        "match kernel", "step kernel", "match torch compiled", "step torch compiled",
         "train fast:4:0", "train edsr:4:1",
     ]  # fmt: skip
     assert [j.worth for j in jobs[-2:]] == [1.0, 0.5]
     shares = sum(j.share or 0 for j in jobs)
     assert shares == pytest.approx(120)
-    assert plan.compiling(arguments(tmp_path)) == 150
-    assert plan.compiling(arguments(tmp_path, minutes=2)) == 60
-    parts = {j.part for j in plan.jobs_of(arguments(tmp_path, prepared=None))}
+    assert turns.compiling(arguments(tmp_path)) == 150
+    assert turns.compiling(arguments(tmp_path, minutes=2)) == 60
+    parts = {j.part for j in turns.jobs_of(arguments(tmp_path, prepared=None))}
     assert parts == {"check", "match", "step"}
 
 
 def test_a_visit_without_a_set_says_so_at_its_end(tmp_path):
     given = arguments(tmp_path, prepared=None, parts=["train"])
     assert plan.visit(given) == {"train": "left out: no --prepared FILE"}
-    assert "- train: left out: no --prepared FILE" in report.make(given.out)
+    assert "- train: left out: no --prepared FILE" in report.make(given.out)[0]
 
 
 def test_a_training_leaves_the_timed_parts_their_shares(tmp_path):
-    jobs = plan.jobs_of(arguments(tmp_path))[1:]
+    jobs = turns.jobs_of(arguments(tmp_path))[1:]
     fast, edsr = jobs[-2:]
-    assert plan.share_of(fast, jobs, 452) == pytest.approx((450 - 120) / 1.5)
-    assert plan.share_of(fast, [fast, edsr], 452) == pytest.approx(450 / 1.5)
-    assert plan.share_of(edsr, [edsr, *jobs[:4]], 102) == 50  # no more than half
+    assert turns.share_of(fast, jobs, 452) == pytest.approx((450 - 120) / 1.5)
+    assert turns.share_of(fast, [fast, edsr], 452) == pytest.approx(450 / 1.5)
+    assert turns.share_of(edsr, [edsr, *jobs[:8]], 102) == 50  # no more than half
 
 
 def test_a_turn_ends_with_the_visit(tmp_path):
-    job = plan.Job("hangs", "step", python("stage.turn(None); time.sleep(600)"), 9.0)
+    job = turns.Job("hangs", "step", python("stage.turn(None); time.sleep(600)"), 9.0)
     job.start(tmp_path)
     assert job.ready.wait(60)
     begin = time.monotonic()
     became = job.give(9.0, begin + 0.5)
-    assert time.monotonic() - begin < 0.5 + plan.TERMINATING + 2
+    assert time.monotonic() - begin < 0.5 + turns.TERMINATING + 2
     assert became.startswith("stopped at its limit")
 
 
@@ -213,12 +219,12 @@ CHILD = (
 @pytest.mark.parametrize("last", ["time.sleep(600)", "sys.exit(3)"])
 def test_what_a_part_started_is_paused_and_ends_with_it(tmp_path, last):
     path = tmp_path / "child"
-    job = plan.Job("parent", "step", python(CHILD.format(path=str(path)) + last), 1.0)
+    job = turns.Job("parent", "step", python(CHILD.format(path=str(path)) + last), 1.0)
     job.start(tmp_path)
     until(path.exists)
     child = int(path.read_text())
     if "sleep" in last:
-        with plan.paused([job]):
+        with turns.paused([job]):
             until(lambda: state_of(child) == "T")
         until(lambda: state_of(child) == "S")
     else:  # what it left behind is gone when its turn is over, before the visit is
@@ -241,7 +247,7 @@ def test_what_the_check_started_ends_with_it(tmp_path, limit):
         code = "import signal; from pathlib import Path; from benchmarks.gpu import "
         code += "check; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
         code += f"check.run({command!r}, Path({str(tmp_path / 'log')!r}), 600)"
-        job = plan.Job("check", "check", python(code))
+        job = turns.Job("check", "check", python(code))
         job.start(tmp_path)
         until(path.exists)
         job.stop()
@@ -258,23 +264,25 @@ def test_a_mean_that_is_not_finite_is_told():
 
 
 def test_a_pack_that_is_too_large_is_told(flags, tmp_path, monkeypatch, capsys):
-    said = []
+    said, out = [], ""
     for most in (pack.MOST, 1000):
         monkeypatch.setattr(pack, "MOST", most)
         given = ["--pack", str(tmp_path), "--set", shlex.join(flags)]
         monkeypatch.setattr(sys, "argv", ["gpu", *given])
         plan.main()
-        said.append(capsys.readouterr().err)
+        out, err = capsys.readouterr()
+        said.append(err)
     assert "larger than" not in said[0]
     assert "prepared.npz is larger than 0.001 MB" in said[1]
+    assert "holds the slices themselves and the names of their subjects' folders" in out
 
 
 @pytest.mark.full
 def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
-    code = "from benchmarks.gpu import train; train.KEEP = 0.0; train.SYNC = 2; "
-    code += "train.main()"
+    code = "from benchmarks.gpu import train, training; training.KEEP = 0.0; "
+    code += "training.SYNC = 2; train.main()"
     given = ["--row", "edsr", "--prepared", str(packed), "--out", str(tmp_path)]
-    given += ["--scale", "2", "--seconds", "600", *plan.TINY_TRAIN[:-2]]
+    given += ["--scale", "2", "--seconds", "600", *turns.TINY_TRAIN[:-2]]
     process = subprocess.Popen(
         [*python(code), *given], stdout=subprocess.PIPE,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
@@ -290,7 +298,7 @@ def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
     with np.load(tmp_path / "train_edsr_x2.npz") as weights:
         sizes = [weights[k].size for k in weights if k.startswith("params/")]
     assert sum(sizes) == found["parameters"]
-    text = report.make(tmp_path)
+    text, _ = report.make(tmp_path)
     assert f"was stopped after step {found['steps']:,}, before it was evaluated" in text
 
 
@@ -302,11 +310,11 @@ def python(code: str) -> list[str]:
 @pytest.mark.full
 def test_a_part_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
     jobs = [
-        plan.Job("fails", "step", python("sys.exit('no such card')"), 1.0),
-        plan.Job("late", "step", python("time.sleep(600)"), 1.0),
-        plan.Job("works", "step", python("stage.turn(None)"), 1.0),
+        turns.Job("fails", "step", python("sys.exit('no such card')"), 1.0),
+        turns.Job("late", "step", python("time.sleep(600)"), 1.0),
+        turns.Job("works", "step", python("stage.turn(None)"), 1.0),
     ]
-    monkeypatch.setattr(plan, "jobs_of", lambda args: jobs)
+    monkeypatch.setattr(turns, "jobs_of", lambda args: jobs)
     became = plan.visit(arguments(tmp_path, minutes=0.4, compile=4.0))
     assert became == {
         "fails": "ended with exit code 1: see its log",
@@ -315,27 +323,117 @@ def test_a_part_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
     }
     assert "no such card" in (tmp_path / "out" / "log_fails.txt").read_text()
     assert all(j.process.poll() is not None for j in jobs)
-    text = report.make(tmp_path / "out")
+    text, _ = report.make(tmp_path / "out")
     assert "- fails: ended with exit code 1" in text
     assert text.count("Not run.") == 4
 
 
-@pytest.mark.full
-def test_an_interrupted_visit_keeps_what_was_written(tmp_path):
+INTERRUPTED = """
+import sys
+
+from benchmarks.gpu import __main__ as plan, jobs
+
+def job(name, code):
+    head = "import sys, time; from benchmarks.gpu import stage; "
+    return jobs.Job(name, "step", [sys.executable, "-c", head + code], 1.0)
+
+jobs.jobs_of = lambda args: [
+    job("works", "stage.turn(None)"),
+    job("hangs", "stage.turn(None); time.sleep(600)"),
+    job("waits", "stage.turn(None)"),
+]
+plan.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_visit_has_its_page(tmp_path, number):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "9"]
-    command += ["--parts", "match", "--out", str(out)]
-    visit = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not (out / "match_jax.json").exists() and time.monotonic() < end:
-        time.sleep(0.2)
-    visit.send_signal(signal.SIGINT)
-    visit.communicate(timeout=60)
-    assert visit.returncode != 0
-    rows = json.loads((out / "match_jax.json").read_text())["rows"]
-    assert rows[0]["peer"] == "daasr_jax, chunked"
-    assert json.loads((out / "became.json").read_text())["match torch"]
-    assert "daasr_jax, chunked" in report.make(out)
+    visit = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, "--out", str(out), "--parts", "step"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert visit.stdout is not None
+    line = next(x for x in visit.stdout if x.startswith("hangs: its turn"))
+    assert line
+    visit.send_signal(number)
+    said, errors = visit.communicate(timeout=60)
+    assert visit.returncode == 128 + number
+    assert "Traceback" not in errors
+    last = (
+        "left out or not done: hangs (the visit was interrupted in its turn; what it "
+        "had written is kept); waits (left out: the visit was interrupted)"
+    )
+    assert said.splitlines()[-1] == last
+    assert "- waits: left out" in (out / "gpu.md").read_text()
+    again = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--report", "--out", str(out)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert again.stdout.splitlines()[-1] == last
+
+
+def test_a_visit_under_nohup_outlives_the_terminal():
+    names = signal.SIGTERM, signal.SIGHUP
+    before = {name: signal.getsignal(name) for name in names}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        plan.end_by_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with pytest.raises(SystemExit) as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.code == 143
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def test_a_turn_names_who_compiles_beside_it(tmp_path):
+    path = tmp_path / "turn"
+    code = f"open({str(path)!r}, 'w').write(repr(tuple(stage.turn(None))))"
+    job = turns.Job("trains", "train", python(code))
+    job.start(tmp_path)
+    assert job.give(7.5, time.monotonic() + 60, ["step torch"]) == "done"
+    job.stop()
+    assert path.read_text() == "(7.5, ['step torch'])"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
+def test_what_compiles_beside_the_tests_is_nicer(tmp_path):
+    job = turns.Job("compiles", "step", python("time.sleep(600)"))
+    job.start(tmp_path, plan.NICE)
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, job.process.pid) == plan.NICE
+    finally:
+        job.stop()
+
+
+def test_a_missing_package_is_a_line(tmp_path):
+    job = turns.Job("lacks", "step", python("stage.needs('json', 'no_such_thing')"))
+    job.start(tmp_path)
+    assert job.finish(60) == "no_such_thing is not installed"
+    job.stop()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("check --tiny", "pytest is not installed"),
+        ("match --tiny --peer torch", "torch is not installed"),
+        ("step --tiny --peer torch_compiled", "torch is not installed"),
+        ("match --tiny --peer kernel", "the kernel is for GPUs, and JAX finds a cpu"),
+    ],
+)
+def test_a_part_that_cannot_run_says_why(tmp_path, command, words):
+    part, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.gpu.{part}", *options, "--out",
+         str(tmp_path)],
+        env=bare.environment(tmp_path, "pytest", "torch"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == stage.SAID, done.stderr
+    assert done.stderr.splitlines()[-1] == words
 
 
 def test_results_are_replaced_whole(tmp_path):
@@ -366,6 +464,11 @@ def test_times_are_of_a_call():
         (["--pack", "p.npz", "--set", "configs/brain_x4_small.py --config.rooot=/x"],
          "--config.rooot=/x is no setting of configs/brain_x4_small.py"),
         (["--pack", "p.npz", "--set", "nowhere.py"], "E225"),
+        (["--pack", "p.npz", "--set", ""], "--set is empty: it wants CONFIG"),
+        *((["--pack", "p.npz", "--set", f"configs/brain_x4_small.py {flag}"],
+           f"{flag} is no setting of configs/brain_x4_small.py")
+          for flag in ("--config.data=5", "--config.data.root.x=5",
+                       "--config.data.skip_bad=perhaps")),
     ],
 )  # fmt: skip
 def test_wrong_options_are_a_line(given, words, monkeypatch, capsys):
@@ -426,23 +529,20 @@ def test_a_card_has_one_section_of_the_confidence():
     assert confidence.with_section(card, text) == card
 
 
-def test_outcomes_are_read_as_they_come():
-    text = """
-tests/gpu/a.py::test_x[1-b c] PASSED                 [ 50%]
-[gw1] [ 10%] FAILED tests/gpu/a.py::test_y[kernel-2]
-tests/gpu/a.py::test_z SKIPPED (needs a gpu, and JAX finds a cpu)
-tests/gpu/a.py::test_not_yet
-"""
-    assert list(check.outcomes(text).values()) == ["PASSED", "FAILED", "SKIPPED"]
-
-
 @pytest.mark.full
+@pytest.mark.timeout(1500)  # more than the limits of its processes together
 def test_a_whole_visit_in_miniature(tmp_path, packed):
+    """On a bare machine; what it trained is then released on a whole one."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "9"]
     command += ["--compile", "400", "--prepared", str(packed), "--out", str(out)]
     command += ["--train", "fast:4,edsr:2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
+    begin = time.monotonic()
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=560,
+        env=bare.environment(tmp_path),
+    )  # fmt: skip
+    print(f"MEASURED a visit in miniature: {time.monotonic() - begin:.0f} s")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith("left out or not done: ")
     found = json.loads((out / "gpu.json").read_text())
@@ -461,6 +561,8 @@ def test_a_whole_visit_in_miniature(tmp_path, packed):
         sum(weights[k].size for k in weights if k.startswith("params/"))
         == (trained["parameters"])
     )
+    for path in out.iterdir():  # no result names a subject
+        assert path.suffix in (".npz", "") or "patient" not in path.read_text(), path
     page = (out / "gpu.md").read_text()
     assert "| x4 | DAASR `fast` | 0 |" in page
     assert "| x2 | EDSR: no reference | 0 |" in page
