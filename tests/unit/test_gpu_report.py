@@ -96,6 +96,15 @@ def test_a_step_tells_what_the_loader_must_deliver(tmp_path):
     assert "the images of 4.5 for `fast`, 0.8 for `paper` processes" in text
 
 
+def test_a_mean_that_is_not_finite_is_told():
+    none = {"psnr": {"mean": None, "ci95": None}}
+    found = {"uses_reference": True}
+    found |= {"methods": {"pair": none}, "minus_black": {"self": none}}
+    assert report._gain(found, "self") == "not finite"
+    assert report._mean(found, "pair") == "not finite"
+    assert report._mean(found, "black") == "-"
+
+
 def test_a_trace_that_fails_is_a_line(tmp_path):
     def fails():
         raise RuntimeError("no\n profiler")
