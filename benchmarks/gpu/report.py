@@ -260,7 +260,7 @@ def _loader(found: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     )
     return [
         "",
-        f"One process of the loader makes {min(rates):,.0f} images/s, beside the others' "
+        f"One process of the loader makes {min(rates):,.0f} images/s beside "
         f"compilation. A step in TF32 takes the images of {needed} processes.",
     ]
 
