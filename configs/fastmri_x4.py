@@ -8,17 +8,19 @@ Perceptual term: `--config.perceptual.weights` names a VGG-19 file. Without one 
     `--config.perceptual.strict=true` refuses that.
 Hardware: the paper used one RTX 4070 Ti Super (16 GB). On one H100 a step without the
     perceptual term takes 40 to 60 ms and 4 GB with `paper`, 10 ms and 1 GB with `fast`
-    (docs/results/gpu.md): 0.4 and 0.06 hours for 200 epochs of 1,000 slices. On 2 CPU
-    cores it takes 12 s and 6 GiB, 2.5 s and 2.4 GiB: enough to try it.
+    (docs/results/gpu.md): 0.4 and 0.06 hours for 200 epochs of 1,000 slices, perceptual
+    term not included. On 2 CPU cores it takes 12 s and 6 GiB, 2.5 s and 2.4 GiB: enough
+    to try it.
 Data: `--config.data.root` holds `*_train` and `*_val` folders of .h5 files, or NIfTI.
 Command:
     python train.py --config configs/fastmri_x4.py --config.data.root=DIR --workdir=DIR
 A full node: the paper's batch of 9 keeps 3 of 8 GPUs busy. 9 images on each keep all
     busy: another experiment, whose learning rate is times 8 or 16 (docs/machines.md).
-    8 GPUs (one alone: as above; eight: not measured):
+    8 GPUs (200 epochs of 1,000 slices, perceptual term not included: 0.05 hours if they
+    are 8 times as fast as one, which is not measured):
     sbatch scripts/slurm.sbatch --config configs/fastmri_x4.py:paper \
         --config.train.batch_per_device=9 --config.data.root=DIR --workdir=DIR
-    16 GPUs (not measured):
+    16 GPUs (0.02 hours likewise, not measured):
     sbatch --nodes=2 scripts/slurm.sbatch --config configs/fastmri_x4.py:paper \
         --config.train.batch_per_device=9 --config.data.root=DIR --workdir=DIR
 

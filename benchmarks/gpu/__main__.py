@@ -7,45 +7,41 @@
 The second line is for a machine with the data: it writes their prepared slices as one
 file, DIR/prepared.npz, which the first line trains on. DIR may be the name of an .npz
 file too. The machine with the GPU needs a checkout, jax, flax, optax, numpy and
-jaxtyping; torch for the peers. A missing one is a line in the result.
+jaxtyping; pytest for the tests, and torch for the peers. A missing one is a line in the
+result.
 
-Every part is a process that compiles at once, beside the others, and is timed alone
-when its turn comes, in this order of worth. A part that has not compiled by then has
-its turn later:
+Every part is a process that compiles at once, beside the others, and has its turn in
+this order of worth. A part that has not compiled by then has its turn later:
 
-    check   the tests marked `gpu`
+    check   the tests marked `gpu`, those of parity first; the others compile beside
+            them, and leave them the processor
     match   the patch search, and PyTorch's
     step    the paper's training step, and that of PyTorch's twin
     train   networks for equal times, evaluated with other references
 
-Results are files under DIR that are written as they come; at the end, or after an
-interruption by `--report`, they are put together as `gpu.md` and `gpu.json`.
+Search and step are timed alone: what still compiles is halted meanwhile. A training is
+not: the others go on compiling beside it, and its row of the page counts them.
+
+Results are files under DIR that are written as they come. At the end, or when Ctrl-C,
+SIGTERM or SIGHUP ends the visit, they are put together as `gpu.md` and `gpu.json`;
+`--report` does it again.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import os
-import re
 import shlex
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.gpu import pack, report, stage
+from benchmarks.gpu import jobs, report, stage
 from daasr_jax.errors import UserError
 from daasr_jax.experiment.installation import without_places
 
-PARTS = ("check", "match", "step", "train")
-# Minutes of nine, without compiling; training has what is left.
-SHARES = {"match": 0.8, "step": 1.2}
-TERMINATING = 3.0  # seconds in which a part may end what it started
+CUT = "the visit was interrupted in its turn; what it had written is kept"
+NICE = 10  # niceness of what compiles beside the tests
 # Options that name a file or folder, and what the page says instead.
 PLACES = {
     "--out": "DIR",
@@ -53,185 +49,6 @@ PLACES = {
     "--prepared": "FILE",
     "--note": "NOTE",
 }
-TINY_TRAIN = (
-    *("--features", "8", "--groups", "1", "--blocks", "2", "--batch", "2"),
-    *("--crop", "8", "--workers", "0", "--slices", "2", "--at_once", "2"),
-    *("--steps", "60"),
-)
-
-
-@dataclasses.dataclass
-class Job:
-    """One process of the visit.
-
-    Attributes:
-        name: For people and its log.
-        part: One of `PARTS`.
-        command: What is run.
-        share: Seconds of its turn; None for a share of what is left.
-        worth: How large that is beside the others'.
-    """
-
-    name: str
-    part: str
-    command: list[str]
-    share: float | None = None
-    worth: float = 1.0
-    process: subprocess.Popen[str] | None = None
-    over: bool = False  # it and all that it started
-    listener: threading.Thread | None = None
-    ready: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-    def start(self, out: Path) -> None:
-        path = out / f"log_{self.name.replace(' ', '_').replace(':', '_')}.txt"
-        extra = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
-        with path.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | extra,
-                start_new_session=True,
-            )
-        self.listener = threading.Thread(target=self._listen, daemon=True)
-        self.listener.start()
-
-    def _listen(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
-                if line.strip() == stage.READY:
-                    self.ready.set()
-                else:
-                    print(f"  {self.name}: {line.rstrip()}", flush=True)
-        self.process.wait()
-        self.ready.set()
-
-    def ended(self) -> bool:
-        return self.process is not None and self.process.poll() is not None
-
-    def give(self, seconds: float, end: float) -> str:
-        """The turn, which `end` of `time.monotonic` ends too; what became of it."""
-        assert self.process is not None
-        assert self.process.stdin is not None
-        if self.ended():
-            return self._outcome()
-        limit = min(1.25 * seconds + 15, max(0.0, end - time.monotonic()))
-        with contextlib.suppress(OSError):  # it has just ended
-            self.process.stdin.write(f"{seconds}\n")
-            self.process.stdin.flush()
-        return self.finish(limit)
-
-    def finish(self, limit: float) -> str:
-        assert self.process is not None
-        try:
-            self.process.wait(limit)
-        except subprocess.TimeoutExpired:
-            self.stop()
-            return "stopped at its limit; what it had written is kept"
-        return self._outcome()
-
-    def _outcome(self) -> str:
-        assert self.process is not None
-        self._end()
-        code = self.process.returncode
-        return "done" if not code else f"ended with exit code {code}: see its log"
-
-    def _end(self, patience: float = 0.0) -> None:
-        if self.process is not None and not self.over:
-            stage.end(self.process, patience=patience)
-            self.over = True
-
-    def stop(self) -> None:
-        if self.process is None or self.listener is None:
-            return
-        self._end(patience=TERMINATING)
-        if self.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
-        self.listener.join(5)
-
-
-def compiling(args: argparse.Namespace) -> float:
-    """Seconds that the parts may compile before the first turn."""
-    return min(args.compile, 60 * args.minutes / 2)
-
-
-@contextlib.contextmanager
-def paused(jobs: list[Job]) -> Iterator[None]:
-    """Those that still compile wait, so that nothing is timed beside them."""
-    running = [j.process for j in jobs if j.process is not None and not j.ended()]
-    for process in running:
-        stage.send(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in running:
-            stage.send(process, signal.SIGCONT)
-
-
-def trained(text: str) -> tuple[str, int, int, float]:
-    """`ROW:SCALE[:SEED[:WORTH]]`.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    form = r"(\w+):([234])(?::(\d+)(?::(\d*\.?\d+))?)?"
-    found = re.fullmatch(form, text)
-    if found is None or found[1] not in report.NAMES:
-        raise ValueError(
-            f"--train={text} is no ROW:SCALE[:SEED[:WORTH]]; rows are "
-            f"{', '.join(report.NAMES)}, scales 2, 3 and 4"
-        )
-    return found[1], int(found[2]), int(found[3] or 0), float(found[4] or 1)
-
-
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """The processes, in the order of their turns."""
-    unit = 60 * args.minutes / 9
-    tiny = ["--tiny"] if args.tiny else []
-    module = [sys.executable, "-m"]
-    found = []
-    for part in args.parts:
-        name = [*module, f"benchmarks.gpu.{part}", "--out", str(args.out)]
-        if part == "check":
-            limit = ["--seconds", str(compiling(args))]
-            found.append(Job("check", part, [*name, *tiny, *limit]))
-        elif part in SHARES:
-            for peer in ("jax", "torch"):
-                more = ["--peer", peer, *tiny]
-                if part == "step":
-                    more += ["--compiling", str(compiling(args))]
-                    if peer == "jax":
-                        more += ["--cache", str(args.cache)]
-                    if args.tiny:
-                        more += ["--variants", "1", "--repeats", "3"]
-                share = SHARES[part] * unit / 2
-                found.append(Job(f"{part} {peer}", part, [*name, *more], share))
-        elif args.prepared is not None:
-            for one in args.train:
-                row, scale, seed, worth = one
-                more = ["--row", row, "--scale", str(scale), "--seed", str(seed)]
-                more += ["--cache", str(args.cache), "--prepared", str(args.prepared)]
-                more += TINY_TRAIN if args.tiny else args.more
-                job = Job(f"train {row}:{scale}:{seed}", part, [*name, *more])
-                job.worth = worth
-                found.append(job)
-    return found
-
-
-def share_of(job: Job, waiting: list[Job], left: float) -> float:
-    """Seconds of a training, of those that are left to it and all that wait.
-
-    Timed parts that wait keep theirs, though not more than half: they may never be
-    ready.
-    """
-    timed = sum(j.share or 0.0 for j in waiting)
-    free = max(left - 2 - timed, (left - 2) / 2)
-    return free * job.worth / sum(j.worth for j in waiting if j.share is None)
 
 
 def visit(args: argparse.Namespace) -> dict[str, str]:
@@ -242,42 +59,92 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
     about = stage.machine() | {"command": args.said}
     about |= {"commit": args.commit} if args.commit else {}
     stage.write(args.out / "machine.json", about)
-    jobs, became = jobs_of(args), {}
+    planned = jobs.jobs_of(args)
+    became = {job.name: "left out: the visit was interrupted" for job in planned}
     if "train" in args.parts and args.prepared is None:
         became["train"] = "left out: no --prepared FILE"
+
+    def told(job: jobs.Job, text: str) -> None:
+        became[job.name] = text
+        print(f"{job.name}: {text}", flush=True)
+        stage.write(args.out / "became.json", became)
+
+    stage.write(args.out / "became.json", became)
+    checks = [job for job in planned if job.part == "check"]
+    waiting = [job for job in planned if job.part != "check"]
     try:
-        for job in jobs:
+        for job in checks:
             job.start(args.out)
-        for job in jobs:
-            if job.part == "check":  # is not timed, so the others compile beside it
-                became[job.name] = job.finish(max(0.0, end - time.monotonic()))
-        waiting = [job for job in jobs if job.part != "check"]
         for job in waiting:
-            patience = begin + compiling(args) - time.monotonic()
+            job.start(args.out, NICE if checks else 0)
+        for job in checks:  # is not timed, so the others compile beside it
+            became[job.name] = CUT
+            told(job, job.finish(max(0.0, end - time.monotonic())))
+        for job in waiting:
+            patience = begin + jobs.compiling(args) - time.monotonic()
             job.ready.wait(max(0.0, patience))
         while waiting and (left := end - time.monotonic()) > 5:
             job = next((j for j in waiting if j.ready.is_set()), None)
             if job is None:
                 time.sleep(0.2)
                 continue
-            seconds = job.share or share_of(job, waiting, left)
+            seconds = job.share or jobs.share_of(job, waiting, left)
             waiting.remove(job)
+            became[job.name] = CUT
             print(f"{job.name}: its turn, {seconds:.0f} s of {left:.0f}", flush=True)
-            # A training may have others compile beside it; what is timed may not.
-            beside = waiting if job.share else []
-            with paused([j for j in beside if not j.ready.is_set()]):
-                became[job.name] = job.give(min(seconds, left), end)
-            print(f"{job.name}: {became[job.name]}", flush=True)
-            stage.write(args.out / "became.json", became)
+            late = [j for j in waiting if not j.ready.is_set()]
+            halted = late if job.share else []
+            beside = [j.name for j in late if j not in halted]
+            with jobs.paused(halted):
+                told(job, job.give(min(seconds, left), end, beside))
         for job in waiting:
             state = "no time was left" if job.ready.is_set() else "still compiling"
-            became[job.name] = f"left out: {state}"
+            told(job, f"left out: {state}")
     finally:
-        for job in jobs:
+        for job in planned:
             job.stop()
-            became.setdefault(job.name, "left out: the visit was interrupted")
         stage.write(args.out / "became.json", became)
     return became
+
+
+def end_by_signals() -> None:
+    """SIGTERM and SIGHUP end the visit, its parts and its page included."""
+
+    def leave(number: int, _: object) -> None:
+        for name in (signal.SIGTERM, signal.SIGHUP):  # once is enough
+            signal.signal(name, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) != signal.SIG_IGN:  # as under nohup
+            signal.signal(name, leave)
+
+
+def packed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Writes the file of `--pack`, and says what it holds."""
+    from benchmarks.gpu import pack
+
+    path = args.pack if args.pack.suffix == ".npz" else args.pack / "prepared.npz"
+    sets = args.sets or ["configs/brain_ds002748_x4_small.py"]
+    try:
+        about = pack.pack([shlex.split(one) for one in sets], path)
+    except (UserError, ValueError, OSError) as error:
+        parser.error(str(error))
+    print(
+        f"{path}: {about['slices']}, {about['bytes'] / 2**20:.1f} MiB; "
+        "rounded to 256 levels, a ceiling of 59 dB"
+    )
+    print(
+        f"{path} holds the slices themselves and the names of their subjects' folders: "
+        "carry it only where those may be"
+    )
+    if about["bytes"] > pack.MOST:
+        print(
+            f"warning: {path} is larger than {pack.MOST / 1e6:g} MB, and may "
+            "not be carried to the machine: pack fewer subjects, "
+            "--set='CONFIG --config.data.subjects.train=A,B'",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
@@ -286,7 +153,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path, default=Path("gpu_results"))
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", default=",".join(jobs.PARTS))
     parser.add_argument("--prepared", type=Path, help="a file of --pack")
     parser.add_argument(
         "--train", default="fast:4", help="ROW:SCALE[:SEED[:WORTH]], ..."
@@ -309,30 +176,13 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
     if args.pack:
-        if args.pack.suffix != ".npz":
-            args.pack /= "prepared.npz"
-        sets = args.sets or ["configs/brain_ds002748_x4_small.py"]
-        try:
-            about = pack.pack([shlex.split(one) for one in sets], args.pack)
-        except (UserError, ValueError, OSError) as error:
-            parser.error(str(error))
-        print(
-            f"{args.pack}: {about['slices']}, {about['bytes'] / 2**20:.1f} MiB; "
-            "rounded to 256 levels, a ceiling of 59 dB"
-        )
-        if about["bytes"] > pack.MOST:
-            print(
-                f"warning: {args.pack} is larger than {pack.MOST / 1e6:g} MB, and may "
-                "not be carried to the machine: pack fewer subjects, "
-                "--set='CONFIG --config.data.subjects.train=A,B'",
-                file=sys.stderr,
-            )
+        packed(parser, args)
         return
     args.parts = [p for p in args.parts.split(",") if p]
-    if unknown := set(args.parts) - set(PARTS):
+    if unknown := set(args.parts) - set(jobs.PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
     try:
-        args.train = [trained(t) for t in args.train.split(",") if t]
+        args.train = [jobs.trained(t) for t in args.train.split(",") if t]
     except ValueError as error:
         parser.error(str(error))
     if args.prepared is not None and not args.prepared.is_file():
@@ -346,12 +196,18 @@ def main() -> None:
         parser.error(f"--out={args.out} holds no results")
     args.cache = args.cache or args.out / "compiled"
     said = without_places(sys.argv[1:], PLACES)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its parts end
     args.said = shlex.join(["python", "-m", "benchmarks.gpu", *said])
-    became = {} if args.report else visit(args)
-    print(report.make(args.out, args.note))
-    left = [f"{k} ({v})" for k, v in became.items() if v != "done"]
-    print("left out or not done: " + ("; ".join(left) or "nothing"), flush=True)
+    end_by_signals()
+    try:
+        if not args.report:
+            visit(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:  # of an interrupted visit too
+        text, left = report.make(args.out, args.note)
+        print(text)
+        said = "; ".join(f"{k} ({v})" for k, v in left.items())
+        print(f"left out or not done: {said or 'nothing'}", flush=True)
 
 
 if __name__ == "__main__":

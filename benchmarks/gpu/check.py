@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import stage
 
@@ -44,7 +46,7 @@ def outcomes(text: str) -> dict[str, str]:
     return found
 
 
-def run(command: list[str], log: Path, seconds: float) -> int | None:
+def run(command: list[str], log: Path, seconds: float, **variables: str) -> int | None:
     """Runs a command for so long at most; what it started ends with it.
 
     Returns:
@@ -55,7 +57,7 @@ def run(command: list[str], log: Path, seconds: float) -> int | None:
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | ALONE,
+            env=os.environ | ALONE | variables,
             start_new_session=True,
         )
         try:
@@ -66,27 +68,23 @@ def run(command: list[str], log: Path, seconds: float) -> int | None:
             stage.end(process)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--tiny", action="store_true", help="only collect them")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = args.out / "check.txt"
-    command = [sys.executable, *PYTEST, *(["--collect-only"] if args.tiny else [])]
-    if importlib.util.find_spec("xdist"):
-        command += ["-p", "xdist", "-n", "3", "--dist", "loadfile"]
-    begin = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the visit is over
-    code = run(command, log, args.seconds)
-    text = log.read_text(encoding="utf-8", errors="replace")
+def result_of(text: str, code: int | None, seconds: float) -> dict[str, Any]:
+    """What pytest's output says.
+
+    Args:
+        text: The output, perhaps of a process that was stopped.
+        code: Its exit code; None where it was stopped.
+        seconds: That it took.
+    """
     lines = text.splitlines()
     ended = list(outcomes(text).values())
-    asked = re.search(r"\b(\d+) items?\b", text)
-    result = {
+    asked = re.search(r"\b(\d+) selected\b", text)  # of more items
+    asked = asked or re.search(r"\b(\d+) items?\b", text)
+    found = re.search(r"^JAX finds: (.*)$", text, re.MULTILINE)
+    return {
         "exit": "stopped at its limit" if code is None else code,
-        "seconds": time.monotonic() - begin,
+        "seconds": seconds,
+        "devices": found[1] if found else "not known",
         "not_ended": int(asked[1]) - len(ended) if asked and code != 0 else 0,
         "outcomes": {name: ended.count(name) for name in sorted(set(ended))},
         "not_passed": [
@@ -95,10 +93,41 @@ def main() -> None:
         "measured": sorted(
             {x[x.index("MEASURED") :] for x in lines if "MEASURED" in x}
         ),
-        "end": lines[-1:],
+        "end": [x for x in lines if x.strip()][-1:],
     }
-    stage.write(args.out / "check.json", result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--tiny", action="store_true", help="only collect them")
+    args = parser.parse_args()
+    stage.needs("pytest")
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "check.txt"
+    command = [sys.executable, *PYTEST, *(["--collect-only"] if args.tiny else [])]
+    if importlib.util.find_spec("xdist"):
+        command += ["-p", "xdist", "-n", "3", "--dist", "loadfile"]
+    variables = {}
+    if not args.tiny and "DAASR_GPU_TESTS_ON" not in os.environ and stage.card():
+        variables["DAASR_GPU_TESTS_ON"] = "gpu"  # a CPU in its place is a failure
+    begin, code = time.monotonic(), None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the visit is over
+    try:
+        code = run(command, log, args.seconds, **variables)
+    finally:
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        result = result_of(text, code, time.monotonic() - begin)
+        stage.write(args.out / "check.json", result)
+        machine = args.out / "machine.json"
+        if machine.is_file():
+            about = json.loads(machine.read_text(encoding="utf-8"))
+            stage.write(machine, about | {"jax_devices": result["devices"]})
     print(f"{result['outcomes']} {' '.join(result['end'])}", flush=True)
+    if code is None:
+        stage.leave("stopped at its limit")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

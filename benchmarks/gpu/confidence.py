@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.gpu import pack
-from benchmarks.gpu.train import sets_of
 from daasr_jax import data, released
 from daasr_jax.evaluation.controls import (
     draw_controls,
@@ -137,7 +136,7 @@ def main() -> None:
     tables, about = pack.load(args.prepared)
     pack.rename(about, args.sets)
     sets = {}
-    for name, table in sets_of(tables["test"], about).items():
+    for name, table in pack.sets_of(tables["test"], about).items():
         targets = {target for target, _ in table.companions}
         beside = [i for i, v in enumerate(table.volumes) if str(v) in targets]
         sets[name] = seen(weights, table, args.slices)

@@ -1,4 +1,8 @@
-"""Training batches of a packed set, made ahead by processes that know no JAX."""
+"""Training batches of a packed set, made ahead by processes that know no JAX.
+
+They import the file that was run anew, as `spawn` does: `benchmarks.gpu.train` imports
+JAX when it has begun.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,7 @@ def batches(
         waiting = [
             pool.submit(batch, str(path), n, given) for n in range(ahead * workers)
         ]
+        concurrent.futures.wait(waiting)  # so they are still until a batch is taken
         for number in range(len(waiting), MANY):
             yield waiting.pop(0).result()
             waiting.append(pool.submit(batch, str(path), number, given))

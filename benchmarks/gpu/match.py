@@ -3,15 +3,21 @@
     python -m benchmarks.gpu.match --peer jax --out DIR [--seconds 30]
 
 One image, 64 features, 3x3 patches, as many keys as queries, float32: search, transfer
-and score. The maps are smooth noise over a black border, as slices are. The floor is
-the time of the products alone, `2 n m 9 C` operations, at the rate that this device
-reaches on a square product in full float32, measured in the same process. Writes
-`match_PEER.json`.
+and score. The maps are smooth noise over a black border, as slices are. Peers, each in
+a process of its own:
+
+* `jax`: the form `chunked`, and the rates that this device reaches on a square product.
+* `torch`: TTSR's form, all pairs at once and in chunks of 4,096 queries.
+* `kernel`: the Pallas kernel, on a GPU.
+* `torch_compiled`: all pairs at once, by `torch.compile`.
+
+Writes `match_PEER.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -23,12 +29,14 @@ import numpy as np
 from benchmarks.gpu import stage
 from benchmarks.matching import ttsr_form
 
+PEERS = ("jax", "torch", "kernel", "torch_compiled")
+MODES = ("forward", "forward + backward")
 QUERIES = (1_600, 6_400, 25_600, 65_536)
 TINY_QUERIES = (64, 256)
 FEATURES = 64
 ALL_PAIRS = 25_600  # beyond it n x n scores alone take 17 GB
 CHUNK = 4_096  # queries at once of PyTorch's chunked form
-SIDE = 8192  # of the product that sets the floor
+SIDE = 8192  # of the products whose rate is measured
 
 
 def maps(side: int, features: int = FEATURES) -> list[np.ndarray]:
@@ -69,29 +77,49 @@ def jax_calls(method: str, side: int, mode: str) -> tuple[Callable[[], Any], flo
 
 
 def run_jax(args: argparse.Namespace) -> None:
+    stage.needs("jax", "jaxtyping")
     import jax
-    import jax.numpy as jnp
 
+    method = "kernel" if args.peer == "kernel" else "chunked"
+    if method == "kernel" and jax.default_backend() != "gpu":
+        stage.leave(f"the kernel is for GPUs, and JAX finds a {jax.default_backend()}")
     result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "rows": []}
+    result["features"] = FEATURES
     rows = result["rows"]
-    wanted = [
-        (method, n, mode)
-        for mode in ("forward", "forward + backward")
-        for method in ("chunked", "kernel")
-        for n in args.queries
-        if method == "chunked" or jax.default_backend() == "gpu"
-    ]
     made = []
-    for method, n, mode in wanted:
+    last = time.monotonic() + args.compiling / 2
+    for mode, n in itertools.product(MODES, args.queries):
         row = {"peer": f"daasr_jax, {method}", "queries": n, "mode": mode}
         try:
-            begin = time.monotonic()
+            begin = in_time(last)
             call, work = jax_calls(method, math.isqrt(n), mode)
             row |= {"work_mib": work, "compile_s": time.monotonic() - begin}
             made.append((row, call))
         except Exception as error:  # one that does not lower is a line
             rows.append(row | {"not_run": stage.one_line(error)})
-    side = 256 if args.tiny else SIDE
+    rates = ceilings_of(256 if args.tiny else SIDE) if method == "chunked" else None
+    seconds = stage.turn(args.seconds).seconds
+    end, each = time.monotonic() + seconds, seconds / 30
+    if rates is not None:
+        result["ceilings"] = rates(each)
+    path = args.out / f"match_{args.peer}.json"
+    for row in stage.measured(made, rows, end=end, seconds=each, repeats=args.repeats):
+        tell(row, path, result)
+    stage.write(path, result)
+
+
+def ceilings_of(side: int) -> Callable[[float], dict[str, float]]:
+    """What measures the rates of this device, compiled.
+
+    Args:
+        side: Of the square matrices.
+
+    Returns:
+        Seconds of each -> TFLOP/s of products in three precisions, GB/s of a copy.
+    """
+    import jax
+    import jax.numpy as jnp
+
     square = jnp.asarray(
         np.random.default_rng(0).standard_normal((side, side)), jnp.float32
     )
@@ -105,45 +133,42 @@ def run_jax(args: argparse.Namespace) -> None:
         with jax.default_matmul_precision(precision):
             products[name] = (jax.jit(jnp.matmul).lower(given, given).compile(), given)
     copy = jax.jit(lambda x: x + 1).lower(square).compile()
-    seconds = stage.turn(args.seconds)
-    end, each = time.monotonic() + seconds, seconds / 40
-    ceilings = {}
-    for name, (program, given) in products.items():
-        found = stage.median(
-            lambda p=program, x=given: jax.block_until_ready(p(x, x)),
-            repeats=10,
-            seconds=each,
+
+    def measure(seconds: float) -> dict[str, float]:
+        found = {}
+        for name, (program, given) in products.items():
+            took = stage.median(
+                lambda p=program, x=given: jax.block_until_ready(p(x, x)),
+                repeats=10,
+                seconds=seconds,
+            )
+            found[f"{name}_tflops"] = 2 * side**3 / took["ms"] / 1e9
+        took = stage.median(
+            lambda: jax.block_until_ready(copy(square)), repeats=20, seconds=seconds
         )
-        ceilings[f"{name}_tflops"] = 2 * side**3 / found["ms"] / 1e9
-    found = stage.median(
-        lambda: jax.block_until_ready(copy(square)), repeats=20, seconds=each
-    )
-    ceilings["memory_gb_per_s"] = 2 * 4 * side**2 / found["ms"] / 1e6
-    result["ceilings"] = ceilings
-    for row in stage.measured(made, rows, end=end, seconds=each, repeats=args.repeats):
-        operations = 2 * row["queries"] ** 2 * 9 * FEATURES
-        floor = operations / ceilings["float32_tflops"] / 1e9
-        row |= {"floor_ms": floor, "of_floor": floor / row["ms"]}
-        tell(row, args.out / "match_jax.json", result)
-    stage.write(args.out / "match_jax.json", result)
+        return found | {"memory_gb_per_s": 2 * 4 * side**2 / took["ms"] / 1e6}
+
+    return measure
 
 
 def run_torch(args: argparse.Namespace) -> None:
+    stage.needs("torch")
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
-    result: dict[str, Any] = {"device": device, "rows": []}
+    result: dict[str, Any] = {"device": stage.torch_device(), "rows": []}
+    result["features"] = FEATURES
     rows = result["rows"]
-
-    compiled = torch.compile(ttsr_form, dynamic=False)
+    forms = {"torch, TTSR form": ttsr_form, "torch, chunked": ttsr_form}
+    if args.peer == "torch_compiled":
+        backend = "eager" if args.tiny else "inductor"  # which a CPU needs minutes for
+        whole = torch.compile(ttsr_form, dynamic=False, backend=backend)
+        forms = {"torch, TTSR form compiled": whole}
     made = []
-    for mode in ("forward", "forward + backward"):
-        for peer, function in (
-            ("torch, TTSR form", ttsr_form),
-            ("torch, TTSR form compiled", compiled),
-            ("torch, chunked", ttsr_form),
-        ):
+    last = time.monotonic() + args.compiling / 2
+    for mode in MODES:
+        for peer, function in forms.items():
             for n in args.queries:
                 row: dict[str, Any] = {"peer": peer, "queries": n, "mode": mode}
                 chunk = CHUNK if peer.endswith("chunked") else n
@@ -170,13 +195,14 @@ def run_torch(args: argparse.Namespace) -> None:
                         torch.cuda.synchronize()
 
                 try:
-                    begin = time.monotonic()
+                    begin = in_time(last)
                     call()
                     row["compile_s"] = time.monotonic() - begin
                     made.append((row, call))
                 except Exception as error:  # one that does not run is a line
                     rows.append(row | {"not_run": stage.one_line(error)})
-    seconds = stage.turn(args.seconds)
+    seconds = stage.turn(args.seconds).seconds
+    path = args.out / f"match_{args.peer}.json"
     for row in stage.measured(
         made,
         rows,
@@ -185,8 +211,20 @@ def run_torch(args: argparse.Namespace) -> None:
         repeats=args.repeats,
         memory=stage.torch_memory,
     ):
-        tell(row, args.out / "match_torch.json", result)
-    stage.write(args.out / "match_torch.json", result)
+        tell(row, path, result)
+    stage.write(path, result)
+
+
+def in_time(last: float) -> float:
+    """The time now.
+
+    Raises:
+        TimeoutError: If it is later than `last`: nothing more is compiled.
+    """
+    now = time.monotonic()
+    if now > last:
+        raise TimeoutError("no time was left to compile it")
+    return now
 
 
 def tell(row: dict[str, Any], path: Path, result: dict[str, Any]) -> None:
@@ -196,14 +234,16 @@ def tell(row: dict[str, Any], path: Path, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", choices=("jax", "torch"), required=True)
+    parser.add_argument("--peer", choices=PEERS, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, help="by itself: of the whole turn")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--compiling", type=float, default=600.0, help="seconds")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.queries = TINY_QUERIES if args.tiny else QUERIES
-    {"jax": run_jax, "torch": run_torch}[args.peer](args)
+    run = run_torch if args.peer.startswith("torch") else run_jax
+    run(args)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,22 @@ def load(path: Path) -> tuple[dict[str, SliceTable], dict[str, Any]]:
     return tables, about
 
 
+def sets_of(table: SliceTable, about: dict[str, Any]) -> dict[str, Any]:
+    """The slices of each set of `load`, by a name for people."""
+    out = {}
+    for number, one in enumerate(about["sets"]):
+        head = f"{number}:" if number else ""
+        own = [
+            i
+            for i, volume in enumerate(table.volumes)
+            if (volume.startswith(head) if head else ":" not in volume)
+        ]
+        if own:
+            name = one["dataset"]
+            out[f"{name} ({number})" if name in out else name] = table.only(own)
+    return out
+
+
 def rename(about: dict[str, Any], names: str | None) -> None:
     """Gives the sets of `about` names for people, `"A,B"`; an empty one stays."""
     for one, name in zip(about["sets"], (names or "").split(","), strict=False):
@@ -135,16 +151,22 @@ def _record(table: SliceTable, i: int) -> SliceRecord:
 
 
 def _configured(flags: list[str]) -> Any:
-    """The configuration that flags of `train.py` say, each `--config.KEY=VALUE`."""
+    """The configuration that flags of `train.py` say, each `--config.KEY=VALUE`.
+
+    Raises:
+        ValueError: If there is none, or one is no setting of it.
+    """
     from daasr_jax.experiment import configuration
 
+    if not flags:
+        raise ValueError("--set is empty: it wants CONFIG --config.KEY=VALUE ...")
     config = configuration.load(flags[0].removeprefix("--config="))
     changed = {}
     for flag in flags[1:]:
         key, _, value = flag.removeprefix("--config.").partition("=")
         try:
-            changed[key] = type(_at(config, key))(value)
-        except (KeyError, ValueError):
+            changed[key] = _as(_at(config, key), value)
+        except (KeyError, TypeError, ValueError):
             raise ValueError(f"{flag} is no setting of {flags[0]}") from None
     config.update_from_flattened_dict(changed)
     return config
@@ -154,3 +176,19 @@ def _at(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = config[name]
     return config
+
+
+def _as(default: Any, text: str) -> Any:
+    """A value of the default's type.
+
+    Raises:
+        ValueError: If the text is none.
+        TypeError: If the default is no single value.
+    """
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if not isinstance(default, (int, float, str)):
+        raise TypeError(type(default).__name__)
+    return type(default)(text)

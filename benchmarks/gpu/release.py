@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from benchmarks.gpu import pack, train
+from benchmarks.gpu import pack, training
 from configs import fastmri_x4
 from daasr_jax import data, released
 from daasr_jax.evaluation.predict import make_predict
@@ -57,7 +57,7 @@ def kwargs_of(options: dict[str, str]) -> dict[str, Any]:
 def tested(table: data.SliceTable, about: dict[str, Any]) -> dict[str, data.SliceTable]:
     """The test slices of each set, and apart those with another contrast."""
     found = {}
-    for name, own in train.sets_of(table, about).items():
+    for name, own in pack.sets_of(table, about).items():
         found[name] = own
         targets = {target for target, _ in own.companions}
         beside = [i for i, v in enumerate(own.volumes) if str(v) in targets]
@@ -72,17 +72,17 @@ def evaluated(
     scale = weights.about["scale"]
     predict = make_predict(weights.model, scale=scale, border=scale, method="fast")
     args = argparse.Namespace(row="fast", scale=scale, slices=slices)
-    programs = train.Programs(None, None, predict, 0.0, 0.0)  # pyright: ignore
+    programs = training.Programs(None, None, predict, 0.0, 0.0)  # pyright: ignore
     state = _Loaded(weights.variables["params"], weights.variables["batch_stats"])
     return {
-        name: train.evaluate(programs, state, table, args, None)  # pyright: ignore
+        name: training.evaluate(programs, state, table, args, None)  # pyright: ignore
         for name, table in tables.items()
     }
 
 
 @dataclasses.dataclass
 class _Loaded:
-    """What `train.variables` reads of a state."""
+    """What `training.variables` reads of a state."""
 
     gen: Any
     batch_stats: Any
@@ -94,12 +94,13 @@ def card(
     reports: dict[str, dict[str, Any]],
     args: argparse.Namespace,
     commands: list[str],
+    packed: list[dict[str, Any]],
 ) -> str:
     options = result["options"]
     sets = "\n".join(
         f"- {one['dataset']}: trained on {', '.join(one['subjects']['train'])}; tested "
         f"on {', '.join(one['subjects']['test'])}."
-        for one in result["sets"]
+        for one in packed
     )
     shares = ", ".join(f"{k} {v:g}" for k, v in result["how"]["shares"].items())
     minutes = f"{result['train_seconds'] / 60:.1f} minutes"
@@ -189,7 +190,10 @@ def main() -> None:
     args = parser.parse_args()
     result = json.loads(args.run.with_suffix(".json").read_text())
     tables, packed = pack.load(args.prepared)
-    pack.rename(result, args.sets)
+    if [s["key"] for s in result["sets"]] != [s["key"] for s in packed["sets"]]:
+        parser.error(
+            f"--prepared={args.prepared} is not what {args.run} was trained on"
+        )
     pack.rename(packed, args.sets)
     with np.load(args.run.with_suffix(".npz")) as file:
         flat = {k: file[k] for k in file.files}
@@ -199,7 +203,7 @@ def main() -> None:
     flags |= {"batch": result["how"]["batch_size"], "crop": result["how"]["crop"]}
     sets = " ".join(
         f"--set {shlex.quote(' '.join([*s['flags'], '--config.data.root=DIR']))}"
-        for s in result["sets"]
+        for s in packed["sets"]
     )
     commands = [
         f"python -m benchmarks.gpu --pack set.npz {sets}",
@@ -226,7 +230,7 @@ def main() -> None:
     reports = evaluated(
         released.load(path), tested(tables["test"], packed), args.slices
     )
-    text = card(args.name, result, reports, args, commands)
+    text = card(args.name, result, reports, args, commands, packed["sets"])
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.gpu import stage
 
 POINTS = 200  # of a curve that are kept
+PEERS = ("jax", "torch", "kernel", "torch compiled")
+RATE = "loader_images_per_s_of_a_process"
 CONTROLS = ("black", "stranger", "neighbour", "contrast", "shuffled", "noisy", "self")
 NAMES = {
     "fast": "DAASR `fast`",
@@ -20,12 +22,15 @@ NAMES = {
 }
 
 
-def make(out: Path, note: Path | None = None) -> str:
-    """Writes the page and the numbers, and returns the page.
+def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
+    """Writes the page and the numbers.
 
     Args:
         out: Folder of the results; what is missing there is said to be not run.
         note: Markdown that ends the page.
+
+    Returns:
+        The page, and what was left out, see `left_out`.
     """
     found = {p.stem: json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
     found.pop("gpu", None)
@@ -39,7 +44,8 @@ def make(out: Path, note: Path | None = None) -> str:
         f"{machine.get('card', 'not known')} (name, driver, memory); "
         f"{machine.get('cores')} processor cores; Python {machine.get('python')}, "
         + ", ".join(f"{k} {v}" for k, v in versions.items())
-        + f"; commit {machine.get('commit', 'not known')[:12]}.",
+        + f"; commit {machine.get('commit', 'not known')[:12]}. JAX finds: "
+        f"{machine.get('jax_devices', 'not asked')}.",
         "",
         *_check(found),
         *_match(found),
@@ -54,7 +60,59 @@ def make(out: Path, note: Path | None = None) -> str:
         if "curve" in one:
             one["curve"] = one["curve"][:: max(1, len(one["curve"]) // POINTS)]
     stage.write(out / "gpu.json", found)
-    return text
+    return text, left_out(found)
+
+
+def left_out(found: dict[str, Any]) -> dict[str, str]:
+    """Part -> what became of it and what of it was not run; nothing of a whole one."""
+    if "became" not in found:
+        return {"visit": "it left no became.json, so what was left out is not known"}
+    left = {}
+    for name, became in found["became"].items():
+        words = [] if became == "done" else [became]
+        words += _lacking(found.get(name.replace(" ", "_"), {}))
+        if words:
+            left[name] = "; ".join(words)
+    return left
+
+
+def _lacking(result: dict[str, Any]) -> list[str]:
+    """What of a part was not run, or failed."""
+    rows = result.get("rows", [])
+    reasons = [_plain(row["not_run"], 80) for row in rows if "not_run" in row]
+    words = []
+    if reasons:
+        why = ", ".join(dict.fromkeys(reasons))
+        words.append(f"{len(reasons)} of {len(rows)} not run: {why}")
+    outcomes = result.get("outcomes", {})
+    bad = ["FAILED", "ERROR", *([] if "PASSED" in outcomes else ["SKIPPED"])]
+    words += [f"{outcomes[name]} {name.lower()}" for name in bad if name in outcomes]
+    if result.get("not_ended"):
+        words.append(f"{result['not_ended']} had not ended")
+    return words
+
+
+def _parts(found: dict[str, Any], part: str) -> dict[str, Any]:
+    """Peer -> what it wrote, in the order of `PEERS`."""
+    own = {peer: found.get(f"{part}_{peer.replace(' ', '_')}") for peer in PEERS}
+    return {peer: result for peer, result in own.items() if result}
+
+
+def _devices(found: dict[str, Any], devices: dict[str, str]) -> list[str]:
+    """Which part ran where; a warning where a card is there and was not used."""
+    where: dict[str, list[str]] = {}
+    for name, device in devices.items():
+        where.setdefault(device, []).append(name)
+    said = "; ".join(f"{_plain(k)} ({', '.join(v)})" for k, v in where.items())
+    lines = [f"Ran on: {said}.", ""]
+    on_cpu = [name for name, device in devices.items() if device.lower() == "cpu"]
+    if on_cpu and found.get("machine", {}).get("card", "none") != "none":
+        lines += [
+            f"**Warning: {', '.join(on_cpu)} ran on a CPU beside the card. Those "
+            "figures are not the card's.**",
+            "",
+        ]
+    return lines
 
 
 def _check(found: dict[str, Any]) -> list[str]:
@@ -63,7 +121,9 @@ def _check(found: dict[str, Any]) -> list[str]:
     if not result:
         return [*lines, "Not run.", ""]
     counts = ", ".join(f"{n} {k.lower()}" for k, n in result["outcomes"].items())
-    lines.append(f"{counts or 'none ended'} in {result['seconds']:.0f} s.")
+    if not counts:
+        counts = "none ended: " + _plain(" ".join(result["end"])) + ":"
+    lines.append(f"{counts} in {result['seconds']:.0f} s.")
     if result.get("not_ended"):
         lines[-1] += f" {result['not_ended']} had not ended then, and are not shown."
     lines += ["", *(f"- {_plain(x)}" for x in result["not_passed"])]
@@ -71,11 +131,12 @@ def _check(found: dict[str, Any]) -> list[str]:
 
 
 def _match(found: dict[str, Any]) -> list[str]:
-    parts = [found[f"match_{p}"] for p in ("jax", "torch") if f"match_{p}" in found]
+    parts = _parts(found, "match")
     lines = ["## Patch search", ""]
     if not parts:
         return [*lines, "Not run.", ""]
-    ceilings = parts[0].get("ceilings")
+    lines += _devices(found, {k: v["device"] for k, v in parts.items()})
+    ceilings = parts.get("jax", {}).get("ceilings")
     lines.append(
         "One image, 64 features, 3x3 patches, float32, as many keys as queries: "
         "search, transfer and score. Median of the repeats [least, most]."
@@ -85,15 +146,18 @@ def _match(found: dict[str, Any]) -> list[str]:
             f"This device reaches {ceilings['float32_tflops']:.0f} TFLOP/s in float32, "
             f"{ceilings['tensorfloat32_tflops']:.0f} in TF32, "
             f"{ceilings['bfloat16_tflops']:.0f} in bfloat16 on a square product, and "
-            f"{ceilings['memory_gb_per_s']:.0f} GB/s on a copy. The floor is the time "
-            "of the products of the search alone, in float32."
+            f"{ceilings['memory_gb_per_s']:.0f} GB/s on a copy. The floor of every "
+            "row is the time of the products of all patches, 2 n m 9 C operations, at "
+            "the rate in bfloat16. A form that shares products among patches has fewer "
+            "and may pass it."
         )
     lines += [
         "",
         "| queries | mode | peer | ms | times torch | of the floor | MiB of work |",
         "|--:|---|---|--:|--:|--:|--:|",
     ]
-    rows = [r for part in parts for r in part["rows"]]
+    rows = [r for part in parts.values() for r in part["rows"]]
+    features = next(iter(parts.values()))["features"]
     base = {
         (r["queries"], r["mode"]): r["ms"]
         for name in ("torch, chunked", "torch, TTSR form")  # the second where it ran
@@ -106,7 +170,11 @@ def _match(found: dict[str, Any]) -> list[str]:
             lines.append(f"{head}not run: {_plain(row['not_run'], 120)} | | | |")
             continue
         against = base.get((row["queries"], row["mode"]))
-        share = f"{100 * row['of_floor']:.0f} %" if "of_floor" in row else "-"
+        share = "-"
+        if ceilings:
+            operations = 2 * row["queries"] ** 2 * 9 * features
+            floor_ms = operations / ceilings["bfloat16_tflops"] / 1e9
+            share = f"{100 * floor_ms / row['ms']:.0f} %"
         work = f"{row['work_mib']:,.0f}" if "work_mib" in row else "-"
         times = f"{against / row['ms']:.2f}" if against else "-"
         lines.append(f"{head}{_times(row)} | {times} | {share} | {work} |")
@@ -114,11 +182,12 @@ def _match(found: dict[str, Any]) -> list[str]:
 
 
 def _step(found: dict[str, Any]) -> list[str]:
-    parts = [found[f"step_{p}"] for p in ("jax", "torch") if f"step_{p}" in found]
+    parts = _parts(found, "step")
     lines = ["## One training step", ""]
     if not parts:
         return [*lines, "Not run.", ""]
-    first = parts[0]
+    first = next(iter(parts.values()))
+    lines += _devices(found, {k: v["device"] for k, v in parts.items()})
     lines += [
         f"{first['features']} features, {first['groups']} groups, batch "
         f"{first['batch']}, LR crop {first['crop']}, x{first['scale']}; L1 terms of "
@@ -130,7 +199,7 @@ def _step(found: dict[str, Any]) -> list[str]:
         "times torch | MiB | first call, s |",
         "|---|---|--:|---|---|--:|--:|--:|--:|--:|",
     ]
-    rows = [r for part in parts for r in part["rows"]]
+    rows = [r for part in parts.values() for r in part["rows"]]
     base = {
         (*r["variant"][:2], r["variant"][3]): r["ms"]  # as JSON has a `Variant`
         for r in rows
@@ -152,8 +221,11 @@ def _step(found: dict[str, Any]) -> list[str]:
             f"{head}{_times(row)} | {row['images_per_s']:,.0f} | {times} | "
             f"{memory:,.0f} | {row.get('trace_s', 0) + row['compile_s']:.0f} |"
         )
-    if "trace" in first:
-        trace = first["trace"]
+    lines += _loader(found, rows)
+    trace = parts.get("jax", {}).get("trace", {})
+    if "failed" in trace:
+        lines += ["", f"The trace failed: {_plain(trace['failed'])}."]
+    elif trace:
         lines += [
             "",
             f"The device is busy for {trace['busy_ms']:.2f} ms of a `fast` step in "
@@ -172,12 +244,34 @@ def _step(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _loader(found: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """How many processes of the loader a step needs, where both are known."""
+    rates = [v.get(RATE, 0.0) for k, v in found.items() if k.startswith("train_")]
+    steps = {
+        r["variant"][0]: r["images_per_s"]
+        for r in rows
+        if r.get("peer") == "daasr_jax" and r.get("images_per_s")
+        and r["variant"][1:] == ["tensorfloat32", False, 1, ""]
+    }  # fmt: skip
+    if not steps or not all(rates) or not rates:
+        return []
+    needed = ", ".join(
+        f"{rate / min(rates):.1f} for `{preset}`" for preset, rate in steps.items()
+    )
+    return [
+        "",
+        f"One process of the loader makes {min(rates):,.0f} images/s beside "
+        f"compilation. A step in TF32 takes the images of {needed} processes.",
+    ]
+
+
 def _train(found: dict[str, Any]) -> list[str]:
     rows = [v for k, v in found.items() if k.startswith("train_")]
     lines = ["## Networks trained in minutes", ""]
     if not rows:
         return [*lines, "Not run.", ""]
     how = rows[0]["how"]
+    lines += _devices(found, {f"{r['row']} x{r['scale']}": r["device"] for r in rows})
     lines += [
         f"Batch {how['batch_size']}, LR crop {how['crop']}, mixed references "
         f"({', '.join(f'{k} {v:g}' for k, v in how['shares'].items())}), L1 terms of "
@@ -185,13 +279,17 @@ def _train(found: dict[str, Any]) -> list[str]:
         "all columns. PSNR in dB, mean over slices. `self` is the target as its own "
         "reference: an upper bound, no result.",
     ]
-    loader = [r.get("loader_images_per_s_of_a_process", 0.0) for r in rows]
+    loader = [r.get(RATE, 0.0) for r in rows]
     if all(loader):
         lines[-1] += (
             " One process of the loader makes "
             f"{min(loader):,.0f} to {max(loader):,.0f} images/s beside the others' "
             "compilation."
         )
+    lines[-1] += (
+        " `compiling` counts the parts of the visit that still compiled beside a "
+        "training: it had fewer steps than alone."
+    )
     datasets = sorted({d for r in rows for d in r.get("controls", {})})
     for dataset in datasets:
         own = [r for r in rows if dataset in r.get("controls", {})]
@@ -200,10 +298,11 @@ def _train(found: dict[str, Any]) -> list[str]:
             "",
             f"### {dataset}: {one['n_slices']} slices of {one['n_subjects']} subjects",
             "",
-            "| scale | network | seed | steps | minutes | images/s | bicubic | "
+            "| scale | network | seed | steps | minutes | images/s | compiling "
+            + "| bicubic | "
             + " | ".join(CONTROLS)
             + " | neighbour - black, dB [95 % over subjects] | stranger - black |",
-            "|--:|---|--:|--:|--:|--:|--:|" + "--:|" * len(CONTROLS) + "---|---|",
+            "|--:|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(CONTROLS) + "---|---|",
         ]
         for row in sorted(own, key=lambda r: (-r["scale"], r["row"], r["seed"])):
             report = row["controls"][dataset]
@@ -214,6 +313,7 @@ def _train(found: dict[str, Any]) -> list[str]:
                 f"{row['steps']:,}",
                 f"{row['train_seconds'] / 60:.1f}",
                 f"{row['images_per_s']:,.0f}",
+                str(len(row["beside"])),
                 _mean(report, "bicubic"),
                 *(
                     "not used"
@@ -250,7 +350,7 @@ def _gain(report: dict[str, Any], name: str) -> str:
 
 
 def _became(found: dict[str, Any]) -> list[str]:
-    left = {k: v for k, v in found.get("became", {}).items() if v != "done"}
+    left = left_out(found)
     if not left:
         return ["Nothing was left out."]
     return ["Left out or not done:", "", *(f"- {k}: {v}" for k, v in left.items())]

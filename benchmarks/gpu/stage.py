@@ -1,12 +1,13 @@
 """What the parts of a visit share: their turn, their results, the machine, times.
 
 A part compiles first, beside the others, and says `READY`. Then it waits for its turn,
-a line with the seconds that it has, so that nothing is timed beside anything else.
+a line with the seconds that it has and who still compiles beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -19,25 +20,50 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 READY = "READY"
+SAID = 77  # exit code of a part whose last line of its log says why it ended
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton")
 
 
-def turn(seconds: float | None) -> float:
-    """Says that all is compiled; returns the seconds of this part's turn.
+class Turn(NamedTuple):
+    """Seconds that a part has, and the parts that still compile beside it."""
+
+    seconds: float
+    beside: list[str]
+
+
+def turn(seconds: float | None) -> Turn:
+    """Says that all is compiled, and waits for this part's turn.
 
     Args:
         seconds: Those of a part that runs by itself and does not wait.
     """
     print(READY, flush=True)
     if seconds is not None:
-        return seconds
+        return Turn(seconds, [])
     line = sys.stdin.readline()
     if not line.strip():
-        raise SystemExit("no turn was given: the visit is over")
-    return float(line)
+        leave("no turn was given: the visit is over")
+    return Turn(**json.loads(line))
+
+
+def leave(why: str) -> NoReturn:
+    """Ends this part with a line that the page shows."""
+    print(why, file=sys.stderr, flush=True)
+    raise SystemExit(SAID)
+
+
+def needs(*packages: str) -> None:
+    """Ends this part with a line where one of the packages cannot be imported."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            leave(f"{error.name or name} is not installed")
+        except ImportError as error:
+            leave(f"{name} cannot be imported: {one_line(error)}")
 
 
 def keep_compiled(folder: Path | None) -> None:
@@ -139,6 +165,13 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def torch_device() -> str:
+    """Name of the device that PyTorch uses here."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def torch_memory(timing: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The times, and in MiB the peak of PyTorch, in all and beyond what was there."""
     import torch
@@ -160,14 +193,19 @@ def machine() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
     return {
-        "card": _said([*ask, "--format=csv,noheader"]) or "none",
+        "card": card() or "none",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
         "commit": _said(["git", "rev-parse", "HEAD"]) or "not known",
     }
+
+
+def card() -> str:
+    """Name, driver and memory of each card by nvidia-smi; empty where it has none."""
+    ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
+    return "; ".join(_said([*ask, "--format=csv,noheader"]).splitlines())
 
 
 def _said(command: list[str]) -> str:

@@ -2,9 +2,11 @@
 
     python -m benchmarks.gpu.step --peer jax --out DIR [--seconds 60]
 
-`--peer torch` measures the PyTorch twin of the parity tests, eager and compiled. Both
-peers use the L1 terms of Eq. 14 and Adam, on images that lie on the device. Writes
-`step_PEER.json`, in the order of the variants; each as soon as it is measured.
+Peers, each in a process of its own: `jax`; `torch`, the PyTorch twin of the parity
+tests; `torch_compiled`, the twin by `torch.compile`; `kernel`, `fast` with the Pallas
+kernel's search, on a GPU. All use the L1 terms of Eq. 14 and Adam, on images that lie
+on the device. Writes `step_PEER.json`, in the order of the variants; each as soon as it
+is measured.
 """
 
 from __future__ import annotations
@@ -44,12 +46,11 @@ class Variant(NamedTuple):
     search: str = ""
 
 
-# In the order of their worth.
-VARIANTS = (
+# Peer -> variants, in the order of their worth.
+JAX = (
     Variant("fast"),
     Variant("paper"),
     Variant("fast", "bfloat16"),
-    Variant("fast", search="kernel"),
     Variant("fast", batches=4),
     Variant("paper", "bfloat16"),
     Variant("fast", "float32"),
@@ -58,14 +59,19 @@ VARIANTS = (
     Variant("paper", "float32"),
     Variant("paper", remat=True),
 )
-TORCH = (  # and whether compiled
-    *((Variant("fast"), False), (Variant("paper"), False)),
-    *((Variant("fast"), True), (Variant("paper"), True)),
-    *((Variant("fast", "bfloat16"), False), (Variant("paper", "bfloat16"), False)),
-    *((Variant("fast", batches=4), False), (Variant("fast", "float32"), False)),
-    *((Variant("fast", "bfloat16"), True), (Variant("paper", "float32"), False)),
+TORCH = (
+    *(Variant("fast"), Variant("paper")),
+    *(Variant("fast", "bfloat16"), Variant("paper", "bfloat16")),
+    *(Variant("fast", batches=4), Variant("fast", "float32")),
+    Variant("paper", "float32"),
 )
-TRACED = VARIANTS[0]
+VARIANTS = {
+    "jax": JAX,
+    "torch": TORCH,
+    "kernel": (Variant("fast", search="kernel"),),
+    "torch_compiled": (Variant("fast"), Variant("paper"), Variant("fast", "bfloat16")),
+}
+TRACED = JAX[0]
 THREADS = 3  # compile at once: each tunes its kernels on the device, alone
 LARGEST = 12  # kernels that are named
 
@@ -86,7 +92,7 @@ def jax_step(
     import jax
     import optax
 
-    from benchmarks.gpu.train import LOSSES
+    from benchmarks.gpu.training import LOSSES
     from daasr_jax.models.daasr import DAASR, PRESETS
     from daasr_jax.models.sat import Matching
     from daasr_jax.training.state import create_state
@@ -136,10 +142,14 @@ def jax_step(
 
 
 def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
+    stage.needs("jax", "flax", "optax", "jaxtyping")
     import jax
 
+    if args.peer == "kernel" and jax.default_backend() != "gpu":
+        stage.leave(f"the kernel is for GPUs, and JAX finds a {jax.default_backend()}")
     stage.keep_compiled(args.cache)
-    variants = VARIANTS[: args.variants]
+    variants = VARIANTS[args.peer][: args.variants]
+    path = args.out / f"step_{args.peer}.json"
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "rows": rows}
     result |= {"scale": SCALE, **sizes}
@@ -161,13 +171,21 @@ def run_jax(args: argparse.Namespace, sizes: dict[str, int]) -> None:
                 rows.append({"variant": variant, "not_run": stage.one_line(error)})
     calls = {row["variant"]: call for row, call in made}
     for row in timed(made, rows, args):
-        tell(row, args.out / "step_jax.json", result)
+        tell(row, path, result)
         if row["variant"] == TRACED:
-            result["trace"] = kernels(calls[TRACED])
-            stage.write(args.out / "step_jax.json", result)
+            result["trace"] = traced(calls[TRACED])
+            stage.write(path, result)
     stats = jax.devices()[0].memory_stats() or {}
     result["peak_of_all_mib"] = stats.get("peak_bytes_in_use", 0) / 2**20
-    stage.write(args.out / "step_jax.json", result)
+    stage.write(path, result)
+
+
+def traced(call: Callable[[], None]) -> dict[str, Any]:
+    """The largest kernels, or why there is no trace: it costs no other row."""
+    try:
+        return kernels(call)
+    except Exception as error:
+        return {"failed": stage.one_line(error)}
 
 
 def kernels(call: Callable[[], None], steps: int = 3) -> dict[str, Any]:
@@ -203,37 +221,43 @@ def kernels(call: Callable[[], None], steps: int = 3) -> dict[str, Any]:
 
 
 def run_torch(args: argparse.Namespace, sizes: dict[str, int]) -> None:
+    stage.needs("torch")
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    compiler = ""
+    if args.peer == "torch_compiled":  # which a CPU needs minutes for
+        compiler = "eager" if args.tiny else "inductor"
+    peer = "torch, compiled" if compiler else "torch, eager"
+    path = args.out / f"step_{args.peer}.json"
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"device": device, "rows": rows, "scale": SCALE, **sizes}
+    result: dict[str, Any] = {"device": stage.torch_device(), "rows": rows}
+    result |= {"scale": SCALE, **sizes}
     calls = []
     last = time.monotonic() + args.compiling / 2
-    for variant, by_compiler in TORCH[: args.variants]:
-        peer = "torch, compiled" if by_compiler else "torch, eager"
+    for variant in VARIANTS[args.peer][: args.variants]:
         row: dict[str, Any] = {"variant": variant, "peer": peer}
         row["batch"] = variant.batches * sizes["batch"]
         try:
             begin = time.monotonic()
             if begin > last:
                 raise TimeoutError("no time was left to compile it")
-            call = torch_step(variant, sizes, device, by_compiler)
+            call = torch_step(variant, sizes, device, compiler)
             call()
             row["compile_s"] = time.monotonic() - begin
             calls.append((row, call))
         except Exception as error:  # one that does not run is a line
             rows.append(row | {"not_run": stage.one_line(error)})
     for row in timed(calls, rows, args, memory=stage.torch_memory):
-        tell(row, args.out / "step_torch.json", result)
-    stage.write(args.out / "step_torch.json", result)
+        tell(row, path, result)
+    stage.write(path, result)
 
 
 def timed(
     made: list[Any], rows: list[dict[str, Any]], args: argparse.Namespace, **how: Any
 ) -> Iterator[dict[str, Any]]:
     """The turn of this part: the rows that were run, with their images/s."""
-    seconds = stage.turn(args.seconds)
+    seconds = stage.turn(args.seconds).seconds
     end = time.monotonic() + seconds
     for row in stage.measured(
         made, rows, end=end, seconds=seconds / 10, repeats=args.repeats, **how
@@ -248,8 +272,9 @@ def tell(row: dict[str, Any], path: Path, result: dict[str, Any]) -> None:
 
 
 def torch_step(
-    variant: Variant, sizes: dict[str, int], device: str, compiled: bool
+    variant: Variant, sizes: dict[str, int], device: str, compiler: str
 ) -> Callable[[], None]:
+    """The twin's step, by a backend of `torch.compile` or, without one, eager."""
     import torch
 
     from tests.parity.torch_daasr import resize
@@ -259,7 +284,7 @@ def torch_step(
     model = twin(variant.preset, features=sizes["features"], groups=sizes["groups"])
     model = model.to(device)
     model.train()
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, backend=compiler) if compiler else model
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-4)
     hr, ref = (
         torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(device)
@@ -286,7 +311,7 @@ def torch_step(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", choices=("jax", "torch"), required=True)
+    parser.add_argument("--peer", choices=VARIANTS, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, help="by itself: of the whole turn")
     parser.add_argument("--repeats", type=int, default=20)
@@ -295,7 +320,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    run = {"jax": run_jax, "torch": run_torch}[args.peer]
+    run = run_torch if args.peer.startswith("torch") else run_jax
     run(args, TINY if args.tiny else SIZES)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-from PIL import Image
 
 from daasr_jax.errors import DataError
 
@@ -124,6 +123,8 @@ def resized(image: np.ndarray, size: int, mode: str) -> np.ndarray:
     if mode == "pad":
         image = _square(image)
     if image.shape != (size, size):
+        from PIL import Image  # prepared slices are read without it
+
         picture = Image.fromarray(np.ascontiguousarray(image))
         image = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
     return np.clip(image, 0.0, 1.0)[..., np.newaxis]

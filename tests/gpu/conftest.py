@@ -1,13 +1,13 @@
-"""Tests on a GPU, which need no more than jax, flax, optax, numpy and pytest.
+"""Tests on a GPU, which need no more than jax, flax, optax, numpy, jaxtyping, pytest.
 
     python -m pytest tests/gpu --confcutdir=tests/gpu -p no:cacheprovider \
         -o addopts= -q
 
 runs them on a bare machine: without the settings of the other tests, which are for
-CPUs, and without their plugins. `-m "not full"` leaves out x2 and x3. Files are
-independent, so `-n 3 --dist loadfile` shortens it where pytest-xdist is installed; then
-the times of steps are those of a shared device. Figures come as each test ends, as
-lines that start with MEASURED.
+CPUs, and without their plugins. `-m "not full"` leaves out x2 and x3. The tests of
+parity come first, for a visit that is cut short. Files are independent, so `-n 3 --dist
+loadfile` shortens it where pytest-xdist is installed; then the times of steps are those
+of a shared device. Figures come as each test ends, as lines that start with MEASURED.
 
 `DAASR_GPU_TESTS_ON` names the platform:
 
@@ -19,6 +19,7 @@ lines that start with MEASURED.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != "test_parity.py")  # they come first
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
@@ -75,7 +77,12 @@ def measured(record_property, request):
 
 
 def pytest_report_header():
-    return f"tests of GPUs on: {ON or 'gpu'}"
+    try:
+        kinds = Counter(one.device_kind for one in jax.devices())
+        found = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    except RuntimeError as error:
+        found = "no device: " + " ".join(str(error).split())
+    return [f"tests of GPUs on: {ON or 'gpu'}", f"JAX finds: {found}"]
 
 
 class Figures:
