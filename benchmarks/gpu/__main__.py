@@ -194,6 +194,11 @@ def main() -> None:
         )
     if args.report and not args.out.is_dir():
         parser.error(f"--out={args.out} holds no results")
+    if args.report and not report.is_readable(args.out):
+        parser.error(
+            f"--out={args.out} holds results of another version, or not all: the page "
+            "is made by the version that wrote them"
+        )
     args.cache = args.cache or args.out / "compiled"
     said = without_places(sys.argv[1:], PLACES)
     args.said = shlex.join(["python", "-m", "benchmarks.gpu", *said])

@@ -63,6 +63,12 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
     return text, left_out(found)
 
 
+def is_readable(out: Path) -> bool:
+    """Whether the files of a visit have the form that this page is made from."""
+    path = out / "machine.json"
+    return path.is_file() and json.loads(path.read_text()).get("form") == stage.FORM
+
+
 def left_out(found: dict[str, Any]) -> dict[str, str]:
     """Part -> what became of it and what of it was not run; nothing of a whole one."""
     if "became" not in found:

@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+FORM = 2  # of the files of a visit
 READY = "READY"
 SAID = 77  # exit code of a part whose last line of its log says why it ended
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton")
@@ -186,7 +187,7 @@ def torch_memory(timing: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Card, driver, processor and versions, without touching a device."""
+    """Card, driver, processor and versions, without touching a device; `FORM`."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -194,6 +195,7 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     return {
+        "form": FORM,
         "card": card() or "none",
         "cores": os.cpu_count(),
         "python": platform.python_version(),

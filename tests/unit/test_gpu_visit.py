@@ -190,6 +190,7 @@ def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
         (["--parts", "stop"], "no part is called stop"),
         (["--prepared", "nowhere.npz"], "--prepared=nowhere.npz is not there"),
         (["--report", "--out", "nowhere"], "--out=nowhere holds no results"),
+        (["--report", "--out", "docs/results"], "holds results of another version"),
         (["--out", "docs/results"], "holds results of another visit, such as gpu.json"),
         (["--pack", "p.npz", "--set", "configs/brain_x4_small.py --config.rooot=/x"],
          "--config.rooot=/x is no setting of configs/brain_x4_small.py"),
