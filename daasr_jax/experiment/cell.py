@@ -253,6 +253,7 @@ def run_cell(
         "peak_mib": spent.peak_mib,
         "pairings": number,
         "lpips": lpips,
+        "by_place": True,
         "curve": [[r["step"], r["val/psnr"]] for r in rows if "val/psnr" in r],
         "seconds": spent.total(),
     }
@@ -283,7 +284,7 @@ def evaluate_cell(
         rows, run.table, run.pairing, controls, left_out, used=used, **run.measured()
     )
     report["measured_as"] = "pair"
-    _write(folder / SCORES.format(0), report)
+    _write(folder / SCORES.format(0), report, run.table)
     for k in range(1, pairings if used else 1):
         other = run.config.copy_and_resolve_references()
         with other.unlocked():
@@ -292,7 +293,7 @@ def evaluate_cell(
         rows_k = evaluation.of_all_processes(_predicted(run, pairing), len(run.table))
         again = make_report(rows_k, run.table, pairing, **run.measured())
         again["measured_as"] = run.method
-        _write(folder / SCORES.format(k), again)
+        _write(folder / SCORES.format(k), again, run.table)
     gains = [r.scores["pair"]["psnr"] - r.scores["bicubic"]["psnr"] for r in rows]
     order = np.argsort(gains)
     positions = evenly_spaced(len(run.table), SHOWN)
@@ -385,5 +386,7 @@ def _speed(rows: list[dict[str, Any]]) -> float | None:
     return len(speeds) / sum(1 / s for s in speeds) if speeds else None
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(report, allow_nan=False))
+def _write(path: Path, report: dict[str, Any], table: data.SliceTable) -> None:
+    """Writes scores with what each slice is in every run, see `SliceTable`."""
+    known = {"places": table.places.tolist(), "people": table.people.tolist()}
+    write_atomically(path, json.dumps(report | known, allow_nan=False))

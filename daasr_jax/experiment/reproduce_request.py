@@ -15,7 +15,7 @@ import jax
 from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import ConfigError, unwritable
 from daasr_jax.evaluation.tables import cells
-from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Plan, Trial
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
 from daasr_jax.experiment.configuration import load
@@ -200,9 +200,16 @@ def check_identity(request: Request, *, write: bool) -> None:
 
 
 def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
-    """Whether a job is finished; without LPIPS it is not where that is wanted."""
+    """Whether a job is finished; without LPIPS it is not where that is wanted.
+
+    A cell of before that does not tell which slices of the split it has is evaluated
+    again where they may be some of them.
+    """
     found = kept(folder / job.name / DONE)
-    return found is not None and (found.get("lpips", True) or not lpips)
+    if found is None or (lpips and not found.get("lpips", True)):
+        return False
+    whole = isinstance(job, Trial) or job.track in ("random", NO_TRACK)
+    return whole or found.get("by_place", False)
 
 
 def lease_of(folder: Path, job: Trial | Cell) -> Path:

@@ -58,7 +58,7 @@ def load_row(folder: Path, wanted: Sequence[cells.Cell]) -> Loaded:
     """A row from its cells, one for each seed from 0."""
     found, about, pairings, trouble = [], [], [], ""
     for cell in wanted:
-        own = kept(folder / cell.name / DONE)
+        own = kept(folder / cell.name / DONE) if is_done(folder, cell) else None
         if own is None:
             failed = kept(folder / cell.name / FAILED)
             trouble = trouble or (failed or {}).get("error", "")
@@ -147,7 +147,10 @@ def _group(
         key: load_row(request.workdir, plan.of(key, scale, track, match, seeds))
         for _, key in rows
     }
-    with_runs = {key: found.runs for key, found in loaded.items()}
+    with_runs, others = comparison.on_equal_slices(
+        {key: found.runs for key, found in loaded.items()},
+        [key for key in (base, *loaded) if ROWS[key].guided],
+    )
     any_runs = next((r for r in (with_runs[base], *with_runs.values()) if any(r)), [])
     with_runs = {BICUBIC: comparison.of_bicubic(any_runs)} | with_runs
     resamples = request.setting.budget.resamples
@@ -161,7 +164,7 @@ def _group(
         row = {
             "label": label,
             "row": key,
-            "status": own.status,
+            "status": text.OTHER_SLICES if key in others else own.status,
             "paper": paper.beside(part, key, scale, full=full),
             "statistics": statistics.get(key),
         }

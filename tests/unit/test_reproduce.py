@@ -23,7 +23,12 @@ from daasr_jax.experiment.reproduce import (
     seconds_left,
     wants_lpips,
 )
-from daasr_jax.experiment.reproduce_request import DONE, Request, check_identity
+from daasr_jax.experiment.reproduce_request import (
+    DONE,
+    Request,
+    check_identity,
+    is_done,
+)
 from daasr_jax.experiment.reproduce_tables import write_tables
 from daasr_jax.experiment.sessions import peak_of, session
 from daasr_jax.files import write_atomically
@@ -345,6 +350,41 @@ def test_tables_of_a_folder(tmp_path):
         assert "someone" not in path.read_text()
     assert "--workdir W --data=PATH" in files["table_1.md"].read_text()
     assert "of equal seeds" in files["table_1.md"].read_text()
+
+
+def test_a_table_has_one_set_of_people(tmp_path):
+    """Of two subjects the second alone has another contrast."""
+    asked = request(
+        tmp_path, parts=["table_1"], tracks=["contrast"], only=["edsr", "daasr", "ttsr"]
+    )
+    some = {"places": [2, 3], "people": [2, 2]}
+    for cell in asked.plan().cells:
+        finish(tmp_path, cell, 30, pairings=1)
+        path = tmp_path / cell.name / runs.SCORES.format(0)
+        report = json.loads(path.read_text())
+        if cell.track == "contrast":
+            report["per_slice"] = report["per_slice"][2:]
+            report |= some if cell.row == "daasr_fast" else {"places": [1, 2]}
+        path.write_text(json.dumps(report))
+        found = tmp_path / cell.name / DONE
+        # A cell of before that does not tell its slices is evaluated again.
+        assert is_done(tmp_path, cell) == (cell.row == "edsr")
+        found.write_text(json.dumps(json.loads(found.read_text()) | {"by_place": True}))
+        assert is_done(tmp_path, cell)
+    files = write_tables(asked)
+    (group,) = json.loads(files["table_1.json"].read_text())["groups"]
+    rows = {r["row"]: r for r in group["rows"]}
+    for row in ("bicubic", "edsr", "daasr_fast"):
+        found = rows[row]["statistics"]
+        assert (found["n_slices"], found["n_subjects"]) == (2, 1)
+        assert found["pair"]["psnr"]["mean"] == 32.5
+        assert list(found["pair"]["psnr"]["per_subject"]) == ["2"]
+    assert rows["edsr"]["statistics"]["base_minus"]["psnr"]["mean"] == 0
+    assert rows["ttsr"]["statistics"] is None
+    made = files["table_1.md"].read_text()
+    assert "2 slices of 1 subject(s)." in made
+    assert "| network | subject 2 |" in made
+    assert "TTSR (other slices: it lacks some" in made
 
 
 def test_table_5_names_its_base(tmp_path):

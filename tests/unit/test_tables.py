@@ -221,6 +221,45 @@ class TestComparison:
         )
         assert list(found["per_subject"]) == [str(k) for k in range(1, 13)]
 
+    def test_rows_are_on_the_slices_of_the_guided_network(self):
+        """Another contrast is there of the second of two subjects alone."""
+        edsr = measured(1, subjects=2, slices=2)
+        daasr = comparison.Measured(
+            edsr.slices[2:], edsr.subjects[2:],
+            {"pair": {"psnr": np.array([33.0, 34.0])},
+             "bicubic": {"psnr": edsr.scores["bicubic"]["psnr"][2:]}},
+        )  # fmt: skip
+        other = dataclasses.replace(daasr, slices=edsr.slices[1:3])
+        rows = {"edsr": [[edsr], []], "daasr": [[daasr]], "ttsr": [[other]],
+                "srcnn": [[dataclasses.replace(edsr, slices=("x", "y", "v#2", "z"))]],
+                "none": [[]]}  # fmt: skip
+        found, others = comparison.on_equal_slices(rows, ["daasr", "ttsr"])
+        assert others == ["ttsr", "srcnn"]
+        (one,), none = found["edsr"]
+        assert none == []
+        assert (one.slices, one.subjects) == (daasr.slices, ("s1", "s1"))
+        made = comparison.compare(found, "daasr", resamples=9)
+        assert set(made) == {"edsr", "daasr"}
+        own = edsr.scores["pair"]["psnr"][2:]
+        assert made["edsr"]["pair"]["psnr"]["mean"] == own.mean()
+        assert made["edsr"]["n_slices"] == made["daasr"]["n_slices"] == 2
+        gap = made["edsr"]["base_minus"]["psnr"]
+        assert gap["mean"] == pytest.approx(33.5 - own.mean())
+        # Without a guided network they keep their slices.
+        found, others = comparison.on_equal_slices({"edsr": [[edsr]]}, ["daasr"])
+        assert found["edsr"][0][0].slices == edsr.slices
+        assert others == []
+
+    def test_slices_and_subjects_have_their_numbers_in_the_split(self):
+        report = {
+            "prepared_sha256": "p", "split": "test", "places": [5, 7],
+            "people": [3, 3], "methods": {"bicubic": {}, "sr": {}},
+            "per_slice": [{"subject": "a"}, {"subject": "a"}],
+        }  # fmt: skip
+        found = comparison.measured_of(report, "sr")
+        assert found.slices == ("p/test/5", "p/test/7")
+        assert found.subjects == ("3", "3")
+
     def test_other_slices_are_not_compared(self):
         other = measured(1, slices=3)
         assert (
@@ -261,6 +300,17 @@ class TestText:
         assert "0.016" in made  # no p below, of seven subjects
         rows = [line for line in made.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows[:6]}) == 1
+
+    def test_subjects_have_columns_of_their_own(self):
+        one = record()
+        rows = one["groups"][0]["rows"]
+        one_subject = {"s3": 31.0}
+        rows[0]["statistics"]["pair"]["psnr"]["per_subject"] = one_subject
+        lines = text.markdown(one).splitlines()
+        at = lines.index("PSNR in dB, mean of each subject:") + 2
+        told = [[x.strip() for x in line.split("|")] for line in lines[at : at + 3]]
+        assert told[2][1 + told[0].index("subject s3") - 1] == "31.00"
+        assert told[2].count("-") == 6
 
     def test_not_run(self):
         one = record()
