@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from daasr_jax import data
-from daasr_jax.errors import ConfigError, DataError, DivergedError
+from daasr_jax.data.masks import Masks
+from daasr_jax.errors import ConfigError, DivergedError, UserError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.controls import (
     draw_controls,
-    evenly_spaced,
     measured,
     run_controls,
     uses_reference,
@@ -27,7 +27,8 @@ from daasr_jax.evaluation.controls import (
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Budget, Cell, Trial
-from daasr_jax.experiment import parts
+from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.cell_pictures import PICTURES, keep_pictures
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.opening import Opened, Request, open_split
 from daasr_jax.experiment.record import read_record
@@ -39,14 +40,13 @@ from daasr_jax.training.writers import read_log
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
-SHOWN = 4  # slices of every cell that pictures are kept of, beside the worst and best
 CONTROLS = ("pair", "black", "self")
 TRACK_KEYS = {
     "random": {"track": "random"},
     "neighbour": {"track": "aligned", "aligned": "neighbour"},
     "contrast": {"track": "aligned", "aligned": "contrast"},
 }
-SCORES, PICTURES = "eval_pairing_{}.json", "pictures.npz"
+SCORES = "eval_pairing_{}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Setting:
         changes: Key -> value of every cell's configuration; a keyword of a network is
             left out where the network has none of that name.
         pairings: Reference pairings of the random track that are evaluated.
-        masks: Folder of brain masks, a tree as that of the data; empty for none.
+        masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
     """
 
     data: Config
@@ -145,6 +145,43 @@ def _change(config: Config, key: str, text: str) -> None:
         raise ConfigError("E282", f"--set {key}={text}: {error}") from None
 
 
+def check_data(setting: Setting, jobs: Collection[Trial | Cell]) -> None:
+    """Prepares the data of some jobs, and says what would end them after training.
+
+    Raises:
+        ConfigError: If there is no validation or no test split (E283).
+        DataError: If the data, references or masks cannot be used.
+        UserError: For anything else of the data that a user can mend.
+    """
+    for track in dict.fromkeys(job.track for job in jobs):
+        job = next(job for job in jobs if job.track == track)
+        config = configuration(
+            setting, job.row, job.scale, track=track, seed=0, rate=1.0
+        )
+        settings = parts.data_settings(checks.place_of_data(config))
+        try:
+            prepared = data.prepare(settings)
+            for split in ("val", "test"):
+                table = prepared.splits[split]
+                if not len(table):
+                    raise ConfigError(
+                        "E283",
+                        f"the data have no {split} split: learning rates are chosen on "
+                        "val, and tables are of test. Name the subjects of each, "
+                        "--set data.subjects.train=A,B --set data.subjects.val=C "
+                        "--set data.subjects.test=D,E.",
+                    )
+                parts.make_pairing(config, table)
+        except UserError as error:
+            told = str(error.args[0]).replace("--config.", "--set ")
+            if track != NO_TRACK and error.code != "E283":
+                told = f"--tracks {track}: {told}"
+            raise type(error)(error.code, told) from None
+        if setting.masks:
+            volumes = prepared.splits["test"].volumes.tolist()
+            Masks(Path(setting.masks), prepared, settings).check(volumes)
+
+
 def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     """Trains one learning rate for a short time.
 
@@ -170,12 +207,6 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     rows = read_log(folder)
     scores = [float(r["val/psnr"]) for r in rows if "val/psnr" in r]
     scores = [x for x in scores if math.isfinite(x)]
-    if not scores and not why:
-        raise ConfigError(
-            "E283",
-            "the data have no validation split, on which learning rates are chosen: "
-            "name its subjects, --set data.subjects.val=A,B.",
-        )
     return {
         "rate": trial.rate,
         "psnr": max(scores) if scores and not why else None,
@@ -296,9 +327,13 @@ def evaluate_cell(
         _write(folder / SCORES.format(k), again, run.table)
     gains = [r.scores["pair"]["psnr"] - r.scores["bicubic"]["psnr"] for r in rows]
     order = np.argsort(gains)
-    positions = evenly_spaced(len(run.table), SHOWN)
-    extremes = [int(order[0]), int(order[-1])]
-    _keep_pictures(setting, run, folder / PICTURES, positions, extremes)
+    keep_pictures(
+        run,
+        folder / PICTURES,
+        aligned="",
+        extremes=[int(order[0]), int(order[-1])],
+        masks=setting.masks,
+    )
     kept = ("dataset", "parameters", "commit", "device", "versions", "config_sha256",
             "uses_reference", "pairing_sha256", "protocol", "training",
             "checkpoint_step")  # fmt: skip
@@ -309,74 +344,6 @@ def _predicted(run: Opened, pairing: data.Pairing, **kwargs: Any) -> Any:
     return evaluation.run_split(
         run.predict, run.variables, run.table, pairing, scale=run.config.scale, **kwargs
     )
-
-
-def _keep_pictures(
-    setting: Setting, run: Opened, path: Path, positions: list[int], extremes: list[int]
-) -> None:
-    """Images of some slices, the same in every cell, then the worst and the best."""
-    every = [*positions, *extremes]
-    shown = list(_predicted(run, run.pairing, positions=every))
-    arrays: dict[str, np.ndarray] = {
-        "keys": np.array([run.label(p) for p in every]),
-        "references": np.array([run.label(s.reference) for s in shown]),
-        "psnr": np.array([s.scores[run.method]["psnr"] for s in shown]),
-        "psnr_bicubic": np.array([s.scores["bicubic"]["psnr"] for s in shown]),
-    }
-    for name in ("lr", "ref", "hr", "bicubic", "sr", "confidence", "index"):
-        if name in shown[0].images:
-            stack = np.stack([s.images[name] for s in shown])
-            exact = name == "index"
-            arrays[name] = stack if exact else stack.astype(np.float16)
-    if setting.masks:
-        arrays |= _stripped(setting, run, positions)
-    with path.with_suffix(".part.npz").open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    path.with_suffix(".part.npz").replace(path)
-
-
-def _stripped(
-    setting: Setting, run: Opened, positions: list[int]
-) -> dict[str, np.ndarray]:
-    """The same slices without skull: target and reference times their masks.
-
-    Raises:
-        DataError: If a slice has no mask (E364).
-    """
-    config = run.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.root = setting.masks
-    prepared = data.prepare(parts.data_settings(config))
-    masks = {
-        key: (table, i)
-        for table in prepared.splits.values()
-        for i, key in enumerate(table.keys)
-    }
-
-    def masked(i: int, image: np.ndarray, key: str) -> np.ndarray:
-        if key not in masks:
-            raise DataError(
-                "E364",
-                f"{setting.masks} has no mask of {key}: it needs a file for each "
-                "volume, in folders and with names as those of the data.",
-            )
-        table, k = masks[key]
-        return image * (table.image(k) > 0.5)
-
-    found: dict[str, list[np.ndarray]] = {"hr": [], "bicubic": [], "sr": []}
-    scale = run.config.scale
-    for i in positions:
-        target, reference = run.table.keys[i], int(run.pairing.references[i])
-        hr = masked(i, run.table.image(i), target)
-        ref = masked(reference, run.table.image(reference), run.table.keys[reference])
-        hr, ref = (data.crop_to_multiple(x, scale)[None] for x in (hr, ref))
-        at_once = run.predict.at_once
-        images, _ = jax.device_get(
-            run.predict(run.variables, *(np.repeat(x, at_once, 0) for x in (hr, ref)))
-        )
-        for name in found:
-            found[name].append(images[name][0, ..., 0])
-    return {f"stripped_{k}": np.stack(v).astype(np.float16) for k, v in found.items()}
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:

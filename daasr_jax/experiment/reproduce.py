@@ -52,6 +52,7 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str,
 
     Raises:
         ConfigError: If a name is unknown, or the folder holds cells of other settings.
+        UserError: If the data or the masks cannot be used, before anything is trained.
         Preempted: If it was asked to stop; the same command goes on.
     """
     request.check()
@@ -63,8 +64,22 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str,
         for line in describe(request, plan):
             say(line)
         return {}
+    _check_data(request, plan)
     _run(request, plan, say)
     return write_tables(request)
+
+
+def _check_data(request: Request, plan: Plan) -> None:
+    """Looks at the data of what is missing, before any of it is trained."""
+    jobs = _jobs(plan, request.setting.budget.size)
+    runs.check_data(
+        request.setting,
+        [
+            job
+            for job in jobs
+            if not is_done(request.workdir, job, lpips=wants_lpips(plan, job))
+        ],
+    )
 
 
 def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:

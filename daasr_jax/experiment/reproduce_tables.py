@@ -16,6 +16,7 @@ from daasr_jax.errors import unwritable
 from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, Plan
 from daasr_jax.experiment import cell as runs
+from daasr_jax.experiment.cell_pictures import PICTURES
 from daasr_jax.experiment.installation import command, commit_id, without_places
 from daasr_jax.experiment.reproduce_request import (
     DONE,
@@ -336,7 +337,7 @@ def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
         rows: dict[str, dict[str, np.ndarray]] = {}
         for label, key in plan.rows[part]:
             cell = plan.of(key, scale, track, match)[0]
-            path = request.workdir / cell.name / runs.PICTURES
+            path = request.workdir / cell.name / PICTURES
             if path.is_file() and is_done(request.workdir, cell):
                 with np.load(path) as stored:
                     rows[label] = dict(stored)
