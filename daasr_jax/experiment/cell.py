@@ -42,6 +42,8 @@ Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 CONTROLS = ("pair", "black", "self")
 TRACK_KEYS = {
+    # It looks at no reference, so any slice will do, and no subject is lost for it.
+    NO_TRACK: {"track": "random", "exclude": "slice"},
     "random": {"track": "random"},
     "neighbour": {"track": "aligned", "aligned": "neighbour"},
     "contrast": {"track": "aligned", "aligned": "contrast"},
@@ -60,6 +62,8 @@ class Setting:
             left out where the network has none of that name.
         pairings: Reference pairings of the random track that are evaluated.
         masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
+        track: The first that is asked for. A network without reference is pictured on
+            slices that have one there.
     """
 
     data: Config
@@ -67,6 +71,7 @@ class Setting:
     changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pairings: int = 3
     masks: str = ""
+    track: str = "random"
 
 
 def configuration(
@@ -100,7 +105,7 @@ def configuration(
     source = setting.data.copy_and_resolve_references()
     config.data, config.reference = source.data, source.reference
     config.degradation = source.degradation
-    config.reference.update(TRACK_KEYS["random" if track == NO_TRACK else track])
+    config.reference.update(TRACK_KEYS[track])
     config.scale, config.seed = scale, seed
     config.evaluate.show_progress = False
     config.evaluate.resamples = budget.resamples
@@ -136,7 +141,8 @@ def _change(config: Config, key: str, text: str) -> None:
             return
         raise ConfigError("E282", f"--set {key}: a configuration has no such key.")
     try:
-        value = ast.literal_eval(text)
+        # A text stays one, such as the number of a subject.
+        value = text if isinstance(inner[name], str) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
     try:
@@ -194,7 +200,7 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     """
     budget = setting.budget
     config = configuration(
-        setting, trial.row, trial.scale, track="random", seed=0, rate=trial.rate,
+        setting, trial.row, trial.scale, track=trial.track, seed=0, rate=trial.rate,
         steps=budget.trial_steps,
         epochs=0 if budget.trial_steps else budget.trial_epochs(),
     )  # fmt: skip
@@ -270,7 +276,8 @@ def run_cell(
             train_run(config, str(folder))
         jax.clear_caches()
         gc.collect()
-        about = evaluate_cell(setting, folder, pairings=number, lpips=lpips)
+        seen = setting.track if cell.track == NO_TRACK else cell.track
+        about = evaluate_cell(setting, folder, pairings=number, lpips=lpips, track=seen)
     rows = read_log(folder)
     speed = _speed(rows)
     done = max((int(r["step"]) for r in rows), default=steps)
@@ -292,9 +299,16 @@ def run_cell(
 
 @explained(evaluating=True)
 def evaluate_cell(
-    setting: Setting, folder: Path, *, pairings: int, lpips: bool
+    setting: Setting, folder: Path, *, pairings: int, lpips: bool, track: str
 ) -> dict[str, Any]:
     """Scores of the test split with all pairings and controls, and some pictures.
+
+    Args:
+        setting: Shared by all.
+        folder: Of the run.
+        pairings: Reference pairings to evaluate.
+        lpips: Measure LPIPS too.
+        track: Pictured are slices that have a reference on it.
 
     Returns:
         `parameters`, `uses_reference`, and what names the data and the code.
@@ -330,7 +344,7 @@ def evaluate_cell(
     keep_pictures(
         run,
         folder / PICTURES,
-        aligned="",
+        aligned=TRACK_KEYS[track].get("aligned", ""),
         extremes=[int(order[0]), int(order[-1])],
         masks=setting.masks,
     )

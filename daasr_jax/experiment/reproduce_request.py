@@ -129,14 +129,16 @@ def requested(given: Any, words: Sequence[str]) -> Request:
         scales = [int(x) for x in listed(given.scales)]
     except ValueError:
         raise ConfigError("E285", f"--scales {given.scales}: give 2, 3 or 4.") from None
+    tracks = listed(given.tracks)
+    first = next(iter(cells.asked_tracks(tracks)), "")
     return Request(
         parts=parts,
-        setting=Setting(source, budget, changes, given.pairings, masks),
+        setting=Setting(source, budget, changes, given.pairings, masks, first),
         data=given.data,
         workdir=given.workdir.absolute(),
         only=listed(given.only),
         scales=scales,
-        tracks=listed(given.tracks),
+        tracks=tracks,
         seeds=given.seeds,
         arguments=_unnamed([w for w in words if w not in ("--debug", "--dry_run")]),
     )

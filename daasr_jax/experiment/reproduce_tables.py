@@ -227,8 +227,9 @@ def notes(request: Request) -> list[str]:
         f"{size[b.size]} on the data of `{data}`, budget `{b.name}`, {long}. "
         f"DAASR itself is the row `{ROWS[cells.full(b.size)].label}`. "
         f"Learning rate of each system among {', '.join(f'{r:g}' for r in b.rates)}, "
-        "by the PSNR of validation after trials of equal length; an ablation takes "
-        "that of DAASR. Images/s, minutes and peak memory are those of training.",
+        "by the PSNR of validation after trials of equal length on the track "
+        f"{s.track}; an ablation takes that of DAASR. Images/s, minutes and peak "
+        "memory are those of training.",
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
         f"input. {s.pairings} reference pairings of the random track, one of others. "

@@ -33,6 +33,7 @@ def command(root, workdir, *more):
             "--tracks", "random", "--steps", "10",
             "--masks", str(root.parent / "masks"),
             "--set", "model.kwargs.features=8", "--set", "model.kwargs.blocks=1",
+            "--set", "data.slice_step=1",
             *more]  # fmt: skip
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
 
-from daasr_jax.errors import ConfigError, DivergedError, ResourceError
+from daasr_jax.errors import ConfigError, DivergedError, ResourceError, UserError
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import checks
@@ -32,6 +33,7 @@ from daasr_jax.experiment.reproduce_request import (
 from daasr_jax.experiment.reproduce_tables import write_tables
 from daasr_jax.experiment.sessions import peak_of, session
 from daasr_jax.files import write_atomically
+from tests.data_fixtures import nifti_root, one_line
 
 
 def setting(name="smoke", *, data="quickstart_x4", **changes):
@@ -90,6 +92,58 @@ def test_changes():
         with pytest.raises(ConfigError, match=r"--set train") as error:
             runs.configuration(setting(**{key: value}), "edsr", 4, **kwargs)
         assert error.value.code == "E282"
+
+
+def test_texts_stay_texts():
+    """A subject may have the name 20."""
+    named = setting(**{"data.subjects.test": "20", "data.subjects.val": "09,19"})
+    made = runs.configuration(named, "edsr", 4, track="any", seed=0, rate=1e-3)
+    assert (made.data.subjects.test, made.data.subjects.val) == ("20", "09,19")
+
+
+def test_a_network_without_reference_needs_none():
+    for track, expected in (("any", "slice"), ("neighbour", "subject")):
+        asked = setting()
+        with asked.data.unlocked():
+            asked.data.reference.exclude = "subject"
+        made = runs.configuration(asked, "edsr", 4, track=track, seed=0, rate=1e-3)
+        assert made.reference.exclude == expected
+
+
+def nifti_setting(tmp_path, masks="", **subjects):
+    """Of `openms` by its form: of some people there is one contrast."""
+    root = nifti_root(tmp_path / "data", subjects=5, contrasts="FLAIR,T1W")
+    (root / "patient03/study1_T1W.nii.gz").unlink(missing_ok=True)
+    changes = {f"data.subjects.{k}": v for k, v in subjects.items()}
+    changes["data.slice_step"] = "1"
+    made = setting(data="brain_x4_small", **changes)
+    with made.data.unlocked():
+        made.data.data.root = str(root)
+        made.data.data.cache_dir = str(tmp_path / "cache")
+    return dataclasses.replace(made, masks=masks)
+
+
+def test_the_data_are_looked_at_first(tmp_path):
+    """One person validates: the track random is refused, the others are not."""
+    plan = cells.make_plan(["table_1"], cells.budget("smoke", gpu=False), scales=[4])
+    by_track = {t: [c for c in plan.cells if c.track == t] for t in cells.TRACKS}
+    free = [c for c in plan.cells if c.track == cells.NO_TRACK]
+    split = {"train": "00,01", "val": "02", "test": "03,04"}
+    whole = nifti_setting(tmp_path, **split)
+    runs.check_data(whole, [*by_track["neighbour"], *by_track["contrast"], *free])
+
+    def refused(made, jobs, code, *parts):
+        with pytest.raises(UserError) as error:
+            runs.check_data(made, jobs)
+        assert error.value.code == code
+        one_line(error.value, *parts)
+
+    refused(whole, by_track["random"], "E307", "--tracks random: split 'val' holds one",
+            "--set reference.exclude=volume")  # fmt: skip
+    refused(nifti_setting(tmp_path, train="00,01", test="03,04"), free, "E283",
+            "no val split", "--set data.subjects.val=")  # fmt: skip
+    refused(dataclasses.replace(whole, masks=str(tmp_path)), free, "E364",
+            "patient03/study1_FLAIR_mask.nii.gz")  # fmt: skip
 
 
 def trial(rate, psnr, speed=8.0):

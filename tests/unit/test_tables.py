@@ -72,6 +72,19 @@ class TestPlan:
             "cells/daasr_fast-x4-neighbour-seed1-equal_steps",
         ]
 
+    def test_rates_are_chosen_on_the_first_track(self):
+        plan = cells.make_plan(
+            ["table_1", "table_2"], SMOKE, only=["daasr", "hat", "without_cwt"],
+            scales=[4], tracks=["contrast", "neighbour"],
+        )  # fmt: skip
+        assert plan.tracks["table_2"] == ("neighbour",)
+        assert {(t.row, t.track) for t in plan.trials} == {
+            ("hat", cells.NO_TRACK), ("daasr_fast", "neighbour")
+        }  # fmt: skip
+        names = [t.name for t in plan.trials]
+        assert "trials/hat-x4-rate0.001" in names
+        assert "trials/daasr_fast-x4-neighbour-rate0.001" in names
+
     def test_short_has_equal_time_and_equal_steps(self):
         short = cells.budget("short", gpu=True, minutes=3)
         assert short.size == "published"

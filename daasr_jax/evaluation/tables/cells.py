@@ -243,16 +243,25 @@ def budget(
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A short run that measures one learning rate, and the speed, of a row."""
+    """A short run that measures one learning rate, and the speed, of a row.
+
+    Attributes:
+        row: Key of `ROWS`.
+        scale: s.
+        rate: Learning rate.
+        track: Of training and validation; `NO_TRACK` without reference.
+    """
 
     row: str
     scale: int
     rate: float
+    track: str
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"trials/{self.row}-x{self.scale}-rate{self.rate:g}"
+        track = "" if self.track in ("random", NO_TRACK) else f"{self.track}-"
+        return f"trials/{self.row}-x{self.scale}-{track}rate{self.rate:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,9 +318,22 @@ class Plan:
         self, row: str, scale: int, track: str, match: str, seeds: int | None = None
     ) -> list[Cell]:
         """The cells of a row, one for each seed."""
-        seen = track if ROWS[row].guided else NO_TRACK
         number = self.seeds if seeds is None else seeds
+        seen = _seen(row, track)
         return [Cell(row, scale, seen, seed, match) for seed in range(number)]
+
+
+def _seen(row: str, track: str) -> str:
+    """What a row sees of a track."""
+    return track if ROWS[row].guided else NO_TRACK
+
+
+def asked_tracks(tracks: Collection[str]) -> tuple[str, ...]:
+    """The tracks that are asked for in their order; empty is all.
+
+    All learning rates are chosen on the first, and ablations and figures are of it.
+    """
+    return tuple(t for t in TRACKS if not tracks or t in tracks)
 
 
 def make_plan(
@@ -332,7 +354,7 @@ def make_plan(
         scales, tracks: To keep; empty for those of the paper.
         seeds: Number of training seeds.
     """
-    scales, tracks = tuple(scales), tuple(tracks)
+    scales, chosen = tuple(scales), asked_tracks(tuple(tracks))
     kept = {full(wanted.size) if x in ("daasr", "full") else x for x in only}
     rows: dict[str, list[tuple[str, str]]] = {}
     own_scales, own_tracks = {}, {}
@@ -342,11 +364,9 @@ def make_plan(
         about = PARTS[part]
         labels = dict(about.labels)
         own_scales[part] = tuple(s for s in about.scales if not scales or s in scales)
-        chosen = tuple(t for t in TRACKS if not tracks or t in tracks)
         # An ablation is made on one track: the first that is asked for.
         several = len(about.tracks) > 1
-        one = (chosen if tracks else about.tracks)[:1]
-        own_tracks[part] = chosen if several else one
+        own_tracks[part] = chosen if several else chosen[:1]
         rows[part] = []
         for name in about.rows:
             key = _ALIKE.get(name, name)
@@ -370,9 +390,10 @@ def make_plan(
     for cell in cells:
         row = ROWS[cell.row].tuned_with(cell.row, wanted.size)
         for rate in wanted.rates:
-            trials[Trial(row, cell.scale, rate)] = None
+            trials[Trial(row, cell.scale, rate, _seen(row, chosen[0]))] = None
         if wanted.minutes:  # its own speed
-            trials[Trial(cell.row, cell.scale, wanted.rates[1])] = None
+            own = _seen(cell.row, chosen[0])
+            trials[Trial(cell.row, cell.scale, wanted.rates[1], own)] = None
     plan.trials.extend(trials)
     plan.cells.extend(cells)
     return plan
