@@ -109,9 +109,10 @@ def _reproduce(given: argparse.Namespace, words: list[str]) -> int:
     from daasr_jax.experiment.reproduce_request import requested
 
     request = requested(given, words)
-    files = reproduce(request, lambda x: print(x, flush=True), dry_run=given.dry_run)
-    for name, path in files.items():
-        print(f"{name + ':':<16}{path}")
+    made = reproduce(request, lambda x: print(x, flush=True), dry_run=given.dry_run)
+    for name, path in made.files.items():
+        print(f"{name + ':':<16}{path}", flush=True)
+    made.check()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import time
@@ -37,7 +38,34 @@ CHOSEN = "chosen.json"  # rate and steps of a cell, since it began
 Say = Callable[[str], None]
 
 
-def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str, Path]:
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a command made.
+
+    Attributes:
+        files: Of tables and report, by name.
+        cells: How many were asked for.
+        failed: Trial or cell -> why it is not done, in the order of failing.
+    """
+
+    files: dict[str, Path] = dataclasses.field(default_factory=dict)
+    cells: int = 0
+    failed: dict[Trial | Cell, UserError] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises the first error, a trial's too, where a cell is not done."""
+        number = sum(isinstance(job, Cell) for job in self.failed)
+        if number:
+            job, error = next(iter(self.failed.items()))
+            raise type(error)(
+                error.code,
+                f"{number} of {self.cells} cells failed and are left out, and the same "
+                f"command tries them again; the first to fail was {job.name}: "
+                f"{error.args[0]}",
+            )
+
+
+def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> Made:
     """Runs what is missing and writes tables and report.
 
     A cell that fails is left out, said, and tried again by the next command.
@@ -46,9 +74,6 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str,
         request: What is asked for.
         say: Takes a line of progress.
         dry_run: Say what would be run and how long it may take; run nothing.
-
-    Returns:
-        The files written, by name.
 
     Raises:
         ConfigError: If a name is unknown, or the folder holds cells of other settings.
@@ -63,10 +88,10 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str,
     if dry_run:
         for line in describe(request, plan):
             say(line)
-        return {}
+        return Made()
     _check_data(request, plan)
-    _run(request, plan, say)
-    return write_tables(request)
+    failed = _run(request, plan, say)
+    return Made(write_tables(request), len(plan.cells), failed)
 
 
 def _check_data(request: Request, plan: Plan) -> None:
@@ -93,9 +118,11 @@ def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
     return list(out)
 
 
-def _run(request: Request, plan: Plan, say: Say) -> None:
+def _run(request: Request, plan: Plan, say: Say) -> dict[Trial | Cell, UserError]:
+    """Runs what is missing; returns what failed and nobody has done since, and why."""
     folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
     begin, tried = time.monotonic(), set()
+    failed: dict[Trial | Cell, UserError] = {}
     waited, held = False, set()
 
     def done(job: Trial | Cell) -> bool:
@@ -104,7 +131,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
     while True:
         missing = [j for j in jobs if not done(j) and j not in tried]
         if not missing:
-            return
+            return {job: error for job, error in failed.items() if not done(job)}
         moved = False
         for job in missing:
             with leased(lease_of(folder, job)) as mine:
@@ -115,7 +142,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                     continue
                 tried.add(job)
                 try:
-                    said = _one(request, plan, job, ready)
+                    said, error = _one(request, plan, job, ready)
                 except ResourceError as error:
                     if error.code != "E614":
                         raise
@@ -124,6 +151,8 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                         say(f"{job.name}: another program has it: {error}")
                     held.add(job)
                     continue
+                if error:
+                    failed[job] = error
                 moved = True
                 left = [j for j in jobs if not done(j) and j not in tried]
                 rest = seconds_left(request, left)
@@ -158,14 +187,18 @@ def _needs(
 
 def _one(
     request: Request, plan: Plan, job: Trial | Cell, ready: list[dict[str, Any]]
-) -> str:
-    """Runs one job, and notes that it is done or why not; what to say of it.
+) -> tuple[str, UserError | None]:
+    """Runs one job, and notes that it is done or why not.
+
+    Returns:
+        What to say of it, and why it failed.
 
     Raises:
         ResourceError: If another program has its folder (E614).
         Preempted: If it was asked to stop.
     """
     folder, setting = request.workdir / job.name, request.setting
+    failure = None
     try:
         if isinstance(job, Trial):
             found = runs.run_trial(setting, job, folder)
@@ -183,11 +216,11 @@ def _one(
             raise
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / FAILED, json.dumps({"error": f"error {error.code}"}))
-        said = f"FAILED: {error}"
+        said, failure = f"FAILED: {error}", error
     finally:
         jax.clear_caches()
         gc.collect()
-    return said
+    return said, failure
 
 
 def _run_cell(

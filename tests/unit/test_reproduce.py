@@ -8,7 +8,13 @@ import json
 
 import pytest
 
-from daasr_jax.errors import ConfigError, DivergedError, ResourceError, UserError
+from daasr_jax.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    ResourceError,
+    UserError,
+)
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import checks
@@ -238,6 +244,32 @@ def test_another_program_is_waited_for(tmp_path, monkeypatch):
     assert "0 of 4 left" in said[-1]
 
 
+def test_a_failed_cell_is_an_error(tmp_path, monkeypatch):
+    """One of two cells; its tables are written, and the exit code is its error's."""
+    asked = request(tmp_path, parts=["figure_4"], only=["srcnn", "edsr"])
+    failing = {"edsr"}
+
+    def run_trial(setting, job, folder):
+        return trial(job.rate, 30.0) | {"diverged": "", "seconds": 1.0}
+
+    def run_cell(setting, job, folder, **_):
+        if job.row in failing:
+            raise DataError("E302", "a file")
+        finish(tmp_path, job, 30, pairings=1)
+        return json.loads((folder / DONE).read_text()) | {"lpips": False}
+
+    monkeypatch.setattr(runs, "run_trial", run_trial)
+    monkeypatch.setattr(runs, "run_cell", run_cell)
+    monkeypatch.setattr(runs, "check_data", lambda *_: None)
+    made = reproduce(asked, lambda line: None)
+    assert "failed: error E302" in made.files["figure_4.md"].read_text()
+    with pytest.raises(DataError) as error:
+        made.check()
+    one_line(error.value, "E302", "1 of 2 cells failed", "cells/edsr-x4", "a file")
+    failing.clear()
+    reproduce(asked, lambda line: None).check()
+
+
 def test_sessions_add_up(tmp_path):
     for wrong in (True, False):
         with contextlib.suppress(ValueError), session(tmp_path) as spent:
@@ -347,7 +379,7 @@ def scored(value):
         "measured_as": "sr", "prepared_sha256": "p", "split": "test",
         "pairing_sha256": f"pairing {value}",
         "methods": {m: {"psnr": {"n_nonfinite": 0}, "consistency": {"n_nonfinite": 0}}
-                    for m in methods},
+                    for m in methods} | {"pair": {"psnr": {"mean": value}}},
         "per_slice": [
             {"subject": "ab"[i // 2]}
             | {m: {"psnr": value + i, "consistency": 50.0} for m in methods}
