@@ -7,7 +7,8 @@ import dataclasses
 import gc
 import json
 import math
-from collections.abc import Collection, Mapping
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from daasr_jax.evaluation.controls import (
 )
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.report import make_report
-from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Budget, Cell, Trial
+from daasr_jax.evaluation.tables.budgets import Budget
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Trial
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.cell_pictures import PICTURES, keep_pictures
 from daasr_jax.experiment.configuration import load
@@ -188,12 +190,20 @@ def check_data(setting: Setting, jobs: Collection[Trial | Cell]) -> None:
             Masks(Path(setting.masks), prepared, settings).check(volumes)
 
 
-def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
+def run_trial(
+    setting: Setting, trial: Trial, folder: Path, *, steps: int
+) -> dict[str, Any]:
     """Trains one learning rate for a short time.
+
+    Args:
+        setting: Shared by all.
+        trial: Which.
+        folder: Of the run.
+        steps: Of the training; 0 for a tenth of the epochs.
 
     Returns:
         `psnr`, the best of validation in dB, None where it diverged; `rate`;
-        `images_per_second` and `seconds`.
+        `images_per_second`, past the warm-up, and `seconds`.
 
     Raises:
         UserError: If it cannot be trained.
@@ -201,8 +211,7 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     budget = setting.budget
     config = configuration(
         setting, trial.row, trial.scale, track=trial.track, seed=0, rate=trial.rate,
-        steps=budget.trial_steps,
-        epochs=0 if budget.trial_steps else budget.trial_epochs(),
+        steps=steps, epochs=0 if steps else budget.trial_epochs(),
     )  # fmt: skip
     why = ""
     with session(folder) as spent:
@@ -216,7 +225,8 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     return {
         "rate": trial.rate,
         "psnr": max(scores) if scores and not why else None,
-        "images_per_second": _speed(rows),
+        "images_per_second": settled_speed(rows),
+        "speed": trial.speed,
         "batch": config.train.batch_size,
         "diverged": why,
         "seconds": spent.total(),
@@ -239,7 +249,7 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return max(good, key=lambda t: (t["psnr"], -t["rate"]))
 
 
-def steps_in_time(trials: list[dict[str, Any]], minutes: float) -> int | None:
+def steps_in_time(trials: Sequence[Mapping[str, Any]], minutes: float) -> int | None:
     """Steps of a row in a wall time, by the fastest of its trials; None without one."""
     rates = [t["images_per_second"] / t["batch"] for t in trials
              if t["images_per_second"]]  # fmt: skip
@@ -362,9 +372,19 @@ def _predicted(run: Opened, pairing: data.Pairing, **kwargs: Any) -> Any:
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:
     """Images per second: the harmonic mean of the reports, without the first step."""
-    speeds = [r["images_per_second"] for r in rows if r.get("images_per_second")]
-    speeds = [s for s in speeds if isinstance(s, int | float) and math.isfinite(s)]
+    speeds = _speeds(rows)
     return len(speeds) / sum(1 / s for s in speeds) if speeds else None
+
+
+def settled_speed(rows: list[dict[str, Any]]) -> float | None:
+    """Images per second past the warm-up: the median of the later half of reports."""
+    speeds = _speeds(rows)
+    return statistics.median(speeds[len(speeds) // 2 :]) if speeds else None
+
+
+def _speeds(rows: list[dict[str, Any]]) -> list[float]:
+    speeds = [r["images_per_second"] for r in rows if r.get("images_per_second")]
+    return [s for s in speeds if isinstance(s, int | float) and math.isfinite(s)]
 
 
 def _write(path: Path, report: dict[str, Any], table: data.SliceTable) -> None:

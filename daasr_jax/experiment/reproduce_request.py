@@ -14,7 +14,7 @@ import jax
 
 from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import ConfigError, unwritable
-from daasr_jax.evaluation.tables import cells
+from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Plan, Trial
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
@@ -117,7 +117,7 @@ def requested(given: Any, words: Sequence[str]) -> Request:
         changes[key] = value
     devices.find()
     gpu = jax.default_backend() != "cpu"
-    budget = cells.budget(
+    budget = budgets.budget(
         given.budget, size=given.size, steps=given.steps, minutes=given.minutes, gpu=gpu
     )
     masks = str(place(given.masks).absolute()) if given.masks else ""

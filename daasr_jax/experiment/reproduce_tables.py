@@ -216,18 +216,21 @@ def _compared_with(part: str, base: str, label: str, full: str) -> list[str]:
 def notes(request: Request) -> list[str]:
     """What every table says of itself, a paragraph each."""
     s, b = request.setting, request.setting.budget
-    long = f"{b.minutes:g} minutes each at equal time" if b.minutes else (
+    long = f"planned for {b.minutes:g} minutes each at equal time" if b.minutes else (
         f"{b.steps:,} steps each" if b.steps else f"{b.epochs} epochs each"
     )  # fmt: skip
     if b.minutes:
         long += ", and at equal steps those of the row that makes the fewest in them"
+    tried = "equal length"
+    if b.minutes:
+        tried = f"a tenth of the minutes, {b.trial_steps} steps at least,"
     size = {"small": "Small networks", "published": "Networks of published size"}
     data = Path(request.data).name if Path(request.data).is_absolute() else request.data
     return [
         f"{size[b.size]} on the data of `{data}`, budget `{b.name}`, {long}. "
         f"DAASR itself is the row `{ROWS[cells.full(b.size)].label}`. "
         f"Learning rate of each system among {', '.join(f'{r:g}' for r in b.rates)}, "
-        "by the PSNR of validation after trials of equal length on the track "
+        f"by the PSNR of validation after trials of {tried} on the track "
         f"{s.track}; an ablation takes that of DAASR. Images/s, minutes and peak "
         "memory are those of training.",
         "`black` and `self` are PSNR with no reference and with the target itself as "

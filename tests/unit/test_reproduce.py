@@ -15,20 +15,23 @@ from daasr_jax.errors import (
     ResourceError,
     UserError,
 )
-from daasr_jax.evaluation.tables import cells
+from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import checks
 from daasr_jax.experiment import reproduce as reproducing
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.record import RECORD
 from daasr_jax.experiment.reproduce import (
-    _begun_with,
-    _equal_steps,
     _run,
     describe,
     reproduce,
     seconds_left,
     wants_lpips,
+)
+from daasr_jax.experiment.reproduce_lengths import (
+    begun_with,
+    equal_steps,
+    trial_steps,
 )
 from daasr_jax.experiment.reproduce_request import (
     DONE,
@@ -43,7 +46,7 @@ from tests.data_fixtures import nifti_root, one_line
 
 
 def setting(name="smoke", *, data="quickstart_x4", **changes):
-    budget = cells.budget(name, gpu=False)
+    budget = budgets.budget(name, gpu=False)
     return runs.Setting(load(data), budget, changes)
 
 
@@ -131,7 +134,7 @@ def nifti_setting(tmp_path, masks="", **subjects):
 
 def test_the_data_are_looked_at_first(tmp_path):
     """One person validates: the track random is refused, the others are not."""
-    plan = cells.make_plan(["table_1"], cells.budget("smoke", gpu=False), scales=[4])
+    plan = cells.make_plan(["table_1"], budgets.budget("smoke", gpu=False), scales=[4])
     by_track = {t: [c for c in plan.cells if c.track == t] for t in cells.TRACKS}
     free = [c for c in plan.cells if c.track == cells.NO_TRACK]
     split = {"train": "00,01", "val": "02", "test": "03,04"}
@@ -163,6 +166,31 @@ def test_the_best_rate_of_validation_is_chosen():
         runs.chosen([trial(1e-3, None)])
 
 
+def test_a_speed_is_that_past_the_warm_up():
+    reports = [{"step": 1}, {"images_per_second": 2.0}, {"images_per_second": 5.0},
+               {"val/psnr": 30.0}, {"images_per_second": float("nan")},
+               {"images_per_second": 9.0}, {"images_per_second": 8.0}]  # fmt: skip
+    assert runs.settled_speed(reports) == 8.5
+    assert runs.settled_speed(reports[:1]) is None
+
+
+def test_a_trial_lasts_a_tenth_of_the_minutes(tmp_path):
+    asked = request(tmp_path, setting=setting("short"))  # ten minutes
+    plan = asked.plan()
+    first, rate, *_ = (t for t in plan.trials if t.row == "daasr_fast")
+    assert (first.speed, rate.speed) == (True, False)
+    assert plan.needed(first, "small") == []
+    assert plan.needed(rate, "small") == [first]
+    assert trial_steps(asked, first, []) == 200
+    for speed, steps in ((8.0, 4 * 60), (2.0, 200)):
+        assert trial_steps(asked, rate, [trial(1e-3, None, speed)]) == steps
+    with pytest.raises(ConfigError, match="no trial of daasr_fast") as error:
+        trial_steps(asked, rate, [])
+    assert error.value.code == "E286"
+    by_steps = request(tmp_path)
+    assert {trial_steps(by_steps, t, []) for t in by_steps.plan().trials} == {20}
+
+
 def test_steps_of_minutes():
     assert runs.steps_in_time([trial(1, 1, 8.0), trial(2, 1, 10.0)], 2) == 600
 
@@ -170,15 +198,16 @@ def test_steps_of_minutes():
 
 
 def test_equal_steps_are_those_of_the_first(tmp_path):
-    first = _equal_steps(tmp_path, 4, {"hat": 90, "edsr": 95, "ttsr": None})
+    first = equal_steps(tmp_path, 4, {"hat": 90, "edsr": 95, "ttsr": None})
     assert first == (90, ["ttsr"])
-    assert _equal_steps(tmp_path, 4, {"hat": 70, "ttsr": 60}) == first
-    assert _equal_steps(tmp_path, 2, {"hat": 70}) == (70, [])
+    assert equal_steps(tmp_path, 4, {"hat": 70, "ttsr": 60}) == first
+    assert equal_steps(tmp_path, 2, {"hat": 70}) == (70, [])
 
 
 def ready(plan, *, without=()):
     return [
-        trial(t.rate, 30 + 100 * t.rate) | {"row": t.row, "scale": t.scale}
+        trial(t.rate, 30 + 100 * t.rate)
+        | {"row": t.row, "scale": t.scale, "speed": t.speed}
         for t in plan.trials
         if (t.row, t.rate) not in without
     ]
@@ -194,10 +223,10 @@ def test_a_cell_without_a_speed_is_refused(tmp_path):
     for cell in plan.cells:
         if cell.row == "without_cwt":
             with pytest.raises(ConfigError, match="no trial of without_cwt") as error:
-                _begun_with(asked, plan, cell, found)
+                begun_with(asked, plan, cell, found)
             assert error.value.code == "E286"
         else:
-            begun = _begun_with(asked, plan, cell, found)
+            begun = begun_with(asked, plan, cell, found)
             assert begun["steps"] == 4 * 600
             unknown = ["without_cwt"] if cell.match == "steps" else []
             assert begun["without"] == unknown
@@ -209,13 +238,13 @@ def test_a_run_keeps_the_rate_it_began_with(tmp_path):
     plan = asked.plan()
     cell = next(c for c in plan.cells if c.row == "daasr_fast")
     best = asked.setting.budget.rates[-1]
-    begun = _begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
+    begun = begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
     assert (begun["rate"], len(begun["trials"])) == (asked.setting.budget.rates[1], 2)
     # Nothing was trained yet: the third rate counts.
-    assert _begun_with(asked, plan, cell, ready(plan))["rate"] == best
-    first = _begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
+    assert begun_with(asked, plan, cell, ready(plan))["rate"] == best
+    first = begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
     (tmp_path / cell.name / RECORD).touch()
-    assert _begun_with(asked, plan, cell, ready(plan)) == first == begun
+    assert begun_with(asked, plan, cell, ready(plan)) == first == begun
 
 
 def test_another_program_is_waited_for(tmp_path, monkeypatch):
@@ -223,7 +252,7 @@ def test_another_program_is_waited_for(tmp_path, monkeypatch):
     asked = request(tmp_path, parts=["figure_4"], only=["srcnn"])
     calls, said = [], []
 
-    def run_trial(setting, job, folder):
+    def run_trial(setting, job, folder, *, steps):
         calls.append(job)
         if len(calls) == 1:
             raise ResourceError("E614", "another program")
@@ -249,7 +278,7 @@ def test_a_failed_cell_is_an_error(tmp_path, monkeypatch):
     asked = request(tmp_path, parts=["figure_4"], only=["srcnn", "edsr"])
     failing = {"edsr"}
 
-    def run_trial(setting, job, folder):
+    def run_trial(setting, job, folder, *, steps):
         return trial(job.rate, 30.0) | {"diverged": "", "seconds": 1.0}
 
     def run_cell(setting, job, folder, **_):
@@ -297,6 +326,18 @@ def test_time_left(tmp_path):
     # Four trials of 15 s and four cells, each three times as long.
     assert seconds_left(asked, left[2:]) == 4 * 15 + 4 * 45
     assert describe(asked, plan)[-1].startswith("6 trials and 4 cells of 60 steps, 8")
+
+
+def test_time_left_of_minutes(tmp_path):
+    asked = request(tmp_path, setting=setting("short"))
+    plan = asked.plan()
+    first, *rates = (t for t in plan.trials if t.row == "daasr_fast")
+    assert seconds_left(asked, rates) == 3 * 60
+    assert seconds_left(asked, [first]) is None
+    (tmp_path / first.name).mkdir(parents=True)
+    found = {"seconds": 7.0, "row": first.row, "speed": True}
+    (tmp_path / first.name / DONE).write_text(json.dumps(found))
+    assert seconds_left(asked, [*rates, first, *plan.cells[:1]]) == 3 * 60 + 7 + 600
 
 
 def test_time_left_of_the_paper_is_ten_trials(tmp_path):

@@ -17,13 +17,13 @@ from scipy import stats
 
 from configs.ablation_x4 import ROWS as ABLATIONS
 from daasr_jax.evaluation.statistics import summary
-from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
+from daasr_jax.evaluation.tables import budgets, cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.paired import holm, sign_flip_test
 from daasr_jax.evaluation.tables.pictures import box_of, curves, zoomed
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.reproduce_tables import _beside_equal_time
 
-SMOKE = cells.budget("smoke", gpu=False)
+SMOKE = budgets.budget("smoke", gpu=False)
 
 
 class TestPlan:
@@ -86,16 +86,16 @@ class TestPlan:
         assert "trials/daasr_fast-x4-neighbour-rate0.001" in names
 
     def test_short_has_equal_time_and_equal_steps(self):
-        short = cells.budget("short", gpu=True, minutes=3)
+        short = budgets.budget("short", gpu=True, minutes=3)
         assert short.size == "published"
         plan = cells.make_plan(["table_2"], short, scales=[4])
         assert {c.match for c in plan.cells} == {"time", "steps"}
         # An ablation has a trial of its own for its speed alone.
         own = [t for t in plan.trials if t.row == "without_cwt"]
-        assert [t.rate for t in own] == [short.rates[1]]
+        assert [(t.rate, t.speed) for t in own] == [(short.rates[1], True)]
 
     def test_paper_is_the_recipe(self):
-        made = cells.budget("paper", gpu=False)
+        made = budgets.budget("paper", gpu=False)
         assert (made.size, made.epochs, made.steps) == ("published", 200, 0)
         assert 2e-4 in made.rates
 
