@@ -105,7 +105,19 @@ def test_wrong_input_is_one_line(tmp_path):
         "table": ([*usual, "--table", "9"], "E225", 2, "9"),
         "other": (command(root, tmp_path / "other", "--dry_run"), "E281", 2, "data"),
     }
+    early = {  # before anything is trained
+        "masks": ([], "E364", 3, "study1_T1W_mask.nii.gz"),
+        "val": (["data.val_fraction=0"], "E283", 2, "data.subjects.val"),
+        "one": (["data.subjects.train=0,1,2", "data.subjects.val=3",
+                 "data.subjects.test=4,5"], "E307", 3, "--tracks random"),
+    }  # fmt: skip
+    for name, (changes, *expected) in early.items():
+        more = [word for change in changes for word in ("--set", change)]
+        argv = [*command(root, tmp_path / name, *more), "--only", "daasr,edsr"]
+        cases[name] = argv, *expected
     done = run_all([argv for argv, *_ in cases.values()], tmp_path / "cache")
     for (name, (_, *expected)), result in zip(cases.items(), done, strict=True):
         assert not (wrong := complaint(result, *expected)), (name, wrong)
     assert not work.exists()
+    for name in early:
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["reproduce.json"]
