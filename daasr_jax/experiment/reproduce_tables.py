@@ -345,6 +345,16 @@ def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
             if path.is_file() and is_done(request.workdir, cell):
                 with np.load(path) as stored:
                     rows[label] = dict(stored)
+        guided = [x for x, key in plan.rows[part] if x in rows and ROWS[key].guided]
         if rows:
-            out.append(page.Pictures(part, scale, track, rows))
+            same = _of_equal_slices(rows, guided[0] if guided else next(iter(rows)))
+            out.append(page.Pictures(part, scale, track, same))
     return out
+
+
+def _of_equal_slices(
+    rows: Mapping[str, Mapping[str, np.ndarray]], first: str
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """The rows that picture the slices of `first`; a row of another track does not."""
+    hr = rows[first]["hr"][:-2]
+    return {x: own for x, own in rows.items() if np.array_equal(own["hr"][:-2], hr)}

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from daasr_jax.errors import (
@@ -39,7 +40,7 @@ from daasr_jax.experiment.reproduce_request import (
     check_identity,
     is_done,
 )
-from daasr_jax.experiment.reproduce_tables import write_tables
+from daasr_jax.experiment.reproduce_tables import _of_equal_slices, write_tables
 from daasr_jax.experiment.sessions import peak_of, session
 from daasr_jax.files import write_atomically
 from tests.data_fixtures import nifti_root, one_line
@@ -512,6 +513,16 @@ def test_a_table_has_one_set_of_people(tmp_path):
     assert "2 slices of 1 subject(s)." in made
     assert "| network | subject 2 |" in made
     assert "TTSR (other slices: it lacks some" in made
+
+
+def test_a_figure_has_one_set_of_slices():
+    slices = np.arange(24.0).reshape(6, 2, 2)
+    rows = {
+        "EDSR": {"hr": slices[::-1]},
+        "HAT": {"hr": np.concatenate([slices[:4], slices[:2]])},  # its worst and best
+        "DAASR": {"hr": slices},
+    }
+    assert list(_of_equal_slices(rows, "DAASR")) == ["HAT", "DAASR"]
 
 
 def test_table_5_names_its_base(tmp_path):
