@@ -93,15 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _reproduce(given: argparse.Namespace, words: list[str]) -> int:
+def _reproduce(given: argparse.Namespace, words: list[str]) -> None:
     from daasr_jax.experiment.reproduce import reproduce
     from daasr_jax.experiment.reproduce_request import requested
 
     request = requested(given, words)
-    files = reproduce(request, lambda x: print(x, flush=True), dry_run=given.dry_run)
-    for name, path in files.items():
-        print(f"{name + ':':<16}{path}")
-    return 0
+    made = reproduce(request, lambda x: print(x, flush=True), dry_run=given.dry_run)
+    for name, path in made.files.items():
+        print(f"{name + ':':<16}{path}", flush=True)
+    made.check()
 
 
 if __name__ == "__main__":

@@ -74,6 +74,9 @@ class SliceTable:
         spacing: (N,) float64, distance of adjacent slices of the volume in mm; NaN
             where unknown.
         companions: Other contrasts on the grids of volumes, by the keys of both.
+        places: (N,) int64, place of each slice in the whole split, of which this table
+            may have some slices only.
+        people: (N,) int64, number of the subject in the whole split, from 1.
     """
 
     def __init__(
@@ -98,6 +101,9 @@ class SliceTable:
         self.hashes = np.array([r.sha256 for r in records], dtype=str)
         self.spacing = np.array([r.spacing for r in records], dtype=np.float64)
         self.companions = dict(companions or {})
+        self.places = np.arange(len(records), dtype=np.int64)
+        numbers = {s: n for n, s in enumerate(dict.fromkeys(self.subjects.tolist()), 1)}
+        self.people = np.array([numbers[r.subject] for r in records], dtype=np.int64)
         self._records, self._read = records, read
         fits = len(records) * size * size * 4 <= memory_budget
         empty: list[np.ndarray | None] = [None] * len(records)
@@ -117,9 +123,12 @@ class SliceTable:
             return self._read(kept[i])
 
         records = [self._records[i] for i in kept]
-        return SliceTable(
+        table = SliceTable(
             self.name, records, self.size, read, companions=self.companions
         )
+        chosen = np.asarray(kept, np.int64)
+        table.places, table.people = self.places[chosen], self.people[chosen]
+        return table
 
     def image(self, i: int) -> np.ndarray:
         """The image of slice i, (size, size, 1) float32 in [0, 1], read-only.

@@ -7,7 +7,8 @@ import dataclasses
 import gc
 import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,21 @@ import jax
 import numpy as np
 
 from daasr_jax import data
-from daasr_jax.errors import ConfigError, DataError, DivergedError
+from daasr_jax.data.masks import Masks
+from daasr_jax.errors import ConfigError, DivergedError, UserError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.controls import (
     draw_controls,
-    evenly_spaced,
     measured,
     run_controls,
     uses_reference,
 )
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.report import make_report
-from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Budget, Cell, Trial
-from daasr_jax.experiment import parts
+from daasr_jax.evaluation.tables.budgets import Budget
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Trial
+from daasr_jax.experiment import checks, parts
+from daasr_jax.experiment.cell_pictures import PICTURES, keep_pictures
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.opening import Opened, Request, open_split
 from daasr_jax.experiment.record import read_record
@@ -39,14 +42,15 @@ from daasr_jax.training.writers import read_log
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
-SHOWN = 4  # slices of every cell that pictures are kept of, beside the worst and best
 CONTROLS = ("pair", "black", "self")
 TRACK_KEYS = {
+    # It looks at no reference, so any slice will do, and no subject is lost for it.
+    NO_TRACK: {"track": "random", "exclude": "slice"},
     "random": {"track": "random"},
     "neighbour": {"track": "aligned", "aligned": "neighbour"},
     "contrast": {"track": "aligned", "aligned": "contrast"},
 }
-SCORES, PICTURES = "eval_pairing_{}.json", "pictures.npz"
+SCORES = "eval_pairing_{}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Setting:
         changes: Key -> value of every cell's configuration; a keyword of a network is
             left out where the network has none of that name.
         pairings: Reference pairings of the random track that are evaluated.
-        masks: Folder of brain masks, a tree as that of the data; empty for none.
+        masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
+        track: The first that is asked for. A network without reference is pictured on
+            slices that have one there.
     """
 
     data: Config
@@ -67,6 +73,7 @@ class Setting:
     changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pairings: int = 3
     masks: str = ""
+    track: str = "random"
 
 
 def configuration(
@@ -100,7 +107,7 @@ def configuration(
     source = setting.data.copy_and_resolve_references()
     config.data, config.reference = source.data, source.reference
     config.degradation = source.degradation
-    config.reference.update(TRACK_KEYS["random" if track == NO_TRACK else track])
+    config.reference.update(TRACK_KEYS[track])
     config.scale, config.seed = scale, seed
     config.evaluate.show_progress = False
     config.evaluate.resamples = budget.resamples
@@ -136,7 +143,8 @@ def _change(config: Config, key: str, text: str) -> None:
             return
         raise ConfigError("E282", f"--set {key}: a configuration has no such key.")
     try:
-        value = ast.literal_eval(text)
+        # A text stays one, such as the number of a subject.
+        value = text if isinstance(inner[name], str) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
     try:
@@ -145,21 +153,65 @@ def _change(config: Config, key: str, text: str) -> None:
         raise ConfigError("E282", f"--set {key}={text}: {error}") from None
 
 
-def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
+def check_data(setting: Setting, jobs: Collection[Trial | Cell]) -> None:
+    """Prepares the data of some jobs, and says what would end them after training.
+
+    Raises:
+        ConfigError: If there is no validation or no test split (E283).
+        DataError: If the data, references or masks cannot be used.
+        UserError: For anything else of the data that a user can mend.
+    """
+    for track in dict.fromkeys(job.track for job in jobs):
+        job = next(job for job in jobs if job.track == track)
+        config = configuration(
+            setting, job.row, job.scale, track=track, seed=0, rate=1.0
+        )
+        settings = parts.data_settings(checks.place_of_data(config))
+        try:
+            prepared = data.prepare(settings)
+            for split in ("val", "test"):
+                table = prepared.splits[split]
+                if not len(table):
+                    raise ConfigError(
+                        "E283",
+                        f"the data have no {split} split: learning rates are chosen on "
+                        "val, and tables are of test. Name the subjects of each, "
+                        "--set data.subjects.train=A,B --set data.subjects.val=C "
+                        "--set data.subjects.test=D,E.",
+                    )
+                parts.make_pairing(config, table)
+        except UserError as error:
+            told = str(error.args[0]).replace("--config.", "--set ")
+            if track != NO_TRACK and error.code != "E283":
+                told = f"--tracks {track}: {told}"
+            raise type(error)(error.code, told) from None
+        if setting.masks:
+            volumes = prepared.splits["test"].volumes.tolist()
+            Masks(Path(setting.masks), prepared, settings).check(volumes)
+
+
+def run_trial(
+    setting: Setting, trial: Trial, folder: Path, *, steps: int
+) -> dict[str, Any]:
     """Trains one learning rate for a short time.
+
+    Args:
+        setting: Shared by all.
+        trial: Which.
+        folder: Of the run.
+        steps: Of the training; 0 for a tenth of the epochs.
 
     Returns:
         `psnr`, the best of validation in dB, None where it diverged; `rate`;
-        `images_per_second` and `seconds`.
+        `images_per_second`, past the warm-up, and `seconds`.
 
     Raises:
         UserError: If it cannot be trained.
     """
     budget = setting.budget
     config = configuration(
-        setting, trial.row, trial.scale, track="random", seed=0, rate=trial.rate,
-        steps=budget.trial_steps,
-        epochs=0 if budget.trial_steps else budget.trial_epochs(),
+        setting, trial.row, trial.scale, track=trial.track, seed=0, rate=trial.rate,
+        steps=steps, epochs=0 if steps else budget.trial_epochs(),
     )  # fmt: skip
     why = ""
     with session(folder) as spent:
@@ -170,16 +222,11 @@ def run_trial(setting: Setting, trial: Trial, folder: Path) -> dict[str, Any]:
     rows = read_log(folder)
     scores = [float(r["val/psnr"]) for r in rows if "val/psnr" in r]
     scores = [x for x in scores if math.isfinite(x)]
-    if not scores and not why:
-        raise ConfigError(
-            "E283",
-            "the data have no validation split, on which learning rates are chosen: "
-            "name its subjects, --set data.subjects.val=A,B.",
-        )
     return {
         "rate": trial.rate,
         "psnr": max(scores) if scores and not why else None,
-        "images_per_second": _speed(rows),
+        "images_per_second": settled_speed(rows),
+        "speed": trial.speed,
         "batch": config.train.batch_size,
         "diverged": why,
         "seconds": spent.total(),
@@ -202,7 +249,7 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return max(good, key=lambda t: (t["psnr"], -t["rate"]))
 
 
-def steps_in_time(trials: list[dict[str, Any]], minutes: float) -> int | None:
+def steps_in_time(trials: Sequence[Mapping[str, Any]], minutes: float) -> int | None:
     """Steps of a row in a wall time, by the fastest of its trials; None without one."""
     rates = [t["images_per_second"] / t["batch"] for t in trials
              if t["images_per_second"]]  # fmt: skip
@@ -239,7 +286,8 @@ def run_cell(
             train_run(config, str(folder))
         jax.clear_caches()
         gc.collect()
-        about = evaluate_cell(setting, folder, pairings=number, lpips=lpips)
+        seen = setting.track if cell.track == NO_TRACK else cell.track
+        about = evaluate_cell(setting, folder, pairings=number, lpips=lpips, track=seen)
     rows = read_log(folder)
     speed = _speed(rows)
     done = max((int(r["step"]) for r in rows), default=steps)
@@ -253,6 +301,7 @@ def run_cell(
         "peak_mib": spent.peak_mib,
         "pairings": number,
         "lpips": lpips,
+        "by_place": True,
         "curve": [[r["step"], r["val/psnr"]] for r in rows if "val/psnr" in r],
         "seconds": spent.total(),
     }
@@ -260,9 +309,16 @@ def run_cell(
 
 @explained(evaluating=True)
 def evaluate_cell(
-    setting: Setting, folder: Path, *, pairings: int, lpips: bool
+    setting: Setting, folder: Path, *, pairings: int, lpips: bool, track: str
 ) -> dict[str, Any]:
     """Scores of the test split with all pairings and controls, and some pictures.
+
+    Args:
+        setting: Shared by all.
+        folder: Of the run.
+        pairings: Reference pairings to evaluate.
+        lpips: Measure LPIPS too.
+        track: Pictured are slices that have a reference on it.
 
     Returns:
         `parameters`, `uses_reference`, and what names the data and the code.
@@ -283,7 +339,7 @@ def evaluate_cell(
         rows, run.table, run.pairing, controls, left_out, used=used, **run.measured()
     )
     report["measured_as"] = "pair"
-    _write(folder / SCORES.format(0), report)
+    _write(folder / SCORES.format(0), report, run.table)
     for k in range(1, pairings if used else 1):
         other = run.config.copy_and_resolve_references()
         with other.unlocked():
@@ -292,12 +348,16 @@ def evaluate_cell(
         rows_k = evaluation.of_all_processes(_predicted(run, pairing), len(run.table))
         again = make_report(rows_k, run.table, pairing, **run.measured())
         again["measured_as"] = run.method
-        _write(folder / SCORES.format(k), again)
+        _write(folder / SCORES.format(k), again, run.table)
     gains = [r.scores["pair"]["psnr"] - r.scores["bicubic"]["psnr"] for r in rows]
     order = np.argsort(gains)
-    positions = evenly_spaced(len(run.table), SHOWN)
-    extremes = [int(order[0]), int(order[-1])]
-    _keep_pictures(setting, run, folder / PICTURES, positions, extremes)
+    keep_pictures(
+        run,
+        folder / PICTURES,
+        aligned=TRACK_KEYS[track].get("aligned", ""),
+        extremes=[int(order[0]), int(order[-1])],
+        masks=setting.masks,
+    )
     kept = ("dataset", "parameters", "commit", "device", "versions", "config_sha256",
             "uses_reference", "pairing_sha256", "protocol", "training",
             "checkpoint_step")  # fmt: skip
@@ -310,80 +370,24 @@ def _predicted(run: Opened, pairing: data.Pairing, **kwargs: Any) -> Any:
     )
 
 
-def _keep_pictures(
-    setting: Setting, run: Opened, path: Path, positions: list[int], extremes: list[int]
-) -> None:
-    """Images of some slices, the same in every cell, then the worst and the best."""
-    every = [*positions, *extremes]
-    shown = list(_predicted(run, run.pairing, positions=every))
-    arrays: dict[str, np.ndarray] = {
-        "keys": np.array([run.label(p) for p in every]),
-        "references": np.array([run.label(s.reference) for s in shown]),
-        "psnr": np.array([s.scores[run.method]["psnr"] for s in shown]),
-        "psnr_bicubic": np.array([s.scores["bicubic"]["psnr"] for s in shown]),
-    }
-    for name in ("lr", "ref", "hr", "bicubic", "sr", "confidence", "index"):
-        if name in shown[0].images:
-            stack = np.stack([s.images[name] for s in shown])
-            exact = name == "index"
-            arrays[name] = stack if exact else stack.astype(np.float16)
-    if setting.masks:
-        arrays |= _stripped(setting, run, positions)
-    with path.with_suffix(".part.npz").open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    path.with_suffix(".part.npz").replace(path)
-
-
-def _stripped(
-    setting: Setting, run: Opened, positions: list[int]
-) -> dict[str, np.ndarray]:
-    """The same slices without skull: target and reference times their masks.
-
-    Raises:
-        DataError: If a slice has no mask (E364).
-    """
-    config = run.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.root = setting.masks
-    prepared = data.prepare(parts.data_settings(config))
-    masks = {
-        key: (table, i)
-        for table in prepared.splits.values()
-        for i, key in enumerate(table.keys)
-    }
-
-    def masked(i: int, image: np.ndarray, key: str) -> np.ndarray:
-        if key not in masks:
-            raise DataError(
-                "E364",
-                f"{setting.masks} has no mask of {key}: it needs a file for each "
-                "volume, in folders and with names as those of the data.",
-            )
-        table, k = masks[key]
-        return image * (table.image(k) > 0.5)
-
-    found: dict[str, list[np.ndarray]] = {"hr": [], "bicubic": [], "sr": []}
-    scale = run.config.scale
-    for i in positions:
-        target, reference = run.table.keys[i], int(run.pairing.references[i])
-        hr = masked(i, run.table.image(i), target)
-        ref = masked(reference, run.table.image(reference), run.table.keys[reference])
-        hr, ref = (data.crop_to_multiple(x, scale)[None] for x in (hr, ref))
-        at_once = run.predict.at_once
-        images, _ = jax.device_get(
-            run.predict(run.variables, *(np.repeat(x, at_once, 0) for x in (hr, ref)))
-        )
-        for name in found:
-            found[name].append(images[name][0, ..., 0])
-    return {f"stripped_{k}": np.stack(v).astype(np.float16) for k, v in found.items()}
-
-
 def _speed(rows: list[dict[str, Any]]) -> float | None:
     """Images per second: the harmonic mean of the reports, without the first step."""
-    speeds = [r["images_per_second"] for r in rows if r.get("images_per_second")]
-    speeds = [s for s in speeds if isinstance(s, int | float) and math.isfinite(s)]
+    speeds = _speeds(rows)
     return len(speeds) / sum(1 / s for s in speeds) if speeds else None
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(report, allow_nan=False))
+def settled_speed(rows: list[dict[str, Any]]) -> float | None:
+    """Images per second past the warm-up: the median of the later half of reports."""
+    speeds = _speeds(rows)
+    return statistics.median(speeds[len(speeds) // 2 :]) if speeds else None
+
+
+def _speeds(rows: list[dict[str, Any]]) -> list[float]:
+    speeds = [r["images_per_second"] for r in rows if r.get("images_per_second")]
+    return [s for s in speeds if isinstance(s, int | float) and math.isfinite(s)]
+
+
+def _write(path: Path, report: dict[str, Any], table: data.SliceTable) -> None:
+    """Writes scores with what each slice is in every run, see `SliceTable`."""
+    known = {"places": table.places.tolist(), "people": table.people.tolist()}
+    write_atomically(path, json.dumps(report | known, allow_nan=False))

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from daasr_jax.errors import ConfigError, Preempted, ResourceError, UserError
+from daasr_jax.errors import Preempted, ResourceError, UserError
 from daasr_jax.evaluation.tables import cells
-from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
+from daasr_jax.evaluation.tables.cells import Cell, Plan, Trial
 from daasr_jax.experiment import cell as runs
-from daasr_jax.experiment.record import RECORD
+from daasr_jax.experiment.reproduce_lengths import begun_with, trial_steps
 from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
     Request,
     check_identity,
-    equal_steps_file,
     is_done,
     lease_of,
 )
@@ -32,12 +32,38 @@ from daasr_jax.runtime.lease import holder, leased
 from daasr_jax.training.progress import clock
 
 WAIT_SECONDS = 5.0
-CHOSEN = "chosen.json"  # rate and steps of a cell, since it began
 
 Say = Callable[[str], None]
 
 
-def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str, Path]:
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a command made.
+
+    Attributes:
+        files: Of tables and report, by name.
+        cells: How many were asked for.
+        failed: Trial or cell -> why it is not done, in the order of failing.
+    """
+
+    files: dict[str, Path] = dataclasses.field(default_factory=dict)
+    cells: int = 0
+    failed: dict[Trial | Cell, UserError] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises the first error, a trial's too, where a cell is not done."""
+        number = sum(isinstance(job, Cell) for job in self.failed)
+        if number:
+            job, error = next(iter(self.failed.items()))
+            raise type(error)(
+                error.code,
+                f"{number} of {self.cells} cells failed and are left out, and the same "
+                f"command tries them again; the first to fail was {job.name}: "
+                f"{error.args[0]}",
+            )
+
+
+def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> Made:
     """Runs what is missing and writes tables and report.
 
     A cell that fails is left out, said, and tried again by the next command.
@@ -47,11 +73,9 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str,
         say: Takes a line of progress.
         dry_run: Say what would be run and how long it may take; run nothing.
 
-    Returns:
-        The files written, by name.
-
     Raises:
         ConfigError: If a name is unknown, or the folder holds cells of other settings.
+        UserError: If the data or the masks cannot be used, before anything is trained.
         Preempted: If it was asked to stop; the same command goes on.
     """
     request.check()
@@ -62,9 +86,23 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> dict[str,
     if dry_run:
         for line in describe(request, plan):
             say(line)
-        return {}
-    _run(request, plan, say)
-    return write_tables(request)
+        return Made()
+    _check_data(request, plan)
+    failed = _run(request, plan, say)
+    return Made(write_tables(request), len(plan.cells), failed)
+
+
+def _check_data(request: Request, plan: Plan) -> None:
+    """Looks at the data of what is missing, before any of it is trained."""
+    jobs = _jobs(plan, request.setting.budget.size)
+    runs.check_data(
+        request.setting,
+        [
+            job
+            for job in jobs
+            if not is_done(request.workdir, job, lpips=wants_lpips(plan, job))
+        ],
+    )
 
 
 def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
@@ -78,9 +116,11 @@ def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
     return list(out)
 
 
-def _run(request: Request, plan: Plan, say: Say) -> None:
+def _run(request: Request, plan: Plan, say: Say) -> dict[Trial | Cell, UserError]:
+    """Runs what is missing; returns what failed and nobody has done since, and why."""
     folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
     begin, tried = time.monotonic(), set()
+    failed: dict[Trial | Cell, UserError] = {}
     waited, held = False, set()
 
     def done(job: Trial | Cell) -> bool:
@@ -89,7 +129,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
     while True:
         missing = [j for j in jobs if not done(j) and j not in tried]
         if not missing:
-            return
+            return {job: error for job, error in failed.items() if not done(job)}
         moved = False
         for job in missing:
             with leased(lease_of(folder, job)) as mine:
@@ -100,7 +140,7 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                     continue
                 tried.add(job)
                 try:
-                    said = _one(request, plan, job, ready)
+                    said, error = _one(request, plan, job, ready)
                 except ResourceError as error:
                     if error.code != "E614":
                         raise
@@ -109,6 +149,8 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
                         say(f"{job.name}: another program has it: {error}")
                     held.add(job)
                     continue
+                if error:
+                    failed[job] = error
                 moved = True
                 left = [j for j in jobs if not done(j) and j not in tried]
                 rest = seconds_left(request, left)
@@ -130,11 +172,10 @@ def _run(request: Request, plan: Plan, say: Say) -> None:
 def _needs(
     request: Request, plan: Plan, job: Trial | Cell, tried: Collection[Any]
 ) -> list[dict[str, Any]] | None:
-    """Results of the trials that a cell needs; None while another makes them."""
-    if isinstance(job, Trial):
-        return []
+    """Results of the trials that a job needs; None while another makes them."""
     needed = plan.needed(job, request.setting.budget.size)
-    if job.match == "steps" and request.setting.budget.minutes:
+    timed = isinstance(job, Cell) and job.match == "steps"
+    if timed and request.setting.budget.minutes:
         needed = [t for t in plan.trials if t.scale == job.scale]
     found = [kept(request.workdir / t.name / DONE) for t in needed]
     settled = all(f or t in tried for f, t in zip(found, needed, strict=True))
@@ -143,17 +184,22 @@ def _needs(
 
 def _one(
     request: Request, plan: Plan, job: Trial | Cell, ready: list[dict[str, Any]]
-) -> str:
-    """Runs one job, and notes that it is done or why not; what to say of it.
+) -> tuple[str, UserError | None]:
+    """Runs one job, and notes that it is done or why not.
+
+    Returns:
+        What to say of it, and why it failed.
 
     Raises:
         ResourceError: If another program has its folder (E614).
         Preempted: If it was asked to stop.
     """
     folder, setting = request.workdir / job.name, request.setting
+    failure = None
     try:
         if isinstance(job, Trial):
-            found = runs.run_trial(setting, job, folder)
+            steps = trial_steps(request, job, ready)
+            found = runs.run_trial(setting, job, folder, steps=steps)
             score = found["psnr"]
             said = found["diverged"] or f"validation {score:.2f} dB"
             found |= {"row": job.row, "scale": job.scale}
@@ -168,17 +214,17 @@ def _one(
             raise
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / FAILED, json.dumps({"error": f"error {error.code}"}))
-        said = f"FAILED: {error}"
+        said, failure = f"FAILED: {error}", error
     finally:
         jax.clear_caches()
         gc.collect()
-    return said
+    return said, failure
 
 
 def _run_cell(
     request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
-    begun = _begun_with(request, plan, job, ready)
+    begun = begun_with(request, plan, job, ready)
     found = runs.run_cell(
         request.setting,
         job,
@@ -196,79 +242,6 @@ def _run_cell(
     return found, said
 
 
-def _begun_with(
-    request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Rate and steps of a cell: those of its run, else what the trials say now.
-
-    A trial that failed may succeed later. A run that has begun keeps what it has.
-
-    Returns:
-        `rate`, `steps`, `trials`, rate -> PSNR of those that were tried, and
-        `without`, the rows of which equal steps know no speed.
-
-    Raises:
-        UserError: If no rate trained (E503), or the speed is not known (E286).
-    """
-    folder, budget = request.workdir / job.name, request.setting.budget
-    found = kept(folder / CHOSEN) if (folder / RECORD).is_file() else None
-    if found is None:
-        tuned = ROWS[job.row].tuned_with(job.row, budget.size)
-        own = [t for t in ready if (t["row"], t["scale"]) == (tuned, job.scale)]
-        rate, steps, without = runs.chosen(own)["rate"], budget.steps, []
-        if budget.minutes:
-            rows = {t.row for t in plan.trials if t.scale == job.scale}
-            given = {
-                row: runs.steps_in_time(
-                    [t for t in ready if t["row"] == row], budget.minutes
-                )
-                for row in sorted({job.row, *rows})
-            }
-            steps = given[job.row]
-            if steps is None:
-                raise ConfigError(
-                    "E286",
-                    f"no trial of {job.row} at x{job.scale} came far enough to tell "
-                    f"how many steps {budget.minutes:g} minutes are: the folders in "
-                    "trials/ have why. The next command tries them again.",
-                )
-            if job.match == "steps":
-                steps, without = _equal_steps(request.workdir, job.scale, given)
-        found = {
-            "rate": rate,
-            "steps": steps,
-            "trials": {f"{t['rate']:g}": t["psnr"] for t in own},
-            "without": without,
-        }
-        write_atomically(folder / CHOSEN, json.dumps(found, indent=1))
-    return found
-
-
-def _equal_steps(
-    folder: Path, scale: int, given: Mapping[str, int | None]
-) -> tuple[int, list[str]]:
-    """The steps of all equal cells of a scale: what the first of them was given.
-
-    They are those of the row that makes the fewest in its minutes.
-
-    Args:
-        folder: Of the work.
-        scale: s.
-        given: Row -> steps in its minutes; None where no trial told its speed.
-
-    Returns:
-        The steps, and the rows that had no part in them.
-    """
-    path = equal_steps_file(folder, scale)
-    found = kept(path)
-    if found is None:
-        known = [n for n in given.values() if n is not None]
-        without = [row for row, n in given.items() if n is None]
-        found = {"steps": min(known), "without": without}
-        write_atomically(path, json.dumps(found))
-    return found["steps"], found.get("without", [])
-
-
 def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
     """Whether a table of the plan has LPIPS of a cell."""
     return any(
@@ -280,31 +253,32 @@ def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
 def seconds_left(request: Request, left: Sequence[Trial | Cell]) -> float | None:
     """Seconds that jobs may take here, from those that are done; None if unknown.
 
-    A job is taken to last as the mean of its row, else of all of its kind. Where no
-    cell is done, minutes of the budget count, else the trials and the lengths.
+    A job is taken to last as the mean of its row, else of all of its kind. Where none
+    is done, minutes of the budget count, else the trials and the lengths.
     """
     budget = request.setting.budget
-    spent: dict[tuple[type, str], list[float]] = {}
+    spent: dict[tuple[str, str], list[float]] = {}
     for path in request.workdir.glob(f"*/*/{DONE}"):
         found = kept(path) or {}
         if "seconds" in found:
-            kind = Trial if path.parts[-3] == "trials" else Cell
+            kind = "speed" if found.get("speed") else path.parts[-3]
             for row in (found["row"], ""):
                 spent.setdefault((kind, row), []).append(found["seconds"])
     total = 0.0
     for job in left:
-        known = spent.get((type(job), job.row)) or spent.get((type(job), ""))
+        kind = "cells" if isinstance(job, Cell) else "speed" if job.speed else "trials"
+        known = spent.get((kind, job.row)) or spent.get((kind, ""))
         if known:
             total += float(np.mean(known))
-        elif isinstance(job, Cell) and budget.minutes:
-            total += 60 * budget.minutes
-        elif spent.get((Trial, "")):
+        elif kind != "speed" and budget.minutes:
+            total += (60 if kind == "cells" else 6) * budget.minutes
+        elif kind == "cells" and spent.get(("trials", "")):
             part = (
                 budget.steps / budget.trial_steps
                 if budget.trial_steps
                 else budget.epochs / budget.trial_epochs()
             )
-            total += part * float(np.mean(spent[Trial, ""]))
+            total += part * float(np.mean(spent["trials", ""]))
         else:
             return None
     return total

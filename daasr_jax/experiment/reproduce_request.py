@@ -14,8 +14,8 @@ import jax
 
 from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import ConfigError, unwritable
-from daasr_jax.evaluation.tables import cells
-from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
+from daasr_jax.evaluation.tables import budgets, cells
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Plan, Trial
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
 from daasr_jax.experiment.configuration import load
@@ -117,7 +117,7 @@ def requested(given: Any, words: Sequence[str]) -> Request:
         changes[key] = value
     devices.find()
     gpu = jax.default_backend() != "cpu"
-    budget = cells.budget(
+    budget = budgets.budget(
         given.budget, size=given.size, steps=given.steps, minutes=given.minutes, gpu=gpu
     )
     masks = str(place(given.masks).absolute()) if given.masks else ""
@@ -129,14 +129,16 @@ def requested(given: Any, words: Sequence[str]) -> Request:
         scales = [int(x) for x in listed(given.scales)]
     except ValueError:
         raise ConfigError("E285", f"--scales {given.scales}: give 2, 3 or 4.") from None
+    tracks = listed(given.tracks)
+    first = next(iter(cells.asked_tracks(tracks)), "")
     return Request(
         parts=parts,
-        setting=Setting(source, budget, changes, given.pairings, masks),
+        setting=Setting(source, budget, changes, given.pairings, masks, first),
         data=given.data,
         workdir=given.workdir.absolute(),
         only=listed(given.only),
         scales=scales,
-        tracks=listed(given.tracks),
+        tracks=tracks,
         seeds=given.seeds,
         arguments=_unnamed([w for w in words if w not in ("--debug", "--dry_run")]),
     )
@@ -200,9 +202,16 @@ def check_identity(request: Request, *, write: bool) -> None:
 
 
 def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
-    """Whether a job is finished; without LPIPS it is not where that is wanted."""
+    """Whether a job is finished; without LPIPS it is not where that is wanted.
+
+    A cell of before that does not tell which slices of the split it has is evaluated
+    again where they may be some of them.
+    """
     found = kept(folder / job.name / DONE)
-    return found is not None and (found.get("lpips", True) or not lpips)
+    if found is None or (lpips and not found.get("lpips", True)):
+        return False
+    whole = isinstance(job, Trial) or job.track in ("random", NO_TRACK)
+    return whole or found.get("by_place", False)
 
 
 def lease_of(folder: Path, job: Trial | Cell) -> Path:

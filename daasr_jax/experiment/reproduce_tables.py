@@ -16,6 +16,7 @@ from daasr_jax.errors import unwritable
 from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, Plan
 from daasr_jax.experiment import cell as runs
+from daasr_jax.experiment.cell_pictures import PICTURES
 from daasr_jax.experiment.installation import command, commit_id, without_places
 from daasr_jax.experiment.reproduce_request import (
     DONE,
@@ -58,7 +59,7 @@ def load_row(folder: Path, wanted: Sequence[cells.Cell]) -> Loaded:
     """A row from its cells, one for each seed from 0."""
     found, about, pairings, trouble = [], [], [], ""
     for cell in wanted:
-        own = kept(folder / cell.name / DONE)
+        own = kept(folder / cell.name / DONE) if is_done(folder, cell) else None
         if own is None:
             failed = kept(folder / cell.name / FAILED)
             trouble = trouble or (failed or {}).get("error", "")
@@ -147,7 +148,10 @@ def _group(
         key: load_row(request.workdir, plan.of(key, scale, track, match, seeds))
         for _, key in rows
     }
-    with_runs = {key: found.runs for key, found in loaded.items()}
+    with_runs, others = comparison.on_equal_slices(
+        {key: found.runs for key, found in loaded.items()},
+        [key for key in (base, *loaded) if ROWS[key].guided],
+    )
     any_runs = next((r for r in (with_runs[base], *with_runs.values()) if any(r)), [])
     with_runs = {BICUBIC: comparison.of_bicubic(any_runs)} | with_runs
     resamples = request.setting.budget.resamples
@@ -161,7 +165,7 @@ def _group(
         row = {
             "label": label,
             "row": key,
-            "status": own.status,
+            "status": text.OTHER_SLICES if key in others else own.status,
             "paper": paper.beside(part, key, scale, full=full),
             "statistics": statistics.get(key),
         }
@@ -212,19 +216,23 @@ def _compared_with(part: str, base: str, label: str, full: str) -> list[str]:
 def notes(request: Request) -> list[str]:
     """What every table says of itself, a paragraph each."""
     s, b = request.setting, request.setting.budget
-    long = f"{b.minutes:g} minutes each at equal time" if b.minutes else (
+    long = f"planned for {b.minutes:g} minutes each at equal time" if b.minutes else (
         f"{b.steps:,} steps each" if b.steps else f"{b.epochs} epochs each"
     )  # fmt: skip
     if b.minutes:
         long += ", and at equal steps those of the row that makes the fewest in them"
+    tried = "equal length"
+    if b.minutes:
+        tried = f"a tenth of the minutes, {b.trial_steps} steps at least,"
     size = {"small": "Small networks", "published": "Networks of published size"}
     data = Path(request.data).name if Path(request.data).is_absolute() else request.data
     return [
         f"{size[b.size]} on the data of `{data}`, budget `{b.name}`, {long}. "
         f"DAASR itself is the row `{ROWS[cells.full(b.size)].label}`. "
         f"Learning rate of each system among {', '.join(f'{r:g}' for r in b.rates)}, "
-        "by the PSNR of validation after trials of equal length; an ablation takes "
-        "that of DAASR. Images/s, minutes and peak memory are those of training.",
+        f"by the PSNR of validation after trials of {tried} on the track "
+        f"{s.track}; an ablation takes that of DAASR. Images/s, minutes and peak "
+        "memory are those of training.",
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
         f"input. {s.pairings} reference pairings of the random track, one of others. "
@@ -333,10 +341,20 @@ def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
         rows: dict[str, dict[str, np.ndarray]] = {}
         for label, key in plan.rows[part]:
             cell = plan.of(key, scale, track, match)[0]
-            path = request.workdir / cell.name / runs.PICTURES
+            path = request.workdir / cell.name / PICTURES
             if path.is_file() and is_done(request.workdir, cell):
                 with np.load(path) as stored:
                     rows[label] = dict(stored)
+        guided = [x for x, key in plan.rows[part] if x in rows and ROWS[key].guided]
         if rows:
-            out.append(page.Pictures(part, scale, track, rows))
+            same = _of_equal_slices(rows, guided[0] if guided else next(iter(rows)))
+            out.append(page.Pictures(part, scale, track, same))
     return out
+
+
+def _of_equal_slices(
+    rows: Mapping[str, Mapping[str, np.ndarray]], first: str
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """The rows that picture the slices of `first`; a row of another track does not."""
+    hr = rows[first]["hr"][:-2]
+    return {x: own for x, own in rows.items() if np.array_equal(own["hr"][:-2], hr)}

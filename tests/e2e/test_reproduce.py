@@ -8,18 +8,32 @@ import numpy as np
 import pytest
 
 from daasr_jax.evaluation.tables import text
-from tests.data_fixtures import fastmri_root
+from tests.data_fixtures import LPS_AFFINE, nifti_root, scan_voxels, write_nifti
 from tests.e2e.commands import complaint, run_all, start, until_saved
 
 pytestmark = pytest.mark.timeout(900)
+
+
+def masks_of(root, folder):
+    """Of each volume 0 and 1, in uint8, stored from right to left; slice 1 is blank."""
+    for path in root.rglob("*.nii.gz"):
+        inside = (scan_voxels(0) > 0).astype(np.uint8)
+        inside[1] = inside[:, :12] = inside[:, :, :6] = 0
+        turned = LPS_AFFINE.copy()
+        turned[0, 0] *= -1
+        turned[0, 3] = LPS_AFFINE[0, 0] * (inside.shape[2] - 1)
+        name = path.relative_to(root).as_posix().replace(".nii", "_mask.nii")
+        write_nifti(folder / name, inside[:, :, ::-1], turned)
 
 
 def command(root, workdir, *more):
     return ["reproduce.py", "--table", "1", "--figure", "4",
             "--data", "configs/brain_x4_small.py", "--data_root", str(root),
             "--workdir", str(workdir), "--only", "srcnn,edsr", "--scales", "4",
-            "--tracks", "random", "--steps", "10", "--masks", str(root),
+            "--tracks", "random", "--steps", "10",
+            "--masks", str(root.parent / "masks"),
             "--set", "model.kwargs.features=8", "--set", "model.kwargs.blocks=1",
+            "--set", "data.slice_step=1",
             *more]  # fmt: skip
 
 
@@ -30,7 +44,8 @@ def rows(workdir):
 
 @pytest.mark.full
 def test_killed_and_shared_is_as_in_one_go(tmp_path):
-    root = fastmri_root(tmp_path / "data", train=6, val=3)
+    root = nifti_root(tmp_path / "data", subjects=8, contrasts="T1W")
+    masks_of(root, tmp_path / "masks")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     begun = parts / "cells/srcnn-x4-any-seed0-equal_steps"
@@ -53,12 +68,22 @@ def test_killed_and_shared_is_as_in_one_go(tmp_path):
     assert "not finite" not in rows(whole)
     with np.load(begun / "pictures.npz") as kept:
         assert kept["sr"].shape == kept["hr"].shape
-        assert (kept["stripped_hr"] == 0).any()
+        stripped, hr = kept["stripped_hr"], kept["hr"][:-2]
+        blank = np.char.endswith(kept["keys"][:-2], "#001")
+        assert blank.tolist() == [True, False] * 2  # the middle halves of two volumes
+        assert not stripped[blank].any()
+        assert not stripped[:, :30].any()
+        assert not stripped[:, :, :17].any()
+        np.testing.assert_array_equal(
+            stripped[~blank, 34:50, 22:40], hr[~blank, 34:50, 22:40]
+        )
         named = [*kept["keys"], *kept["references"]]
-    assert not [name for name in named if "file_" in name]  # hashes, as in all results
+    assert not [
+        name for name in named if "patient" in name
+    ]  # hashes, as in all results
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert "without skull" in page
-    assert "file_" not in page
+    assert "patient0" not in page
     assert "not run" in page
     again = start(command(root, whole, "--dry_run"), tmp_path / "cache")
     out, err = again.communicate(timeout=200)
@@ -67,7 +92,7 @@ def test_killed_and_shared_is_as_in_one_go(tmp_path):
 
 
 def test_wrong_input_is_one_line(tmp_path):
-    root, work = fastmri_root(tmp_path / "data", train=6, val=3), tmp_path / "w"
+    root, work = nifti_root(tmp_path / "data"), tmp_path / "w"
     usual = command(root, work, "--dry_run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "reproduce.json").write_text('{"data": {}, "budget": {}}')
@@ -80,7 +105,20 @@ def test_wrong_input_is_one_line(tmp_path):
         "table": ([*usual, "--table", "9"], "E225", 2, "9"),
         "other": (command(root, tmp_path / "other", "--dry_run"), "E281", 2, "data"),
     }
+    early = {  # before anything is trained
+        "masks": ([], "E364", 3, "study1_T1W_mask.nii.gz"),
+        "val": (["data.val_fraction=0"], "E283", 2, "data.subjects.val"),
+        "one": (["data.subjects.train=0,1,2", "data.subjects.val=3",
+                 "data.subjects.test=4,5"], "E307", 3, "--tracks random"),
+    }  # fmt: skip
+    for name, (changes, *expected) in early.items():
+        more = [word for change in changes for word in ("--set", change)]
+        argv = [*command(root, tmp_path / name, *more), "--only", "daasr,edsr"]
+        argv += ["--masks", ""] if name == "one" else []
+        cases[name] = argv, *expected
     done = run_all([argv for argv, *_ in cases.values()], tmp_path / "cache")
     for (name, (_, *expected)), result in zip(cases.items(), done, strict=True):
         assert not (wrong := complaint(result, *expected)), (name, wrong)
     assert not work.exists()
+    for name in early:
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["reproduce.json"]

@@ -4,12 +4,22 @@ import numpy as np
 import pytest
 
 from daasr_jax.data import ReferenceRule, distance_mm, draw_pairing, load_pairing
+from daasr_jax.data.references import with_reference
 from daasr_jax.errors import ConfigError, DataError
 from tests.data_fixtures import one_line, table
 
 
 def named(slices, pairing):
     return {slices.keys[i]: slices.keys[r] for i, r in enumerate(pairing.references)}
+
+
+def test_a_part_of_a_split_keeps_its_numbers():
+    """Of three people the first lacks the other contrast."""
+    whole = table(slices=2)
+    first = whole.only([i for i, v in enumerate(whole.volumes) if v != "p0/T2"])
+    part = with_reference(first, aligned="contrast")
+    assert [whole.keys[i] for i in part.places] == part.keys
+    assert part.people.tolist() == [2] * 4 + [3] * 4
 
 
 @pytest.mark.parametrize("exclude", ["subject", "volume", "slice"])

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from daasr_jax.errors import ConfigError, DivergedError, ResourceError
-from daasr_jax.evaluation.tables import cells
+from daasr_jax.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    ResourceError,
+    UserError,
+)
+from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import checks
 from daasr_jax.experiment import reproduce as reproducing
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.record import RECORD
 from daasr_jax.experiment.reproduce import (
-    _begun_with,
-    _equal_steps,
     _run,
     describe,
     reproduce,
     seconds_left,
     wants_lpips,
 )
-from daasr_jax.experiment.reproduce_request import DONE, Request, check_identity
-from daasr_jax.experiment.reproduce_tables import write_tables
+from daasr_jax.experiment.reproduce_lengths import (
+    begun_with,
+    equal_steps,
+    trial_steps,
+)
+from daasr_jax.experiment.reproduce_request import (
+    DONE,
+    Request,
+    check_identity,
+    is_done,
+)
+from daasr_jax.experiment.reproduce_tables import _of_equal_slices, write_tables
 from daasr_jax.experiment.sessions import peak_of, session
 from daasr_jax.files import write_atomically
+from tests.data_fixtures import nifti_root, one_line
 
 
 def setting(name="smoke", *, data="quickstart_x4", **changes):
-    budget = cells.budget(name, gpu=False)
+    budget = budgets.budget(name, gpu=False)
     return runs.Setting(load(data), budget, changes)
 
 
@@ -87,6 +104,58 @@ def test_changes():
         assert error.value.code == "E282"
 
 
+def test_texts_stay_texts():
+    """A subject may have the name 20."""
+    named = setting(**{"data.subjects.test": "20", "data.subjects.val": "09,19"})
+    made = runs.configuration(named, "edsr", 4, track="any", seed=0, rate=1e-3)
+    assert (made.data.subjects.test, made.data.subjects.val) == ("20", "09,19")
+
+
+def test_a_network_without_reference_needs_none():
+    for track, expected in (("any", "slice"), ("neighbour", "subject")):
+        asked = setting()
+        with asked.data.unlocked():
+            asked.data.reference.exclude = "subject"
+        made = runs.configuration(asked, "edsr", 4, track=track, seed=0, rate=1e-3)
+        assert made.reference.exclude == expected
+
+
+def nifti_setting(tmp_path, masks="", **subjects):
+    """Of `openms` by its form: of some people there is one contrast."""
+    root = nifti_root(tmp_path / "data", subjects=5, contrasts="FLAIR,T1W")
+    (root / "patient03/study1_T1W.nii.gz").unlink(missing_ok=True)
+    changes = {f"data.subjects.{k}": v for k, v in subjects.items()}
+    changes["data.slice_step"] = "1"
+    made = setting(data="brain_x4_small", **changes)
+    with made.data.unlocked():
+        made.data.data.root = str(root)
+        made.data.data.cache_dir = str(tmp_path / "cache")
+    return dataclasses.replace(made, masks=masks)
+
+
+def test_the_data_are_looked_at_first(tmp_path):
+    """One person validates: the track random is refused, the others are not."""
+    plan = cells.make_plan(["table_1"], budgets.budget("smoke", gpu=False), scales=[4])
+    by_track = {t: [c for c in plan.cells if c.track == t] for t in cells.TRACKS}
+    free = [c for c in plan.cells if c.track == cells.NO_TRACK]
+    split = {"train": "00,01", "val": "02", "test": "03,04"}
+    whole = nifti_setting(tmp_path, **split)
+    runs.check_data(whole, [*by_track["neighbour"], *by_track["contrast"], *free])
+
+    def refused(made, jobs, code, *parts):
+        with pytest.raises(UserError) as error:
+            runs.check_data(made, jobs)
+        assert error.value.code == code
+        one_line(error.value, *parts)
+
+    refused(whole, by_track["random"], "E307", "--tracks random: split 'val' holds one",
+            "--set reference.exclude=volume")  # fmt: skip
+    refused(nifti_setting(tmp_path, train="00,01", test="03,04"), free, "E283",
+            "no val split", "--set data.subjects.val=")  # fmt: skip
+    refused(dataclasses.replace(whole, masks=str(tmp_path)), free, "E364",
+            "patient03/study1_FLAIR_mask.nii.gz")  # fmt: skip
+
+
 def trial(rate, psnr, speed=8.0):
     return {"rate": rate, "psnr": psnr, "images_per_second": speed, "batch": 2}
 
@@ -98,6 +167,31 @@ def test_the_best_rate_of_validation_is_chosen():
         runs.chosen([trial(1e-3, None)])
 
 
+def test_a_speed_is_that_past_the_warm_up():
+    reports = [{"step": 1}, {"images_per_second": 2.0}, {"images_per_second": 5.0},
+               {"val/psnr": 30.0}, {"images_per_second": float("nan")},
+               {"images_per_second": 9.0}, {"images_per_second": 8.0}]  # fmt: skip
+    assert runs.settled_speed(reports) == 8.5
+    assert runs.settled_speed(reports[:1]) is None
+
+
+def test_a_trial_lasts_a_tenth_of_the_minutes(tmp_path):
+    asked = request(tmp_path, setting=setting("short"))  # ten minutes
+    plan = asked.plan()
+    first, rate, *_ = (t for t in plan.trials if t.row == "daasr_fast")
+    assert (first.speed, rate.speed) == (True, False)
+    assert plan.needed(first, "small") == []
+    assert plan.needed(rate, "small") == [first]
+    assert trial_steps(asked, first, []) == 200
+    for speed, steps in ((8.0, 4 * 60), (2.0, 200)):
+        assert trial_steps(asked, rate, [trial(1e-3, None, speed)]) == steps
+    with pytest.raises(ConfigError, match="no trial of daasr_fast") as error:
+        trial_steps(asked, rate, [])
+    assert error.value.code == "E286"
+    by_steps = request(tmp_path)
+    assert {trial_steps(by_steps, t, []) for t in by_steps.plan().trials} == {20}
+
+
 def test_steps_of_minutes():
     assert runs.steps_in_time([trial(1, 1, 8.0), trial(2, 1, 10.0)], 2) == 600
 
@@ -105,15 +199,16 @@ def test_steps_of_minutes():
 
 
 def test_equal_steps_are_those_of_the_first(tmp_path):
-    first = _equal_steps(tmp_path, 4, {"hat": 90, "edsr": 95, "ttsr": None})
+    first = equal_steps(tmp_path, 4, {"hat": 90, "edsr": 95, "ttsr": None})
     assert first == (90, ["ttsr"])
-    assert _equal_steps(tmp_path, 4, {"hat": 70, "ttsr": 60}) == first
-    assert _equal_steps(tmp_path, 2, {"hat": 70}) == (70, [])
+    assert equal_steps(tmp_path, 4, {"hat": 70, "ttsr": 60}) == first
+    assert equal_steps(tmp_path, 2, {"hat": 70}) == (70, [])
 
 
 def ready(plan, *, without=()):
     return [
-        trial(t.rate, 30 + 100 * t.rate) | {"row": t.row, "scale": t.scale}
+        trial(t.rate, 30 + 100 * t.rate)
+        | {"row": t.row, "scale": t.scale, "speed": t.speed}
         for t in plan.trials
         if (t.row, t.rate) not in without
     ]
@@ -129,10 +224,10 @@ def test_a_cell_without_a_speed_is_refused(tmp_path):
     for cell in plan.cells:
         if cell.row == "without_cwt":
             with pytest.raises(ConfigError, match="no trial of without_cwt") as error:
-                _begun_with(asked, plan, cell, found)
+                begun_with(asked, plan, cell, found)
             assert error.value.code == "E286"
         else:
-            begun = _begun_with(asked, plan, cell, found)
+            begun = begun_with(asked, plan, cell, found)
             assert begun["steps"] == 4 * 600
             unknown = ["without_cwt"] if cell.match == "steps" else []
             assert begun["without"] == unknown
@@ -144,13 +239,13 @@ def test_a_run_keeps_the_rate_it_began_with(tmp_path):
     plan = asked.plan()
     cell = next(c for c in plan.cells if c.row == "daasr_fast")
     best = asked.setting.budget.rates[-1]
-    begun = _begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
+    begun = begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
     assert (begun["rate"], len(begun["trials"])) == (asked.setting.budget.rates[1], 2)
     # Nothing was trained yet: the third rate counts.
-    assert _begun_with(asked, plan, cell, ready(plan))["rate"] == best
-    first = _begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
+    assert begun_with(asked, plan, cell, ready(plan))["rate"] == best
+    first = begun_with(asked, plan, cell, ready(plan, without=[("daasr_fast", best)]))
     (tmp_path / cell.name / RECORD).touch()
-    assert _begun_with(asked, plan, cell, ready(plan)) == first == begun
+    assert begun_with(asked, plan, cell, ready(plan)) == first == begun
 
 
 def test_another_program_is_waited_for(tmp_path, monkeypatch):
@@ -158,7 +253,7 @@ def test_another_program_is_waited_for(tmp_path, monkeypatch):
     asked = request(tmp_path, parts=["figure_4"], only=["srcnn"])
     calls, said = [], []
 
-    def run_trial(setting, job, folder):
+    def run_trial(setting, job, folder, *, steps):
         calls.append(job)
         if len(calls) == 1:
             raise ResourceError("E614", "another program")
@@ -177,6 +272,32 @@ def test_another_program_is_waited_for(tmp_path, monkeypatch):
     assert len(calls) == 4
     assert sum("another program has it" in x for x in said) == 1
     assert "0 of 4 left" in said[-1]
+
+
+def test_a_failed_cell_is_an_error(tmp_path, monkeypatch):
+    """One of two cells; its tables are written, and the exit code is its error's."""
+    asked = request(tmp_path, parts=["figure_4"], only=["srcnn", "edsr"])
+    failing = {"edsr"}
+
+    def run_trial(setting, job, folder, *, steps):
+        return trial(job.rate, 30.0) | {"diverged": "", "seconds": 1.0}
+
+    def run_cell(setting, job, folder, **_):
+        if job.row in failing:
+            raise DataError("E302", "a file")
+        finish(tmp_path, job, 30, pairings=1)
+        return json.loads((folder / DONE).read_text()) | {"lpips": False}
+
+    monkeypatch.setattr(runs, "run_trial", run_trial)
+    monkeypatch.setattr(runs, "run_cell", run_cell)
+    monkeypatch.setattr(runs, "check_data", lambda *_: None)
+    made = reproduce(asked, lambda line: None)
+    assert "failed: error E302" in made.files["figure_4.md"].read_text()
+    with pytest.raises(DataError) as error:
+        made.check()
+    one_line(error.value, "E302", "1 of 2 cells failed", "cells/edsr-x4", "a file")
+    failing.clear()
+    reproduce(asked, lambda line: None).check()
 
 
 def test_sessions_add_up(tmp_path):
@@ -206,6 +327,18 @@ def test_time_left(tmp_path):
     # Four trials of 15 s and four cells, each three times as long.
     assert seconds_left(asked, left[2:]) == 4 * 15 + 4 * 45
     assert describe(asked, plan)[-1].startswith("6 trials and 4 cells of 60 steps, 8")
+
+
+def test_time_left_of_minutes(tmp_path):
+    asked = request(tmp_path, setting=setting("short"))
+    plan = asked.plan()
+    first, *rates = (t for t in plan.trials if t.row == "daasr_fast")
+    assert seconds_left(asked, rates) == 3 * 60
+    assert seconds_left(asked, [first]) is None
+    (tmp_path / first.name).mkdir(parents=True)
+    found = {"seconds": 7.0, "row": first.row, "speed": True}
+    (tmp_path / first.name / DONE).write_text(json.dumps(found))
+    assert seconds_left(asked, [*rates, first, *plan.cells[:1]]) == 3 * 60 + 7 + 600
 
 
 def test_time_left_of_the_paper_is_ten_trials(tmp_path):
@@ -288,7 +421,7 @@ def scored(value):
         "measured_as": "sr", "prepared_sha256": "p", "split": "test",
         "pairing_sha256": f"pairing {value}",
         "methods": {m: {"psnr": {"n_nonfinite": 0}, "consistency": {"n_nonfinite": 0}}
-                    for m in methods},
+                    for m in methods} | {"pair": {"psnr": {"mean": value}}},
         "per_slice": [
             {"subject": "ab"[i // 2]}
             | {m: {"psnr": value + i, "consistency": 50.0} for m in methods}
@@ -345,6 +478,51 @@ def test_tables_of_a_folder(tmp_path):
         assert "someone" not in path.read_text()
     assert "--workdir W --data=PATH" in files["table_1.md"].read_text()
     assert "of equal seeds" in files["table_1.md"].read_text()
+
+
+def test_a_table_has_one_set_of_people(tmp_path):
+    """Of two subjects the second alone has another contrast."""
+    asked = request(
+        tmp_path, parts=["table_1"], tracks=["contrast"], only=["edsr", "daasr", "ttsr"]
+    )
+    some = {"places": [2, 3], "people": [2, 2]}
+    for cell in asked.plan().cells:
+        finish(tmp_path, cell, 30, pairings=1)
+        path = tmp_path / cell.name / runs.SCORES.format(0)
+        report = json.loads(path.read_text())
+        if cell.track == "contrast":
+            report["per_slice"] = report["per_slice"][2:]
+            report |= some if cell.row == "daasr_fast" else {"places": [1, 2]}
+        path.write_text(json.dumps(report))
+        found = tmp_path / cell.name / DONE
+        # A cell of before that does not tell its slices is evaluated again.
+        assert is_done(tmp_path, cell) == (cell.row == "edsr")
+        found.write_text(json.dumps(json.loads(found.read_text()) | {"by_place": True}))
+        assert is_done(tmp_path, cell)
+    files = write_tables(asked)
+    (group,) = json.loads(files["table_1.json"].read_text())["groups"]
+    rows = {r["row"]: r for r in group["rows"]}
+    for row in ("bicubic", "edsr", "daasr_fast"):
+        found = rows[row]["statistics"]
+        assert (found["n_slices"], found["n_subjects"]) == (2, 1)
+        assert found["pair"]["psnr"]["mean"] == 32.5
+        assert list(found["pair"]["psnr"]["per_subject"]) == ["2"]
+    assert rows["edsr"]["statistics"]["base_minus"]["psnr"]["mean"] == 0
+    assert rows["ttsr"]["statistics"] is None
+    made = files["table_1.md"].read_text()
+    assert "2 slices of 1 subject(s)." in made
+    assert "| network | subject 2 |" in made
+    assert "TTSR (other slices: it lacks some" in made
+
+
+def test_a_figure_has_one_set_of_slices():
+    slices = np.arange(24.0).reshape(6, 2, 2)
+    rows = {
+        "EDSR": {"hr": slices[::-1]},
+        "HAT": {"hr": np.concatenate([slices[:4], slices[:2]])},  # its worst and best
+        "DAASR": {"hr": slices},
+    }
+    assert list(_of_equal_slices(rows, "DAASR")) == ["HAT", "DAASR"]
 
 
 def test_table_5_names_its_base(tmp_path):

@@ -17,13 +17,13 @@ from scipy import stats
 
 from configs.ablation_x4 import ROWS as ABLATIONS
 from daasr_jax.evaluation.statistics import summary
-from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
+from daasr_jax.evaluation.tables import budgets, cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.paired import holm, sign_flip_test
 from daasr_jax.evaluation.tables.pictures import box_of, curves, zoomed
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.reproduce_tables import _beside_equal_time
 
-SMOKE = cells.budget("smoke", gpu=False)
+SMOKE = budgets.budget("smoke", gpu=False)
 
 
 class TestPlan:
@@ -72,17 +72,30 @@ class TestPlan:
             "cells/daasr_fast-x4-neighbour-seed1-equal_steps",
         ]
 
+    def test_rates_are_chosen_on_the_first_track(self):
+        plan = cells.make_plan(
+            ["table_1", "table_2"], SMOKE, only=["daasr", "hat", "without_cwt"],
+            scales=[4], tracks=["contrast", "neighbour"],
+        )  # fmt: skip
+        assert plan.tracks["table_2"] == ("neighbour",)
+        assert {(t.row, t.track) for t in plan.trials} == {
+            ("hat", cells.NO_TRACK), ("daasr_fast", "neighbour")
+        }  # fmt: skip
+        names = [t.name for t in plan.trials]
+        assert "trials/hat-x4-rate0.001" in names
+        assert "trials/daasr_fast-x4-neighbour-rate0.001" in names
+
     def test_short_has_equal_time_and_equal_steps(self):
-        short = cells.budget("short", gpu=True, minutes=3)
+        short = budgets.budget("short", gpu=True, minutes=3)
         assert short.size == "published"
         plan = cells.make_plan(["table_2"], short, scales=[4])
         assert {c.match for c in plan.cells} == {"time", "steps"}
         # An ablation has a trial of its own for its speed alone.
         own = [t for t in plan.trials if t.row == "without_cwt"]
-        assert [t.rate for t in own] == [short.rates[1]]
+        assert [(t.rate, t.speed) for t in own] == [(short.rates[1], True)]
 
     def test_paper_is_the_recipe(self):
-        made = cells.budget("paper", gpu=False)
+        made = budgets.budget("paper", gpu=False)
         assert (made.size, made.epochs, made.steps) == ("published", 200, 0)
         assert 2e-4 in made.rates
 
@@ -221,6 +234,45 @@ class TestComparison:
         )
         assert list(found["per_subject"]) == [str(k) for k in range(1, 13)]
 
+    def test_rows_are_on_the_slices_of_the_guided_network(self):
+        """Another contrast is there of the second of two subjects alone."""
+        edsr = measured(1, subjects=2, slices=2)
+        daasr = comparison.Measured(
+            edsr.slices[2:], edsr.subjects[2:],
+            {"pair": {"psnr": np.array([33.0, 34.0])},
+             "bicubic": {"psnr": edsr.scores["bicubic"]["psnr"][2:]}},
+        )  # fmt: skip
+        other = dataclasses.replace(daasr, slices=edsr.slices[1:3])
+        rows = {"edsr": [[edsr], []], "daasr": [[daasr]], "ttsr": [[other]],
+                "srcnn": [[dataclasses.replace(edsr, slices=("x", "y", "v#2", "z"))]],
+                "none": [[]]}  # fmt: skip
+        found, others = comparison.on_equal_slices(rows, ["daasr", "ttsr"])
+        assert others == ["ttsr", "srcnn"]
+        (one,), none = found["edsr"]
+        assert none == []
+        assert (one.slices, one.subjects) == (daasr.slices, ("s1", "s1"))
+        made = comparison.compare(found, "daasr", resamples=9)
+        assert set(made) == {"edsr", "daasr"}
+        own = edsr.scores["pair"]["psnr"][2:]
+        assert made["edsr"]["pair"]["psnr"]["mean"] == own.mean()
+        assert made["edsr"]["n_slices"] == made["daasr"]["n_slices"] == 2
+        gap = made["edsr"]["base_minus"]["psnr"]
+        assert gap["mean"] == pytest.approx(33.5 - own.mean())
+        # Without a guided network they keep their slices.
+        found, others = comparison.on_equal_slices({"edsr": [[edsr]]}, ["daasr"])
+        assert found["edsr"][0][0].slices == edsr.slices
+        assert others == []
+
+    def test_slices_and_subjects_have_their_numbers_in_the_split(self):
+        report = {
+            "prepared_sha256": "p", "split": "test", "places": [5, 7],
+            "people": [3, 3], "methods": {"bicubic": {}, "sr": {}},
+            "per_slice": [{"subject": "a"}, {"subject": "a"}],
+        }  # fmt: skip
+        found = comparison.measured_of(report, "sr")
+        assert found.slices == ("p/test/5", "p/test/7")
+        assert found.subjects == ("3", "3")
+
     def test_other_slices_are_not_compared(self):
         other = measured(1, slices=3)
         assert (
@@ -261,6 +313,17 @@ class TestText:
         assert "0.016" in made  # no p below, of seven subjects
         rows = [line for line in made.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows[:6]}) == 1
+
+    def test_subjects_have_columns_of_their_own(self):
+        one = record()
+        rows = one["groups"][0]["rows"]
+        one_subject = {"s3": 31.0}
+        rows[0]["statistics"]["pair"]["psnr"]["per_subject"] = one_subject
+        lines = text.markdown(one).splitlines()
+        at = lines.index("PSNR in dB, mean of each subject:") + 2
+        told = [[x.strip() for x in line.split("|")] for line in lines[at : at + 3]]
+        assert told[2][1 + told[0].index("subject s3") - 1] == "31.00"
+        assert told[2].count("-") == 6
 
     def test_not_run(self):
         one = record()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 
+from daasr_jax.evaluation.tables.budgets import Budget
 from daasr_jax.resampling import SCALES
 
 TRACKS = {
@@ -174,86 +175,29 @@ PARTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """How long the networks of a plan are trained, and how large they are.
+class Trial:
+    """A short run that measures one learning rate of a row, or its speed.
 
     Attributes:
-        name: `smoke`, `short` or `paper`.
-        size: `small` or `published`.
-        rates: Learning rates, among which each network's is chosen.
-        steps: Of a cell; 0 for `epochs`, or for `minutes`.
-        trial_steps: Of a trial of one rate; 0 for a tenth of the epochs.
-        epochs: Of the paper's recipe.
-        minutes: Wall time of a cell, from the rate that its trials measured; 0 for a
-            number of steps.
-        side: Of the slices in pixels; 0 for that of the data's configuration.
-        batch: Images of a step; 0 for that of the row's configuration.
-        sparser: Of so many slices of the data one is kept.
-        resamples: Of the bootstrap.
+        row: Key of `ROWS`.
+        scale: s.
+        rate: Learning rate.
+        track: Of training and validation; `NO_TRACK` without reference.
+        speed: Whether its speed alone counts, from which lengths in minutes follow.
     """
-
-    name: str
-    size: str
-    rates: tuple[float, ...]
-    steps: int = 0
-    trial_steps: int = 0
-    epochs: int = 0
-    minutes: float = 0.0
-    side: int = 0
-    batch: int = 0
-    sparser: int = 1
-    resamples: int = 10_000
-
-    def matches(self) -> tuple[str, ...]:
-        """What the cells of a row may have equal to those of other rows."""
-        return ("time", "steps") if self.minutes else ("steps",)
-
-    def trial_epochs(self) -> int:
-        """Of a trial that has no number of steps: a tenth."""
-        return max(1, self.epochs // 10)
-
-
-_SMALL, _PUBLISHED = (5e-4, 1e-3, 2e-3), (1e-4, 2e-4, 4e-4)
-
-
-def budget(
-    name: str, *, size: str = "", steps: int = 0, minutes: float = 0.0, gpu: bool
-) -> Budget:
-    """A budget by its name.
-
-    Args:
-        name: `smoke`, `short` or `paper`.
-        size: `small` or `published`; empty for the usual one.
-        steps: Of a cell instead; with `short` they replace the minutes.
-        minutes: Of a cell with `short`; 0 for ten.
-        gpu: Whether there is one: `short` has published sizes there, small ones else.
-    """
-    usual = {"smoke": "small", "paper": "published"}
-    size = size or usual.get(name, "published" if gpu else "small")
-    rates = _SMALL if size == "small" else _PUBLISHED
-    if name == "smoke":
-        steps = steps or 60
-        return Budget(name, size, rates, steps, max(1, steps // 3), side=64, batch=2,
-                      sparser=4, resamples=1000)  # fmt: skip
-    if name == "short":
-        minutes = 0.0 if steps else minutes or 10.0
-        trial = max(1, steps // 10) if steps else 200
-        return Budget(name, size, rates, steps, trial, minutes=minutes)
-    return Budget(name, size, rates, steps, steps // 10, epochs=0 if steps else 200)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A short run that measures one learning rate, and the speed, of a row."""
 
     row: str
     scale: int
     rate: float
+    track: str
+    speed: bool = False
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"trials/{self.row}-x{self.scale}-rate{self.rate:g}"
+        track = "" if self.track in ("random", NO_TRACK) else f"{self.track}-"
+        what = "speed" if self.speed else f"rate{self.rate:g}"
+        return f"trials/{self.row}-x{self.scale}-{track}{what}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,18 +245,37 @@ class Plan:
     trials: list[Trial]
     cells: list[Cell]
 
-    def needed(self, cell: Cell, size: str) -> list[Trial]:
-        """The trials that choose the learning rate of a cell, and measure its speed."""
-        rows = {cell.row, ROWS[cell.row].tuned_with(cell.row, size)}
-        return [t for t in self.trials if t.row in rows and t.scale == cell.scale]
+    def needed(self, job: Trial | Cell, size: str) -> list[Trial]:
+        """The trials that choose the learning rate of a cell, and tell its length.
+
+        A trial needs the one that measures its speed, where its length is in minutes.
+        """
+        rows = {job.row, ROWS[job.row].tuned_with(job.row, size)}
+        found = [t for t in self.trials if t.row in rows and t.scale == job.scale]
+        if isinstance(job, Trial):
+            found = [t for t in found if t.speed and t.row == job.row and t != job]
+        return found
 
     def of(
         self, row: str, scale: int, track: str, match: str, seeds: int | None = None
     ) -> list[Cell]:
         """The cells of a row, one for each seed."""
-        seen = track if ROWS[row].guided else NO_TRACK
         number = self.seeds if seeds is None else seeds
+        seen = _seen(row, track)
         return [Cell(row, scale, seen, seed, match) for seed in range(number)]
+
+
+def _seen(row: str, track: str) -> str:
+    """What a row sees of a track."""
+    return track if ROWS[row].guided else NO_TRACK
+
+
+def asked_tracks(tracks: Collection[str]) -> tuple[str, ...]:
+    """The tracks that are asked for in their order; empty is all.
+
+    All learning rates are chosen on the first, and ablations and figures are of it.
+    """
+    return tuple(t for t in TRACKS if not tracks or t in tracks)
 
 
 def make_plan(
@@ -333,21 +296,19 @@ def make_plan(
         scales, tracks: To keep; empty for those of the paper.
         seeds: Number of training seeds.
     """
-    scales, tracks = tuple(scales), tuple(tracks)
+    scales, chosen = tuple(scales), asked_tracks(tuple(tracks))
     kept = {full(wanted.size) if x in ("daasr", "full") else x for x in only}
     rows: dict[str, list[tuple[str, str]]] = {}
     own_scales, own_tracks = {}, {}
-    trials: dict[Trial, None] = {}
+    trials: dict[Trial, None] = {}  # each after that of its speed
     cells: dict[Cell, None] = {}
     for part in parts:
         about = PARTS[part]
         labels = dict(about.labels)
         own_scales[part] = tuple(s for s in about.scales if not scales or s in scales)
-        chosen = tuple(t for t in TRACKS if not tracks or t in tracks)
         # An ablation is made on one track: the first that is asked for.
         several = len(about.tracks) > 1
-        one = (chosen if tracks else about.tracks)[:1]
-        own_tracks[part] = chosen if several else one
+        own_tracks[part] = chosen if several else chosen[:1]
         rows[part] = []
         for name in about.rows:
             key = _ALIKE.get(name, name)
@@ -369,11 +330,12 @@ def make_plan(
                             found = plan.of(key, scale, track, match)
                             cells[found[seed]] = None
     for cell in cells:
-        row = ROWS[cell.row].tuned_with(cell.row, wanted.size)
+        tuned = ROWS[cell.row].tuned_with(cell.row, wanted.size)
+        for row in (tuned, cell.row) if wanted.minutes else ():
+            at = row, cell.scale, wanted.rates[1], _seen(row, chosen[0])
+            trials[Trial(*at, speed=True)] = None
         for rate in wanted.rates:
-            trials[Trial(row, cell.scale, rate)] = None
-        if wanted.minutes:  # its own speed
-            trials[Trial(cell.row, cell.scale, wanted.rates[1])] = None
+            trials[Trial(tuned, cell.scale, rate, _seen(tuned, chosen[0]))] = None
     plan.trials.extend(trials)
     plan.cells.extend(cells)
     return plan

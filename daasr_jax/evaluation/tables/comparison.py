@@ -18,8 +18,9 @@ class Measured:
     """One evaluation of one run.
 
     Attributes:
-        slices: What names the set and its N slices: equal for equal slices.
-        subjects: Number of the subject of each slice, from 1, `"1"`.
+        slices: What names the set and its N slices: equal for equal slices, whatever
+            the run.
+        subjects: Number of the subject of each slice in the whole set, from 1, `"1"`.
         scores: `bicubic`, `pair` and, where they were measured, `black` and `self` ->
             metric -> N values, infinite where a slice is restored exactly.
     """
@@ -36,8 +37,9 @@ Runs = Sequence[Sequence[Measured]]
 def measured_of(report: Mapping[str, Any], method: str) -> Measured:
     """The scores of a result file.
 
-    Each run names its subjects by hashes of its own. So they are numbered here in the
-    order of the slices, which is that of the set.
+    Each run names its subjects and slices by hashes of its own. What they are in every
+    run are their numbers in the whole split, `places` and `people` of the report. A
+    report of before has none, and is of the whole split.
 
     A report has no value where one is infinite or NaN. Where it counts values that are
     not finite, all that lack are taken for NaN.
@@ -55,17 +57,76 @@ def measured_of(report: Mapping[str, Any], method: str) -> Measured:
         return np.array([lacking if x is None else x for x in found], np.float64)
 
     names = {"bicubic": "bicubic", "pair": method, "black": "black", "self": "self"}
-    people = list(dict.fromkeys(row["subject"] for row in rows))
+    found = list(dict.fromkeys(row["subject"] for row in rows))
+    people = [found.index(row["subject"]) + 1 for row in rows]
     whole = f"{report['prepared_sha256']}/{report['split']}"
     return Measured(
-        tuple(f"{whole}/{i}" for i in range(len(rows))),
-        tuple(str(people.index(row["subject"]) + 1) for row in rows),
+        tuple(f"{whole}/{i}" for i in report.get("places", range(len(rows)))),
+        tuple(map(str, report.get("people", people))),
         {
             name: {metric: column(own, metric) for metric in means[own]}
             for name, own in names.items()
             if own in means
         },
     )
+
+
+def on_slices(runs: Runs, slices: Sequence[str]) -> Runs | None:
+    """The scores of a row on these slices alone; None where it lacks one of them.
+
+    Args:
+        runs: Of the row.
+        slices: As in `Measured`.
+    """
+    out = []
+    for pairings in runs:
+        out.append([])
+        for one in pairings:
+            places = {name: i for i, name in enumerate(one.slices)}
+            if not places.keys() >= set(slices):
+                return None
+            chosen = np.array([places[name] for name in slices], np.int64)
+            scores = {
+                name: {metric: x[chosen] for metric, x in own.items()}
+                for name, own in one.scores.items()
+            }
+            subjects = tuple(one.subjects[i] for i in chosen)
+            out[-1].append(Measured(tuple(slices), subjects, scores))
+    return out
+
+
+def on_equal_slices(
+    rows: Mapping[str, Runs], guided: Sequence[str]
+) -> tuple[dict[str, Runs], list[str]]:
+    """The rows of a table, all on the slices that its guided networks have.
+
+    A network without reference has scores of slices that have no reference on a track.
+    They are left out, so that all rows are of the same people.
+
+    Args:
+        rows: Name -> its runs, without bicubic.
+        guided: Names of the rows that take a reference, the base first. Where none of
+            them has runs, the slices are those of the first row that has.
+
+    Returns:
+        The rows, and the names of those whose slices are others: they have no runs.
+    """
+    order = [*(n for n in guided if n in rows), *rows]
+    every = (one for n in order for pairings in rows[n] for one in pairings)
+    first = next(every, None)
+    if first is None:
+        return dict(rows), []
+    out: dict[str, Runs] = {}
+    others = []
+    for name, runs in rows.items():
+        own = {one.slices for pairings in runs for one in pairings}
+        found = on_slices(runs, first.slices)
+        # What a guided network has is what its track has.
+        if found is None or (name in guided and own - {first.slices}):
+            others.append(name)
+            found = [[] for _ in runs]
+        out[name] = found
+    return out, others
 
 
 def means(
@@ -86,7 +147,8 @@ def means(
         resamples: Of the bootstrap.
 
     Returns:
-        None where no run has the score, or the slices differ; else
+        None where no run has the score, or the slices differ, which
+        `on_equal_slices` rules out; else
         `statistics.summary` and `per_subject`, whose means are None where they are not
         finite.
     """

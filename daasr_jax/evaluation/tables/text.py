@@ -11,6 +11,7 @@ from daasr_jax.evaluation.statistics import MIN_SUBJECTS
 from daasr_jax.evaluation.tables.cells import BICUBIC
 
 NOT_RUN = "not run"
+OTHER_SLICES = "other slices: it lacks some of those of this table, so it has no part"
 DIGITS = {"psnr": 2, "ssim": 4, "consistency": 1, "lpips_alex": 4, "lpips_vgg": 4}
 # Columns that another run of the same plan has otherwise.
 MEASURED_ONCE = ("images/s", "peak MiB", "minutes")
@@ -150,14 +151,14 @@ def _per_subject(group: Mapping[str, Any]) -> list[str]:
     rows = [r for r in group["rows"] if r.get("statistics")]
     if not rows:
         return []
-    subjects = list(rows[0]["statistics"]["pair"]["psnr"]["per_subject"])
+    every = [r["statistics"]["pair"]["psnr"]["per_subject"] for r in rows]
+    subjects = sorted({s for x in every for s in x}, key=lambda s: (len(s), s))
     lines = ["PSNR in dB, mean of each subject:", ""]
     lines.append(_line(["network", *(f"subject {s}" for s in subjects)]))
     lines.append("|---|" + "--:|" * len(subjects))
-    for row in rows:
-        values = row["statistics"]["pair"]["psnr"]["per_subject"]
-        told = ("not finite" if (x := values.get(s)) is None else f"{x:.2f}"
-                for s in subjects)  # fmt: skip
+    for row, values in zip(rows, every, strict=True):
+        told = ("-" if s not in values else "not finite" if (x := values[s]) is None
+                else f"{x:.2f}" for s in subjects)  # fmt: skip
         lines.append(_line([row["label"], *told]))
     return [*lines, ""]
 
