@@ -2,7 +2,8 @@
 
 Compiling takes most of the time here. So little is optimised, and the commands that
 tests start share what they compile. The workers do not: hardly a program of theirs
-occurs twice.
+occurs twice. XLA's older code generator for CPUs compiles in a third of the time; the
+quickstart, which tests do not hurry, has the usual one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 
 import jax
 import jaxtyping
@@ -55,6 +60,8 @@ LONGEST = (
     "tests/faults/test_23_workers.py",
     "tests/faults/test_27_names.py",
 )
+# What makes compiling quick, for commands that tests start.
+QUICKER = {k: os.environ[k] for k in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")}
 DEVICES = "DAASR_TEST_DEVICES"
 SHARED = "DAASR_TEST_COMPILED"  # names the folder of compiled programs of the session
 # With a size comes a lock. Without, one reads what another has half written.
@@ -64,7 +71,6 @@ KEPT_SECONDS = 0.3  # what took less is compiled anew
 # A test of more devices starts itself again with more.
 jax.config.update("jax_num_cpu_devices", int(os.environ.get(DEVICES, "4")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _is_first(config: pytest.Config) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from daasr_jax.training.checkpoints import Checkpoints
-from tests.conftest import KEPT_BYTES, KEPT_SECONDS, SHARED
+from tests.conftest import KEPT_BYTES, KEPT_SECONDS, QUICKER, SHARED
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -37,15 +37,18 @@ def environment(cache: Path) -> dict[str, str]:
     part of one, so it takes a folder of its test's own: `JAX_COMPILATION_CACHE_DIR`.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-    return kept | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get(SHARED, ""),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(KEPT_BYTES),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(KEPT_SECONDS),
-        "XDG_CACHE_HOME": str(cache),
-        "PYTHONPATH": str(ROOT),
-    }
+    return (
+        kept
+        | QUICKER
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get(SHARED, ""),
+            "JAX_COMPILATION_CACHE_MAX_SIZE": str(KEPT_BYTES),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(KEPT_SECONDS),
+            "XDG_CACHE_HOME": str(cache),
+            "PYTHONPATH": str(ROOT),
+        }
+    )
 
 
 def start(argv: list[str], cache: Path, **more: str) -> subprocess.Popen[str]:

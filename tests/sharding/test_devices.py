@@ -29,12 +29,17 @@ def model(axis, **fields):
     return DAASR(scale=SCALE, axis_name=axis, **fields)
 
 
-def build(accumulate=1, **fields):
-    """`(state, step)` with an adversarial part, whose penalty draws random numbers."""
-    optimiser = optax.adam(RATE)
-    adversarial = Adversarial(
+def parts():
+    """Optimiser, and an adversarial part, whose penalty draws random numbers."""
+    return optax.adam(RATE), Adversarial(
         PatchDiscriminator(features=4, stages=1), optax.adam(RATE), "wgan-gp", 0.1, 1, 2
     )
+
+
+@functools.cache
+def initial(**fields):
+    """The state that all begin with, on the host."""
+    optimiser, adversarial = parts()
     state = create_state(
         model(None, **fields),
         optimiser,
@@ -44,6 +49,13 @@ def build(accumulate=1, **fields):
         ema=True,
         adversarial=adversarial,
     )
+    return jax.device_get(state)
+
+
+def build(accumulate=1, **fields):
+    """`(state, step)`."""
+    optimiser, adversarial = parts()
+    state = initial(**fields)
     step = make_train_step(
         model(devices.AXIS, **fields),
         optimiser,

@@ -33,6 +33,7 @@ TINY = {
     "groups": 1,
     "blocks": 1,
     "layers": 1,
+    "level_blocks": (1, 1, 1),
     "heads": 2,
     "window": 4,
     "compress": 3,
