@@ -18,10 +18,10 @@ import daasr_jax
 from daasr_jax import released
 from daasr_jax.data.progress import track
 from daasr_jax.enhancement import Engine, Slices, overlays, quality
+from daasr_jax.enhancement.bank import choose_references
 from daasr_jax.enhancement.inputs import (
     Guides,
     Target,
-    choose_references,
     read_references,
     read_target,
 )
@@ -39,6 +39,7 @@ from daasr_jax.experiment.enhance_files import (
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.weights import open_weights
 from daasr_jax.runtime import devices
+from daasr_jax.scans import unfit
 from daasr_jax.scans.scan import axis_name
 from daasr_jax.scans.write_dicom import check_source
 
@@ -85,7 +86,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
     say("weights", weights_words(about))
     known = (*target.scan.remarks, *target.restore.remarks)  # said when it was read
     logged = [f"{request.label} {text}." for text in known] + [*guides.logged]
-    remarks = [*guides.remarks, *_too_fine(target, about)]
+    remarks = [*guides.remarks, *_made_here(target), *_too_fine(target, about)]
 
     engine = Engine(weights, request.memory)
     with _timed(times, "enhancing"):
@@ -226,6 +227,15 @@ def _say_target(
     )
     if target.hr is not None:
         say("simulation", f"the input was made small first, to {height}x{width}")
+
+
+def _made_here(target: Target) -> list[str]:
+    if not unfit.is_result(target.scan):
+        return []
+    return [
+        "The input was made by this program: detail that was estimated is taken for "
+        "measured, and estimated upon. Give the scan that it was made from."
+    ]
 
 
 def _too_fine(target: Target, about: dict[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import daasr_jax
 from daasr_jax import scans
 from daasr_jax.data.sources.base import system_words
 from daasr_jax.enhancement import Slices, overlays
@@ -192,7 +191,7 @@ def _write(
 ) -> None:
     """All files by their names in a folder that is not theirs; the output last."""
     scan, grid = target.scan, target.grid
-    note = f"daasr_jax {daasr_jax.__version__} x{report['settings']['scale']}"
+    note = f"{scans.unfit.software()} x{report['settings']['scale']}"
     places = {k: folder / path.name for k, path in files.items()}
 
     def volume(slices: np.ndarray) -> np.ndarray:
@@ -282,7 +281,7 @@ def _page(
         *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
           for name, v in report["quality"].items() if v["psnr"] is not None),
         ("LR fit", f"{report['data_consistency_db']} dB"),
-        ("made by", f"daasr_jax {daasr_jax.__version__}, {commit_id()}"),
+        ("made by", f"{scans.unfit.software()}, {commit_id()}"),
         ("not for", "diagnosis: detail beyond the input is estimated"),
         ("share", SHARED),
     ]  # fmt: skip

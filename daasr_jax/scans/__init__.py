@@ -1,5 +1,6 @@
 """A user's own scans: read, cut into slices, placed on a grid, written."""
 
+from daasr_jax.scans import unfit
 from daasr_jax.scans.grids import Grid, enlarged, grid_of, on_grid
 from daasr_jax.scans.intensity import Restore, normalise, without_damaged
 from daasr_jax.scans.output import check_output
@@ -25,6 +26,7 @@ __all__ = [
     "read_scan",
     "slice_axis",
     "stored_type",
+    "unfit",
     "without_damaged",
     "write_dicom",
     "write_nifti",

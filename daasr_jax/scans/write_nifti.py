@@ -22,8 +22,8 @@ from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
 from daasr_jax.scans.quaternion import Qform, qform_of
 from daasr_jax.scans.scan import Scan
+from daasr_jax.scans.unfit import COMMENT, marked
 
-_COMMENT = 6  # code of a header extension of plain text
 _DESCRIP = 80  # bytes of the field
 _NO_TEXTS = ("magic", "regular")
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
@@ -60,8 +60,9 @@ def write_nifti(
         voxels: (X, Y, Z) real in the unit of the scan.
         grid: Where they lie.
         like: The scan.
-        description: Goes into the field of 80 bytes where the scan left it empty, and
-            in full into a comment after the header.
+        description: Behind the name of the program, by which `unfit.is_result` knows
+            the file, it goes into the field of 80 bytes where the scan left it empty,
+            and in full into a comment after the header.
         dtype: Of the file. An integer type holds rounded values where the scan's voxels
             are integers, else scaled ones (`scl_slope`).
         force: Replace a file that is there.
@@ -108,7 +109,7 @@ def header_for(
     if like.kind == "nifti":
         header = like.header.copy()
         header.extensions[:] = [
-            e for e in header.extensions if texts and e.get_code() == _COMMENT
+            e for e in header.extensions if texts and e.get_code() == COMMENT
         ]
         for name in [] if texts else header.keys():
             if header[name].dtype.kind == "S" and name not in _NO_TEXTS:
@@ -149,10 +150,10 @@ def header_for(
             "24 bits and no shear, would be off by %.2g mm at a corner",
             held.error * mm,
         )
-    if description:
-        if not bytes(header["descrip"]).strip(b"\0 "):
-            header["descrip"] = description.encode("utf-8", "replace")[:_DESCRIP]
-        header.extensions.append(Nifti1Extension(_COMMENT, description.encode()))
+    text = marked(description).encode("utf-8", "replace")
+    if not bytes(header["descrip"]).strip(b"\0 "):
+        header["descrip"] = text[:_DESCRIP]
+    header.extensions.append(Nifti1Extension(COMMENT, text))
     return header
 
 
