@@ -63,7 +63,7 @@ def choose_references(
     own_slices, _ = normalise(in_plane(target.whole, target.axis), "the input")
     found: list[tuple[Path, int]] = []
     signatures, remarks = [], []
-    left_out = dict.fromkeys(("damaged", "results", "labels"), 0)
+    left_out: dict[str, int] = {"damaged": 0, "results": 0, "labels": 0}
     called = {
         f: f.name if names else f"scan {k} of the bank" for k, f in enumerate(files, 1)
     }

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from daasr_jax.enhancement import footprint
 from daasr_jax.enhancement.arrays import LEAST, MOST
 from daasr_jax.enhancement.references import same_image
 from daasr_jax.errors import DataError
@@ -152,12 +153,17 @@ def read_references(
     Raises:
         DataError: If one cannot be read, lies elsewhere, is blank, is the input itself
             (E363), a result of this program (E365), or a mask or labels (E366).
+        ResourceError: If the memory has no room for it (E619).
     """
-    images, about, remarks, logged = [], [], [], []
+    about, remarks, logged = [], [], []
+    size = (len(target.lr), len(paths), *target.size)
+    images = np.empty(size, np.float32)
     for number, path in enumerate(paths, 1):
         name = path.name if names else f"reference {number}"
         scan = read_scan(path)
         _check_evidence(scan, path.name)
+        left = len(paths) - number + 1
+        footprint.require(target, left, reference_voxels=scan.voxels.size)
         same = _holds(scan, target.whole)
         voxels, cut = without_damaged(scan.voxels)
         for text in cut:
@@ -174,9 +180,11 @@ def read_references(
             in_plane(target.scan, target.axis, voxels), f"the reference {path.name}"
         )
         covered = in_plane(target.scan, target.axis, inside)
-        images.append(slices * covered)
+        image = images[:, number - 1]
+        np.multiply(slices, covered, out=image)
+        del voxels, slices
         if target.hr is not None and not same:  # it is compared where it is used
-            same = same_image(images[-1], target.hr * covered)
+            same = same_image(image, target.hr * covered)
         if same:
             raise DataError(
                 "E363",
@@ -205,7 +213,7 @@ def read_references(
         said = (*scan.remarks, *cut, *restore.remarks)
         logged += [f"{name} {text}." for text in said]
     called = [one["name"] for one in about]
-    return Guides(np.stack(images, axis=1), called, True, about, remarks, logged)
+    return Guides(images, called, True, about, remarks, logged)
 
 
 def plane_axes(scan: Scan, axis: int) -> tuple[int, int]:

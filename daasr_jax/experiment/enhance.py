@@ -17,7 +17,7 @@ import numpy as np
 import daasr_jax
 from daasr_jax import released
 from daasr_jax.data.progress import track
-from daasr_jax.enhancement import Engine, Slices, overlays, quality
+from daasr_jax.enhancement import Engine, Slices, footprint, overlays, quality
 from daasr_jax.enhancement.bank import choose_references
 from daasr_jax.enhancement.inputs import (
     Guides,
@@ -49,6 +49,7 @@ MOSTLY = 0.5  # share of the tissue without a match from which a warning is due
 _FINER = 0.95  # share of the training data's pixel side, likewise
 
 
+@footprint.told()
 def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str, Any]:
     """Enhances a scan and writes the result with what belongs to it.
 
@@ -77,6 +78,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         if request.format == "dicom":
             check_source(target.scan, target.grid)
         _say_target(say, request, target)
+        count = 0 if request.refs == ("none",) else len(request.refs)
+        footprint.require(target, count)
         guides = _guides(request, target)
     for one in guides.about:
         if "said" in one:

@@ -197,24 +197,23 @@ def _write(
     def volume(slices: np.ndarray) -> np.ndarray:
         return scans.back(slices, scan, target.axis)
 
-    def nifti(key: str, slices: np.ndarray, words: str, dtype: Any) -> None:
+    def nifti(key: str, slices: np.ndarray, words: str, dtype: Any = None) -> None:
         scans.write_nifti(
             places[key],
             volume(slices),
             grid,
             like=scan,
             description=f"{note} {words}",
-            dtype=dtype,
+            dtype=dtype or slices.dtype,
             same_unit=key == "output",
             texts=request.names,
         )
 
     if "match" in files:
         assert made.confidence is not None
-        c = overlays.spread(made.confidence, target.size)
-        nifti("confidence", c, "confidence C", np.float32)
-        p = _match(target, guides, made)
-        nifti("match", p, "match P", p.dtype)
+        c = made.confidence
+        nifti("confidence", overlays.spread(c, target.size), "confidence C")
+        nifti("match", _match(target, guides, made), "match P")  # one map at a time
     if "page" in files:
         page = _page(request, target, guides, made, report)
         write_atomically(places["page"], page)

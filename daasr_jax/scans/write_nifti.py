@@ -176,5 +176,8 @@ def _as_type(voxels: np.ndarray, dtype: np.dtype, like: Scan) -> np.ndarray:
         low, high = (np.float64(getattr(np.iinfo(dtype), x)) for x in ("min", "max"))
         if int(high) > np.iinfo(dtype).max:  # of 64 bits, which a float rounds up
             high = np.nextafter(high, 0.0)
-        return np.clip(np.rint(voxels, dtype=np.float64), low, high).astype(dtype)
+        out = np.empty(voxels.shape, dtype)
+        for whole, part in zip(out, voxels, strict=True):
+            whole[...] = np.clip(np.rint(part, dtype=np.float64), low, high)
+        return out
     return voxels if dtype.kind in "iu" else voxels.astype(dtype, copy=False)
