@@ -28,6 +28,7 @@ from daasr_jax.enhancement.inputs import (
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.enhance_files import (
     SHARED,
+    UNTELLING,
     Request,
     by,
     check_files,
@@ -150,6 +151,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         say("quality", "")
         for name, values in measured.items():
             say("", f"{name:<18}{values['psnr']:.2f} dB  SSIM {values['ssim']:.4f}")
+    if confidence is not None and not confidence["tells_of_reference"]:
+        say("confidence", UNTELLING)
     say("LR fit", f"{fit:.1f} dB: the output made small again, against the input")
     with _timed(times, "writing"):
         write_files(request, target, guides, made, report, times)
@@ -270,6 +273,7 @@ def _confidence(
     low = about["low_confidence"]
     inside = overlays.in_tissue(made.confidence, target.lr)
     return {
+        "tells_of_reference": bool(low),
         "mean_in_tissue": float(inside.mean()) if inside.size else None,
         "low_below": low,
         "low_share_of_tissue": overlays.untrusted(made.confidence, target.lr, low=low),

@@ -29,6 +29,10 @@ log = logging.getLogger("daasr_jax")
 
 _NIFTI = (".nii.gz", ".nii")
 SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
+UNTELLING = (
+    "C of these weights tells nothing about the reference: it is as high with an unlike "
+    "one (low_confidence is 0, see the card)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +275,7 @@ def _page(
     cells = made.confidence is not None and made.confidence.shape == target.lr.shape
     matched = guides.images is not None and cells
     known = math.isfinite(sum(target.spacing))
+    telling = not matched or bool(report["weights"]["low_confidence"])
     facts = [
         ("input", f"{request.label}, {by(target.scan.voxels.shape)} voxels"),
         ("output", f"{request.out.name}, {by(target.grid.shape)} voxels"),
@@ -280,6 +285,7 @@ def _page(
         *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
           for name, v in report["quality"].items() if v["psnr"] is not None),
         ("LR fit", f"{report['data_consistency_db']} dB"),
+        *((("C", UNTELLING),) if not telling else ()),
         ("made by", f"{scans.unfit.software()}, {commit_id()}"),
         ("not for", "diagnosis: detail beyond the input is estimated"),
         ("share", SHARED),
@@ -297,6 +303,7 @@ def _page(
         low=target.restore.low,
         top=target.restore.top,
         hr=target.hr,
+        telling=telling,
     )
     slices, height, width = target.lr.shape
     plane = report["input"]["plane"]

@@ -160,6 +160,27 @@ def test_low_confidence_is_told(folder, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+def test_a_confidence_that_tells_nothing_is_told(folder, tmp_path, capsys, bound):
+    """By the command, the JSON and the page, whose picture is not stretched."""
+    weights = write_weights(tmp_path / "x.safetensors", low_confidence=bound)
+    out = tmp_path / "o.nii"
+    assert call(folder, "--checkpoint", str(weights), out=out) == 0
+    words = "C of these weights tells nothing about the reference"
+    page = (tmp_path / "o.html").read_text()
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert (words in capsys.readouterr().out) is (bound == 0)
+    assert (words in page) is (bound == 0)
+    assert report["confidence"]["tells_of_reference"] is (bound > 0)
+    if not bound:
+        assert '"confidence": 0.0' in page
+        assert report["confidence"]["low_share_of_tissue"] == 0
+    out.unlink()
+    assert call(folder, "--checkpoint", str(weights), "--force", ref="", out=out) == 0
+    assert words not in capsys.readouterr().out
+    assert words not in (tmp_path / "o.html").read_text()
+
+
 def test_a_simulation_measures(folder, tmp_path, capsys):
     write(tmp_path / "big.nii", volume(2, (41, 43, 3)))
     write(tmp_path / "ref.nii", volume(3, (41, 43, 3)))
