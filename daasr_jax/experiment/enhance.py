@@ -40,7 +40,7 @@ from daasr_jax.experiment.enhance_files import (
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.weights import open_weights
 from daasr_jax.runtime import devices
-from daasr_jax.scans import unfit
+from daasr_jax.scans import qform_remark, unfit
 from daasr_jax.scans.scan import axis_name
 from daasr_jax.scans.write_dicom import check_source
 
@@ -91,6 +91,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
     known = (*target.scan.remarks, *target.restore.remarks)  # said when it was read
     logged = [f"{request.label} {text}." for text in known] + [*guides.logged]
     remarks = [*guides.remarks, *_made_here(target), *_too_fine(target, about)]
+    off = request.format == "nifti" and qform_remark(target.grid, target.scan)
+    remarks += [off] if off else []
 
     engine = Engine(weights, request.memory)
     with _timed(times, "enhancing"):

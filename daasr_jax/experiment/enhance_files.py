@@ -30,8 +30,8 @@ log = logging.getLogger("daasr_jax")
 _NIFTI = (".nii.gz", ".nii")
 SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
 UNTELLING = (
-    "C of these weights tells nothing about the reference: it is as high with an unlike "
-    "one (low_confidence is 0, see the card)"
+    "C of these weights tells nothing about the reference: it is as high with an "
+    "unlike one (low_confidence is 0, see the card)"
 )
 
 

@@ -8,7 +8,7 @@ from daasr_jax.scans.overlap import Coverage, coverage_report
 from daasr_jax.scans.reading import read_scan
 from daasr_jax.scans.scan import Scan, back, in_plane, slice_axis
 from daasr_jax.scans.write_dicom import write_dicom
-from daasr_jax.scans.write_nifti import stored_type, write_nifti
+from daasr_jax.scans.write_nifti import qform_remark, stored_type, write_nifti
 
 __all__ = [
     "Coverage",
@@ -23,6 +23,7 @@ __all__ = [
     "in_plane",
     "normalise",
     "on_grid",
+    "qform_remark",
     "read_scan",
     "slice_axis",
     "stored_type",

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import DTypeLike
 
@@ -155,6 +156,29 @@ def header_for(
         header["descrip"] = text[:_DESCRIP]
     header.extensions.append(Nifti1Extension(COMMENT, text))
     return header
+
+
+def qform_remark(grid: Grid, like: Scan) -> str:
+    """What the user should know of the qform of a result, see `write_nifti`.
+
+    Returns:
+        A sentence where a corner is off by more than 1e-4 mm and the code is kept;
+        empty where the scan's own goes its way, which is said when the scan is read.
+    """
+    header = header_for(grid, like)
+    own = like.kind == "nifti" and forms_disagree(like.header)
+    if own or not int(header["qform_code"]):
+        return ""
+    ends = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape]), axis=-1)
+    off = unit_mm(header) * header.get_qform()[:3] - grid.affine[:3]
+    error = np.linalg.norm(apply_affine(np.vstack([off, [0, 0, 0, 1]]), ends), axis=-1)
+    if error.max() <= _EXACT_MM:
+        return ""
+    kept = "its sform is right" if int(header["sform_code"]) else "it has no sform"
+    return (
+        f"The qform of the result is off by {error.max():.2g} mm at a corner, as its "
+        f"numbers have 24 bits and no shear; {kept}."
+    )
 
 
 def _own_qform(header: Any, link: np.ndarray, shape: tuple[int, ...]) -> Qform | None:
