@@ -7,7 +7,7 @@ Each has 4 bytes a voxel of the result, N voxels, where nothing else is said:
   three masks of a byte: 2.75 N. Before it, the spline of the reference: 24 bytes a
   voxel of the reference, beside the resampled volume and a mask.
 - The output in the range of training; in a simulation bicubic and the output without a
-  reference too.
+  reference too. C and P of the network: 0.5 N at x2.
 - While the files are written: one map or the output in its own unit at a time, 1 N (P
   has 8 bytes where N and the references make numbers over 2^31), and the page.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -26,43 +25,56 @@ from daasr_jax.errors import ResourceError, first_line
 from daasr_jax.runtime import memory
 from daasr_jax.runtime.failures import is_out_of_memory
 
-if TYPE_CHECKING:
-    from daasr_jax.enhancement.inputs import Target
-
 _PLACED, _RESAMPLED, _SPLINE = 11, 5, 24  # bytes of a voxel
+_MATCHED = 2  # likewise, C and P of LR voxels at x2, of which a scale has no more
 _PAGES = 3  # the pictures of the page, their JSON and the text
 _REMEDY = "close other programs, crop the input, or give fewer --ref"
 
 
-def needed(target: Target, references: int, *, reference_voxels: int = 0) -> int:
-    """Bytes that are still to be taken, the largest stage of those to come.
+def needed(
+    shape: tuple[int, ...],
+    references: int,
+    *,
+    reference_voxels: int = 0,
+    simulated: bool = False,
+) -> int:
+    """Bytes that are still to be taken once the scan was read, at the largest stage.
 
     Args:
-        target: The scan, which has been read.
+        shape: Of the result.
         references: How many are still to be placed.
         reference_voxels: Of the largest of them, where it is known.
+        simulated: The scan was made small first.
     """
-    out = math.prod(target.grid.shape)
+    out = math.prod(shape)
     placing = 0
     if references:
         spline = _RESAMPLED * out + _SPLINE * reference_voxels
         placing = max(spline, _PLACED * out + 4 * reference_voxels)
     wide = out * references >= 2**31
-    kept = 12 if target.hr is not None else 4
-    writing = (kept + (8 if wide else 4)) * out + 8 * target.lr.size + _PAGES * LIMIT
+    kept = 12 if simulated else 4
+    writing = (kept + _MATCHED + (8 if wide else 4)) * out + _PAGES * LIMIT
     return 4 * out * references + max(placing, writing)
 
 
-def require(target: Target, references: int, *, reference_voxels: int = 0) -> None:
+def require(
+    shape: tuple[int, ...],
+    references: int,
+    *,
+    reference_voxels: int = 0,
+    simulated: bool = False,
+) -> None:
     """Refuses volumes that the host's memory has no room for; arguments: `needed`.
 
     Raises:
         ResourceError: If there is less (E619).
     """
-    need = needed(target, references, reference_voxels=reference_voxels)
+    need = needed(
+        shape, references, reference_voxels=reference_voxels, simulated=simulated
+    )
     place, free = memory.host_free()
     if need + memory.COMPILER > free:
-        size = "x".join(map(str, target.grid.shape))
+        size = "x".join(map(str, shape))
         raise ResourceError(
             "E619",
             f"the arrays of a result of {size} voxels need {need / 2**30:.3g} GiB "

@@ -162,8 +162,12 @@ def read_references(
         name = path.name if names else f"reference {number}"
         scan = read_scan(path)
         _check_evidence(scan, path.name)
-        left = len(paths) - number + 1
-        footprint.require(target, left, reference_voxels=scan.voxels.size)
+        footprint.require(
+            target.grid.shape,
+            len(paths) - number + 1,
+            reference_voxels=scan.voxels.size,
+            simulated=target.hr is not None,
+        )
         same = _holds(scan, target.whole)
         voxels, cut = without_damaged(scan.voxels)
         for text in cut:

@@ -80,7 +80,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
             check_source(target.scan, target.grid)
         _say_target(say, request, target)
         count = 0 if request.refs == ("none",) else len(request.refs)
-        footprint.require(target, count)
+        footprint.require(target.grid.shape, count, simulated=request.simulated)
         guides = _guides(request, target)
     for one in guides.about:
         if "said" in one:

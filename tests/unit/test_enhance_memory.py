@@ -9,7 +9,6 @@ import pytest
 
 from daasr_jax.enhance import main
 from daasr_jax.enhancement import Engine, footprint
-from daasr_jax.enhancement.inputs import read_target
 from daasr_jax.enhancement.references import same_image
 from daasr_jax.runtime import memory
 from tests.unit.test_enhance_scan import AFFINE, volume, write
@@ -52,11 +51,11 @@ def test_the_estimate_is_what_is_taken(folder, tmp_path, monkeypatch, refs, simu
     assert call(folder, tmp_path / "o.nii", refs, *simulated) == 0  # it is compiled now
     real, began = footprint.require, []
 
-    def require(target, references, **kwargs):
+    def require(shape, references, **kwargs):
         if not began:
             began.append(tracemalloc.get_traced_memory()[0])
             tracemalloc.reset_peak()
-        real(target, references, **kwargs)
+        real(shape, references, **kwargs)
 
     monkeypatch.setattr(footprint, "require", require)
     tracemalloc.start()
@@ -65,10 +64,12 @@ def test_the_estimate_is_what_is_taken(folder, tmp_path, monkeypatch, refs, simu
         taken = tracemalloc.get_traced_memory()[1] - began[0]
     finally:
         tracemalloc.stop()
-    degradation = "bicubic" if simulated else ""
-    target = read_target(folder / "T2.nii", "auto", 2, simulated=degradation)
-    voxels = 72 * 66 * 170
-    estimate = footprint.needed(target, refs, reference_voxels=refs and voxels)
+    estimate = footprint.needed(
+        SHAPE if simulated else (2 * SHAPE[0], 2 * SHAPE[1], SHAPE[2]),
+        refs,
+        reference_voxels=refs and 72 * 66 * 170,
+        simulated=bool(simulated),
+    )
     assert estimate / 1.5 < taken < estimate * 1.5, (taken, estimate)
 
 
