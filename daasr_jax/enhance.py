@@ -5,8 +5,9 @@
 Slices are enhanced in their plane, each on its own: their number and distance stay. The
 plane is that across the longest side of a voxel, or --axis. A reference is another
 contrast or time of the same person on any grid; it is brought to the grid of the result
-by the headers, so the two should be registered. Several may be given. --ref none uses
-none; --ref auto --bank DIR takes, for each slice, the most similar one in a folder.
+by the headers, so the two should be registered. Several may be given; a second may
+lose. --ref none, or no --ref, uses none; --ref auto --bank DIR takes, for each slice,
+the most similar one in a folder, without results of this program, masks and labels.
 
 Beside OUT lie OUT_confidence.nii.gz (C: how well what was found agrees),
 OUT_match.nii.gz (P: the voxel of the reference that each voxel was matched with),
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--ref",
         action="append",
         metavar="SCAN",
-        help="a reference, as --input; again for several; or none, or auto",
+        help="a reference, as --input; again for several; or auto; or none, as without",
     )
     add("--bank", type=place, metavar="DIR", help="folder of scans for --ref auto")
     add(
@@ -88,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
         "--memory",
         type=float,
         metavar="GB",
-        help="that may be taken; by default a half of what is free",
+        help="that the network may take, beside the volumes; by default a half of "
+        "what is free",
     )
     add(
         "--low-res-simulated",

@@ -12,6 +12,7 @@ strangers from the others best. It is written into `NAME.safetensors` as
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,6 +124,15 @@ def with_section(card: str, text: str) -> str:
     return card.partition(HEADING)[0].rstrip() + "\n\n" + text
 
 
+def command_of(args: argparse.Namespace) -> str:
+    """The command that measures it, with the places of the others."""
+    given = {"name": args.name, "prepared": "set.npz", "sets": args.sets}
+    given["slices"] = args.slices
+    return "python -m benchmarks.gpu.confidence " + " ".join(
+        f"--{k} {shlex.quote(str(v))}" for k, v in given.items() if v
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True)
@@ -152,7 +162,7 @@ def main() -> None:
     low = round(bound(strangers, np.concatenate(list(of.values()))), 2)
     kept = {k: v for k, v in weights.about.items() if k not in ("source", "form")}
     released.save(path, weights.variables, kept | {"low_confidence": low})
-    text = section(sets, low, args.slices)
+    text = section(sets, low, args.slices) + f"\n```bash\n{command_of(args)}\n```\n"
     card = path.with_suffix(".md")
     written = card.read_text(encoding="utf-8") if card.is_file() else ""
     card.write_text(with_section(written, text), encoding="utf-8")

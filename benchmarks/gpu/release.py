@@ -33,17 +33,18 @@ SOURCES = """\
 - OpenNeuro ds002748 version 1.0.5, T1-weighted, skull-stripped, CC0, doi
   10.18112/openneuro.ds002748.v1.0.5.
 - The longitudinal multiple sclerosis data of the Laboratory of Imaging Technologies,
-  University of Ljubljana (FLAIR, T1W, T2W, whole heads), CC BY. Please cite: Z. Lesjak
-  et al., "Validation of white-matter lesion change detection methods on a novel
-  publicly available MRI image database", Neuroinformatics 14 (2016) 403-420."""
+  University of Ljubljana (FLAIR, T1W, T2W, whole heads), Creative Commons Attribution
+  (CC BY; its licence names no version). Please cite: Z. Lesjak et al., "Validation of
+  white-matter lesion change detection methods on a novel publicly available MRI image
+  database", Neuroinformatics 14 (2016) 403-420."""
 MUST_NOT = """\
 Not for clinical use. Nothing in an output is evidence: what the LR image does not hold
 comes from training or from the reference, and may be absent in the patient. A lesion
-may be removed, moved or added. The networks are small, were trained in minutes on few
-people, and saw brains alone: no other organ, no k-space, no motion, no scanner beyond
-those of the two sets. LR images were made by bicubic reduction of magnitude slices; a
-scan that is blurred otherwise will come out otherwise. Only planes are enlarged, the
-distance of slices stays."""
+may be removed, moved or added. The networks are small, were trained for an hour or less
+on few people, and saw brains alone: no other organ, no k-space, no motion, no scanner
+beyond those of the two sets. LR images were made by bicubic reduction of magnitude
+slices; a scan that is blurred otherwise will come out otherwise. Only planes are
+enlarged, the distance of slices stays."""
 
 
 def kwargs_of(options: dict[str, str]) -> dict[str, Any]:
@@ -97,11 +98,7 @@ def card(
     packed: list[dict[str, Any]],
 ) -> str:
     options = result["options"]
-    sets = "\n".join(
-        f"- {one['dataset']}: trained on {', '.join(one['subjects']['train'])}; tested "
-        f"on {', '.join(one['subjects']['test'])}."
-        for one in packed
-    )
+    sets = "\n".join(f"- {one['dataset']}: {_people(one)}." for one in packed)
     shares = ", ".join(f"{k} {v:g}" for k, v in result["how"]["shares"].items())
     minutes = f"{result['train_seconds'] / 60:.1f} minutes"
     lines = [
@@ -130,6 +127,8 @@ def card(
         *commands,
         "```",
         "",
+        "DIR1 and on are the roots of the sets, in the order above.",
+        "",
         f"{result['steps']:,} steps of {result['how']['batch_size']} windows of "
         f"{result['how']['crop']} LR pixels, {minutes} on one {args.device}; commit "
         f"{args.commit[:12]}. Adam, rate {options['learning_rate']}, a cosine to zero; "
@@ -142,13 +141,17 @@ def card(
         "SSIM, mean over slices. One set of weights for all columns. `black` is no "
         "reference; `noisy` is the neighbour with noise of a tenth of the range; "
         "`self` is the target as its own reference, an upper bound, no result.",
+        "",
+        "```bash",
+        command_of(args),
+        "```",
     ]
     for dataset, report in reports.items():
         shown = [s for s in SHOWN if s in report["methods"]]
         lines += [
             "",
-            f"### {dataset}: {report['n_slices']} slices of "
-            f"{report['n_subjects']} people",
+            f"### {dataset}: {report['n_slices']} slices of {report['n_subjects']} "
+            + ("person" if report["n_subjects"] == 1 else "people"),
             "",
             "| person | " + " | ".join(shown) + " |",
             "|---|" + "--:|" * len(shown),
@@ -171,6 +174,23 @@ def card(
                     text += f", 95 % interval over people {low:+.2f} to {high:+.2f}"
                 lines.append(f"- {text}")
     return "\n".join([*lines, ""])
+
+
+def _people(one: dict[str, Any]) -> str:
+    """Who of a set is in which split."""
+    people = {k: ", ".join(v) for k, v in one["subjects"].items()}
+    unused = f"not used: {people['val']} (validation); " if people.get("val") else ""
+    return f"trained on {people['train']}; {unused}tested on {people['test']}"
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command that makes weights and figures, with the places of the others."""
+    given = {"run": f"OUT/{args.run.name}", "prepared": "set.npz", "name": args.name}
+    given |= {"sets": args.sets, "slices": args.slices}
+    given |= {"commit": args.commit[:12], "device": args.device}
+    return "python -m benchmarks.gpu.release " + " ".join(
+        f"--{k} {shlex.quote(str(v))}" for k, v in given.items() if v
+    )
 
 
 def main() -> None:
@@ -202,13 +222,13 @@ def main() -> None:
     flags = {k: options[k] for k in ("features", "groups", "learning_rate")}
     flags |= {"batch": result["how"]["batch_size"], "crop": result["how"]["crop"]}
     sets = " ".join(
-        f"--set {shlex.quote(' '.join([*s['flags'], '--config.data.root=DIR']))}"
-        for s in packed["sets"]
+        f"--set {shlex.quote(' '.join([*s['flags'], f'--config.data.root=DIR{i}']))}"
+        for i, s in enumerate(packed["sets"], 1)
     )
     commands = [
         f"python -m benchmarks.gpu --pack set.npz {sets}",
         f"python -m benchmarks.gpu.train --row fast --scale {result['scale']} "
-        f"--prepared set.npz --out DIR --seconds 0 --steps {result['steps']} "
+        f"--prepared set.npz --out OUT --seconds 0 --steps {result['steps']} "
         + " ".join(f"--{k} {v}" for k, v in flags.items()),
     ]
     about = {

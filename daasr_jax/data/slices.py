@@ -55,7 +55,10 @@ def usual_high(volume: np.ndarray) -> float:
     positive = volume[volume > 0]
     # of few voxels at least the largest is left out
     place = min(int((1 - _HOT_SHARE) * positive.size), positive.size - 2)
-    return float(np.partition(positive, place)[place]) if place >= 0 else np.inf
+    if place < 0:
+        return np.inf
+    positive.partition(place)  # a copy of its own already
+    return float(positive[place])
 
 
 def _hot_voxel(volume: np.ndarray) -> str:

@@ -86,14 +86,18 @@ class Engine:
         shapes = lr.shape[1:], ref.shape[1:]
         self._bands = None
         self._at_once = self._fitting(*shapes)
-        parts: list[tuple[np.ndarray, ...]] = []
+        whole: list[np.ndarray] = []
         places = range(len(lr))
         done = 0
         for i in places if track is None else track(places, len(places)):
             if i >= done:  # the bar counts slices, which go several at once
-                parts.append(self._some(lr[i:], ref[i:]))
-                done += len(parts[-1][0])
-        sr, *found = (np.concatenate(x) for x in zip(*parts, strict=True))
+                made = self._some(lr[i:], ref[i:])
+                if not whole:
+                    whole = [np.empty((len(lr), *x.shape[1:]), x.dtype) for x in made]
+                for out, x in zip(whole, made, strict=True):
+                    out[done : done + len(x)] = x
+                done += len(made[0])
+        sr, *found = whole
         c, p = found or (None, None)
         return Slices(sr, c, p, self._bytes)
 

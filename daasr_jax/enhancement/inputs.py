@@ -5,23 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from daasr_jax.enhancement.arrays import LEAST, MOST, fitted
-from daasr_jax.enhancement.references import (
-    nearest,
-    resampled,
-    same_image,
-    same_slices,
-    signature,
-)
-from daasr_jax.errors import ConfigError, DataError, UserError
+from daasr_jax.enhancement import footprint
+from daasr_jax.enhancement.arrays import LEAST, MOST
+from daasr_jax.enhancement.references import same_image
+from daasr_jax.errors import DataError
 from daasr_jax.resampling import degrade
 from daasr_jax.scans import (
     Grid,
@@ -34,9 +28,9 @@ from daasr_jax.scans import (
     on_grid,
     read_scan,
     slice_axis,
+    unfit,
     without_damaged,
 )
-from daasr_jax.scans.bank import SUFFIXES, scans_in
 from daasr_jax.scans.scan import axis_name
 
 log = logging.getLogger("daasr_jax")
@@ -157,13 +151,23 @@ def read_references(
         names: Keep the names of the files.
 
     Raises:
-        DataError: If one cannot be read, lies elsewhere, is blank, or is the input
-            itself (E363).
+        DataError: If one cannot be read, lies elsewhere, is blank, is the input itself
+            (E363), a result of this program (E367), or a mask or labels (E366).
+        ResourceError: If the memory has no room for it (E619).
     """
-    images, about, remarks, logged = [], [], [], []
+    about, remarks, logged = [], [], []
+    size = (len(target.lr), len(paths), *target.size)
+    images = np.empty(size, np.float32)
     for number, path in enumerate(paths, 1):
         name = path.name if names else f"reference {number}"
         scan = read_scan(path)
+        _check_evidence(scan, path.name)
+        footprint.require(
+            target.grid.shape,
+            len(paths) - number + 1,
+            reference_voxels=scan.voxels.size,
+            simulated=target.hr is not None,
+        )
         same = _holds(scan, target.whole)
         voxels, cut = without_damaged(scan.voxels)
         for text in cut:
@@ -180,9 +184,11 @@ def read_references(
             in_plane(target.scan, target.axis, voxels), f"the reference {path.name}"
         )
         covered = in_plane(target.scan, target.axis, inside)
-        images.append(slices * covered)
+        image = images[:, number - 1]
+        np.multiply(slices, covered, out=image)
+        del voxels, slices
         if target.hr is not None and not same:  # it is compared where it is used
-            same = same_image(images[-1], target.hr * covered)
+            same = same_image(image, target.hr * covered)
         if same:
             raise DataError(
                 "E363",
@@ -211,100 +217,7 @@ def read_references(
         said = (*scan.remarks, *cut, *restore.remarks)
         logged += [f"{name} {text}." for text in said]
     called = [one["name"] for one in about]
-    return Guides(np.stack(images, axis=1), called, True, about, remarks, logged)
-
-
-def choose_references(
-    bank: Path,
-    target: Target,
-    track: Callable[[list[Path]], Any],
-    *,
-    names: bool = False,
-) -> Guides:
-    """For every slice the slice of a bank that resembles it most, both blurred.
-
-    They need not be of the same person: the network searches the whole slice. Slices
-    of the same plane are compared, on a field of the same size in mm. Slices of the
-    input itself are left out, and links that lead out of the bank.
-
-    Args:
-        bank: A folder of scans, files and folders of a DICOM series; or one scan.
-        target: The scan.
-        track: Shows how far the reading is.
-        names: Keep the names of the files.
-
-    Raises:
-        ConfigError: If no other scan lies there (E256).
-    """
-    files, links = scans_in(bank)
-    files = [f for f in files if not _same_file(f, target.scan.source)]
-    if links:
-        log.warning(
-            "left out: %d links that lead out of %s, the first is %s -> %s",
-            len(links),
-            bank,
-            links[0],
-            os.path.realpath(links[0]),
-        )
-    plane = _plane(target.scan, target.axis)
-    own_slices, _ = normalise(in_plane(target.whole, target.axis), "the input")
-    found: list[tuple[Path, int]] = []
-    signatures, left_out, remarks = [], 0, []
-    called = {
-        f: f.name if names else f"scan {k} of the bank" for k, f in enumerate(files, 1)
-    }
-    sides, field = _field(target.spacing, target.size)
-    factor = target.size[0] // target.lr.shape[1]
-    lr_sides = (sides[0] * factor, sides[1] * factor)
-    for file in track(files):
-        try:
-            slices, spacing = _bank_slices(file, plane)
-        except UserError as error:
-            log.warning("left out: %s", error.args[0])
-            left_out += 1
-            continue
-        spacing, own = _field(spacing, slices.shape[1:])
-        own = field if math.isfinite(min(target.spacing)) else own
-        same = same_slices(slices, own_slices)
-        if same.any():
-            remarks.append(
-                f"{called[file]} has {np.count_nonzero(same)} of {len(same)} slices "
-                "with the image of the input; they are left out."
-            )
-        signatures += [signature(x, spacing, own) for x in slices[~same]]
-        found += [(file, int(i)) for i in np.flatnonzero(~same)]
-    if not found:
-        raise ConfigError(
-            "E256",
-            f"--bank={bank} holds no scan beside the input; give a folder of "
-            f"{', '.join(SUFFIXES)} files or DICOM series that can be read, or --ref "
-            "none.",
-        )
-    wanted = np.stack([signature(x, lr_sides, field) for x in target.lr])
-    order, scores = nearest(wanted, np.stack(signatures))
-    chosen = [found[k] for k in order[:, 0]]
-    images = np.zeros((len(target.lr), 1, *target.size), np.float32)
-    for file in dict.fromkeys(f for f, _ in chosen):
-        slices, spacing = _bank_slices(file, plane)
-        known = math.isfinite(sum(spacing) + sum(target.spacing))
-        for n, (other, i) in enumerate(chosen):
-            if other == file:
-                mine = slices[i]
-                if known:
-                    mine = resampled(mine, spacing, target.spacing)
-                images[n, 0] = fitted(mine, target.size)
-    labels = [[f"{called[file]}, slice {i + 1}"] for file, i in chosen]
-    about = [
-        {"name": called[file], "slice": i, "similarity": round(float(score), 4)}
-        for (file, i), score in zip(chosen, scores[:, 0], strict=True)
-    ]
-    if links:
-        text = f"{len(links)} links lead out of the bank and are left out."
-        remarks.insert(0, text)
-    if left_out:
-        text = f"{left_out} files of the bank cannot be used and are left out."
-        remarks.insert(0, text)
-    return Guides(images, labels, False, about, remarks)
+    return Guides(images, called, True, about, remarks, logged)
 
 
 def plane_axes(scan: Scan, axis: int) -> tuple[int, int]:
@@ -341,32 +254,20 @@ def _axial(scan: Scan) -> np.ndarray:
     return in_plane(scan, names.index("axial"))
 
 
-def _plane(scan: Scan, axis: int) -> str:
-    """`axial`, `coronal` or `sagittal`."""
-    names = ("axial", "coronal", "sagittal")
-    return next(name for name in names if slice_axis(scan, name) == axis)
-
-
-def _bank_slices(file: Path, plane: str) -> tuple[np.ndarray, tuple[float, float]]:
-    scan = read_scan(file)
-    axis = slice_axis(scan, plane)
-    rows, columns = plane_axes(scan, axis)
-    slices, _ = normalise(in_plane(scan, axis), file.name)
-    return slices, (scan.spacing[rows], scan.spacing[columns])
-
-
-def _field(
-    spacing: Sequence[float], size: Sequence[int]
-) -> tuple[tuple[float, float], float]:
-    """Sides of a pixel and of the field of a slice; in slices where mm are unknown."""
-    rows, columns = spacing
-    if not math.isfinite(rows + columns):
-        rows = columns = 1 / max(size)
-    return (rows, columns), max(rows * size[0], columns * size[1])
-
-
-def _same_file(a: Path, b: str) -> bool:
-    return a.exists() and Path(b).exists() and a.samefile(b)
+def _check_evidence(scan: Scan, name: str) -> None:
+    if unfit.is_result(scan):
+        raise DataError(
+            "E367",
+            f"the reference {name} was made by this program: what it invented would be "
+            "taken for evidence; give the scan that it was made from, or --ref none.",
+        )
+    count = unfit.label_count(scan)
+    if count:
+        raise DataError(
+            "E366",
+            f"the reference {name} has {count} values in patches, as a mask or a map "
+            "of labels has: give a scan, or --ref none.",
+        )
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:

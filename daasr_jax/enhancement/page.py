@@ -42,6 +42,8 @@ class Views:
         unit: Of `spacing`; `pixels` where they are not known.
         placed: Whether the references lie on the grid of the result.
         low, top: What 0 and 1 are in the unit of the scan.
+        telling: C tells a reference of use from one of none. Else its picture is not
+            stretched, and says so.
     """
 
     lr: np.ndarray
@@ -56,6 +58,7 @@ class Views:
     low: float = 0.0
     top: float = 1.0
     hr: np.ndarray | None = None
+    telling: bool = True
 
 
 def make_page(
@@ -106,6 +109,7 @@ def make_page(
         "window": max(8, round(white)),
         "references": None if views.references is None else _names(views, 0),
         "confidence": None if views.confidence is None else shades.least,
+        "telling": views.telling,
         "slices": [_slice(views, shades, i, quality) for i in chosen.tolist()],
     }
     parts = {
@@ -146,7 +150,7 @@ def _shades(views: Views) -> _Shades:
     white, refs = _white(views.sr), views.references
     tops = [] if refs is None else [_white(x) for x in refs.swapaxes(0, 1)]
     low = 0.0
-    if views.confidence is not None:
+    if views.confidence is not None and views.telling:
         low = np.floor(20 * float(np.percentile(views.confidence, 1))) / 20
     least = round(float(np.clip(low, 0, 0.95)), 2)
     return _Shades(bright, white, [top * bright / white for top in tops], least)

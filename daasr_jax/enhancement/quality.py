@@ -15,8 +15,11 @@ from daasr_jax.resampling import upsample
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
     """Slices (S, h, w) enlarged, (S, sh, sw) float32."""
-    made = [np.asarray(upsample(_nhwc(x), scale))[..., 0] for x in lr]
-    return np.concatenate(made)
+    slices, height, width = lr.shape
+    out = np.empty((slices, scale * height, scale * width), np.float32)
+    for i, x in enumerate(lr):
+        out[i] = np.asarray(upsample(_nhwc(x), scale))[0, ..., 0]
+    return out
 
 
 def data_consistency(sr: np.ndarray, lr: np.ndarray, degradation: str) -> float:

@@ -71,11 +71,15 @@ def resampled(image: np.ndarray, spacing: Sequence[float], wanted: Sequence[floa
 def same_image(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two volumes of one shape hold the same image, but for unit and rounding.
 
-    By their correlation over all voxels.
+    By their correlation over all voxels, summed slice by slice in float64.
     """
-    x, y = (v.astype(np.float64).ravel() - v.mean(dtype=np.float64) for v in (a, b))
-    norms = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return norms > 0 and float(x @ y) / norms > 1 - 1e-6
+    means = [v.mean(dtype=np.float64) for v in (a, b)]
+    xx = yy = xy = 0.0
+    for x, y in zip(a, b, strict=True):
+        x, y = ((v - mean).ravel() for v, mean in zip((x, y), means, strict=True))
+        xx, yy, xy = xx + x @ x, yy + y @ y, xy + x @ y
+    norms = float(np.sqrt(xx) * np.sqrt(yy))
+    return norms > 0 and float(xy) / norms > 1 - 1e-6
 
 
 def same_slices(slices: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -17,17 +17,18 @@ import numpy as np
 import daasr_jax
 from daasr_jax import released
 from daasr_jax.data.progress import track
-from daasr_jax.enhancement import Engine, Slices, overlays, quality
+from daasr_jax.enhancement import Engine, Slices, footprint, overlays, quality
+from daasr_jax.enhancement.bank import choose_references
 from daasr_jax.enhancement.inputs import (
     Guides,
     Target,
-    choose_references,
     read_references,
     read_target,
 )
 from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.enhance_files import (
     SHARED,
+    UNTELLING,
     Request,
     by,
     check_files,
@@ -39,6 +40,7 @@ from daasr_jax.experiment.enhance_files import (
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.weights import open_weights
 from daasr_jax.runtime import devices
+from daasr_jax.scans import qform_remark, unfit
 from daasr_jax.scans.scan import axis_name
 from daasr_jax.scans.write_dicom import check_source
 
@@ -48,6 +50,7 @@ MOSTLY = 0.5  # share of the tissue without a match from which a warning is due
 _FINER = 0.95  # share of the training data's pixel side, likewise
 
 
+@footprint.told()
 def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str, Any]:
     """Enhances a scan and writes the result with what belongs to it.
 
@@ -76,6 +79,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         if request.format == "dicom":
             check_source(target.scan, target.grid)
         _say_target(say, request, target)
+        count = 0 if request.refs == ("none",) else len(request.refs)
+        footprint.require(target.grid.shape, count, simulated=request.simulated)
         guides = _guides(request, target)
     for one in guides.about:
         if "said" in one:
@@ -85,7 +90,9 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
     say("weights", weights_words(about))
     known = (*target.scan.remarks, *target.restore.remarks)  # said when it was read
     logged = [f"{request.label} {text}." for text in known] + [*guides.logged]
-    remarks = [*guides.remarks, *_too_fine(target, about)]
+    remarks = [*guides.remarks, *_made_here(target), *_too_fine(target, about)]
+    off = request.format == "nifti" and qform_remark(target.grid, target.scan)
+    remarks += [off] if off else []
 
     engine = Engine(weights, request.memory)
     with _timed(times, "enhancing"):
@@ -146,6 +153,8 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
         say("quality", "")
         for name, values in measured.items():
             say("", f"{name:<18}{values['psnr']:.2f} dB  SSIM {values['ssim']:.4f}")
+    if confidence is not None and not confidence["tells_of_reference"]:
+        say("confidence", UNTELLING)
     say("LR fit", f"{fit:.1f} dB: the output made small again, against the input")
     with _timed(times, "writing"):
         write_files(request, target, guides, made, report, times)
@@ -228,6 +237,15 @@ def _say_target(
         say("simulation", f"the input was made small first, to {height}x{width}")
 
 
+def _made_here(target: Target) -> list[str]:
+    if not unfit.is_result(target.scan):
+        return []
+    return [
+        "The input was made by this program: detail that was estimated is taken for "
+        "measured, and estimated upon. Give the scan that it was made from."
+    ]
+
+
 def _too_fine(target: Target, about: dict[str, Any]) -> list[str]:
     trained, side = about["spacing_mm"], min(target.spacing)
     if not trained or not side < _FINER * trained[0]:
@@ -257,6 +275,7 @@ def _confidence(
     low = about["low_confidence"]
     inside = overlays.in_tissue(made.confidence, target.lr)
     return {
+        "tells_of_reference": bool(low),
         "mean_in_tissue": float(inside.mean()) if inside.size else None,
         "low_below": low,
         "low_share_of_tissue": overlays.untrusted(made.confidence, target.lr, low=low),

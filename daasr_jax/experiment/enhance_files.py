@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import daasr_jax
 from daasr_jax import scans
 from daasr_jax.data.sources.base import system_words
 from daasr_jax.enhancement import Slices, overlays
@@ -30,6 +29,10 @@ log = logging.getLogger("daasr_jax")
 
 _NIFTI = (".nii.gz", ".nii")
 SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
+UNTELLING = (
+    "C of these weights tells nothing about the reference: it is as high with an "
+    "unlike one (low_confidence is 0, see the card)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,30 +195,29 @@ def _write(
 ) -> None:
     """All files by their names in a folder that is not theirs; the output last."""
     scan, grid = target.scan, target.grid
-    note = f"daasr_jax {daasr_jax.__version__} x{report['settings']['scale']}"
+    note = f"{scans.unfit.software()} x{report['settings']['scale']}"
     places = {k: folder / path.name for k, path in files.items()}
 
     def volume(slices: np.ndarray) -> np.ndarray:
         return scans.back(slices, scan, target.axis)
 
-    def nifti(key: str, slices: np.ndarray, words: str, dtype: Any) -> None:
+    def nifti(key: str, slices: np.ndarray, words: str, dtype: Any = None) -> None:
         scans.write_nifti(
             places[key],
             volume(slices),
             grid,
             like=scan,
             description=f"{note} {words}",
-            dtype=dtype,
+            dtype=dtype or slices.dtype,
             same_unit=key == "output",
             texts=request.names,
         )
 
     if "match" in files:
         assert made.confidence is not None
-        c = overlays.spread(made.confidence, target.size)
-        nifti("confidence", c, "confidence C", np.float32)
-        p = _match(target, guides, made)
-        nifti("match", p, "match P", p.dtype)
+        c = made.confidence
+        nifti("confidence", overlays.spread(c, target.size), "confidence C")
+        nifti("match", _match(target, guides, made), "match P")  # one map at a time
     if "page" in files:
         page = _page(request, target, guides, made, report)
         write_atomically(places["page"], page)
@@ -273,6 +275,7 @@ def _page(
     cells = made.confidence is not None and made.confidence.shape == target.lr.shape
     matched = guides.images is not None and cells
     known = math.isfinite(sum(target.spacing))
+    telling = not matched or bool(report["weights"]["low_confidence"])
     facts = [
         ("input", f"{request.label}, {by(target.scan.voxels.shape)} voxels"),
         ("output", f"{request.out.name}, {by(target.grid.shape)} voxels"),
@@ -282,7 +285,8 @@ def _page(
         *((name, f"{v['psnr']:.2f} dB, SSIM {v['ssim']:.4f}")
           for name, v in report["quality"].items() if v["psnr"] is not None),
         ("LR fit", f"{report['data_consistency_db']} dB"),
-        ("made by", f"daasr_jax {daasr_jax.__version__}, {commit_id()}"),
+        *((("C", UNTELLING),) if not telling else ()),
+        ("made by", f"{scans.unfit.software()}, {commit_id()}"),
         ("not for", "diagnosis: detail beyond the input is estimated"),
         ("share", SHARED),
     ]  # fmt: skip
@@ -299,6 +303,7 @@ def _page(
         low=target.restore.low,
         top=target.restore.top,
         hr=target.hr,
+        telling=telling,
     )
     slices, height, width = target.lr.shape
     plane = report["input"]["plane"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 from collections.abc import Mapping
@@ -93,14 +94,24 @@ def require_shared(need: int, *, workers: int) -> None:
         )
 
 
+def host_free() -> tuple[str, float]:
+    """The tightest limit of this process on the host, and the bytes that it leaves."""
+    free = _free_of_host()
+    place = min(free, key=free.__getitem__, default="")
+    return place, free.get(place, math.inf)
+
+
 def _free() -> dict[str, float]:
     """Place -> bytes that one device of this process may still take."""
     device: Any = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return {"the device": stats["bytes_limit"] - stats.get("bytes_in_use", 0)}
-    if device.platform != "cpu":
-        return {}
+    return _free_of_host() if device.platform == "cpu" else {}
+
+
+def _free_of_host() -> dict[str, float]:
+    """Place -> bytes that this process may still take in the host's memory."""
     found: dict[str, float] = {}
     memory = _table(Path("/proc/meminfo"))
     if "MemAvailable" in memory:

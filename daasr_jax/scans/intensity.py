@@ -34,9 +34,10 @@ class Restore:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images in the range of training to float32 in the unit of the scan."""
         images = np.asarray(images, np.float32)
-        if not self.low:
-            return images * np.float32(self.top)
-        return images * np.float32(self.top - self.low) + np.float32(self.low)
+        out = images * np.float32(self.top - self.low)
+        if self.low:
+            out += np.float32(self.low)
+        return out
 
 
 def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, Restore]:

@@ -22,6 +22,7 @@ from daasr_jax.scans.dicom import errors_of, library
 from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
 from daasr_jax.scans.scan import Scan
+from daasr_jax.scans.unfit import software
 
 _MR = "1.2.840.10008.5.1.4.1.1.4"
 # Enhanced and legacy converted MR, whose slices become files of the plain kind.
@@ -275,9 +276,7 @@ def _derived(
     old = [str(part) for part in header.get("ImageType", None) or ()]
     image.ImageType = ["DERIVED", "SECONDARY", *(old[2:] or ["OTHER"])]
     image.SourceImageSequence = [item]
-    image.DerivationDescription = (
-        description or f"enlarged by daasr_jax {daasr_jax.__version__}"
-    )
+    image.DerivationDescription = description or f"enlarged by {software()}"
     name, ours = str(header.get("SeriesDescription", None) or ""), " daasr_jax"
     image.SeriesDescription = (name[: _TEXT - len(ours)] + ours).strip()
     number = header.get("SeriesNumber", None)
@@ -286,9 +285,9 @@ def _derived(
         setattr(image, attribute, now.strftime("%Y%m%d"))
     for attribute in ("SeriesTime", "InstanceCreationTime", "ContentTime"):
         setattr(image, attribute, now.strftime("%H%M%S"))
-    software = header.get("SoftwareVersions", None) or []
-    software = [software] if isinstance(software, str) else list(software)
-    image.SoftwareVersions = [*software, f"daasr_jax {daasr_jax.__version__}"]
+    versions = header.get("SoftwareVersions", None) or []
+    versions = [versions] if isinstance(versions, str) else list(versions)
+    image.SoftwareVersions = [*versions, software()]
     image.ContributingEquipmentSequence = [
         *(header.get("ContributingEquipmentSequence", None) or ()),
         _equipment(dataset, description, now),
@@ -297,7 +296,10 @@ def _derived(
 
 
 def _equipment(dataset: Any, description: str, now: datetime.datetime) -> Any:
-    """This software, in the words of the standard (PS3.3 C.12.1, CID 7005)."""
+    """This software, in the words of the standard (PS3.3 C.12.1, CID 7005).
+
+    By it `unfit.is_result` knows the series.
+    """
     purpose, out = dataset(), dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
     purpose.CodeMeaning = "Processing Equipment"

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import DTypeLike
 
@@ -22,8 +23,8 @@ from daasr_jax.scans.grids import Grid
 from daasr_jax.scans.output import cannot_write, check_output
 from daasr_jax.scans.quaternion import Qform, qform_of
 from daasr_jax.scans.scan import Scan
+from daasr_jax.scans.unfit import COMMENT, marked
 
-_COMMENT = 6  # code of a header extension of plain text
 _DESCRIP = 80  # bytes of the field
 _NO_TEXTS = ("magic", "regular")
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
@@ -60,8 +61,9 @@ def write_nifti(
         voxels: (X, Y, Z) real in the unit of the scan.
         grid: Where they lie.
         like: The scan.
-        description: Goes into the field of 80 bytes where the scan left it empty, and
-            in full into a comment after the header.
+        description: Behind the name of the program, by which `unfit.is_result` knows
+            the file, it goes into the field of 80 bytes where the scan left it empty,
+            and in full into a comment after the header.
         dtype: Of the file. An integer type holds rounded values where the scan's voxels
             are integers, else scaled ones (`scl_slope`).
         force: Replace a file that is there.
@@ -108,7 +110,7 @@ def header_for(
     if like.kind == "nifti":
         header = like.header.copy()
         header.extensions[:] = [
-            e for e in header.extensions if texts and e.get_code() == _COMMENT
+            e for e in header.extensions if texts and e.get_code() == COMMENT
         ]
         for name in [] if texts else header.keys():
             if header[name].dtype.kind == "S" and name not in _NO_TEXTS:
@@ -149,11 +151,34 @@ def header_for(
             "24 bits and no shear, would be off by %.2g mm at a corner",
             held.error * mm,
         )
-    if description:
-        if not bytes(header["descrip"]).strip(b"\0 "):
-            header["descrip"] = description.encode("utf-8", "replace")[:_DESCRIP]
-        header.extensions.append(Nifti1Extension(_COMMENT, description.encode()))
+    text = marked(description).encode("utf-8", "replace")
+    if not bytes(header["descrip"]).strip(b"\0 "):
+        header["descrip"] = text[:_DESCRIP]
+    header.extensions.append(Nifti1Extension(COMMENT, text))
     return header
+
+
+def qform_remark(grid: Grid, like: Scan) -> str:
+    """What the user should know of the qform of a result, see `write_nifti`.
+
+    Returns:
+        A sentence where a corner is off by more than 1e-4 mm and the code is kept;
+        empty where the scan's own goes its way, which is said when the scan is read.
+    """
+    header = header_for(grid, like)
+    own = like.kind == "nifti" and forms_disagree(like.header)
+    if own or not int(header["qform_code"]):
+        return ""
+    ends = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape]), axis=-1)
+    off = unit_mm(header) * header.get_qform()[:3] - grid.affine[:3]
+    error = np.linalg.norm(apply_affine(np.vstack([off, [0, 0, 0, 1]]), ends), axis=-1)
+    if error.max() <= _EXACT_MM:
+        return ""
+    kept = "its sform is right" if int(header["sform_code"]) else "it has no sform"
+    return (
+        f"The qform of the result is off by {error.max():.2g} mm at a corner, as its "
+        f"numbers have 24 bits and no shear; {kept}."
+    )
 
 
 def _own_qform(header: Any, link: np.ndarray, shape: tuple[int, ...]) -> Qform | None:
@@ -175,5 +200,8 @@ def _as_type(voxels: np.ndarray, dtype: np.dtype, like: Scan) -> np.ndarray:
         low, high = (np.float64(getattr(np.iinfo(dtype), x)) for x in ("min", "max"))
         if int(high) > np.iinfo(dtype).max:  # of 64 bits, which a float rounds up
             high = np.nextafter(high, 0.0)
-        return np.clip(np.rint(voxels, dtype=np.float64), low, high).astype(dtype)
+        out = np.empty(voxels.shape, dtype)
+        for whole, part in zip(out, voxels, strict=True):
+            whole[...] = np.clip(np.rint(part, dtype=np.float64), low, high)
+        return out
     return voxels if dtype.kind in "iu" else voxels.astype(dtype, copy=False)

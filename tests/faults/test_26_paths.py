@@ -20,7 +20,8 @@ import pytest
 
 from daasr_jax.data import DataSettings
 from daasr_jax.data.sources import choose_source
-from daasr_jax.enhancement.inputs import choose_references, read_target
+from daasr_jax.enhancement.bank import choose_references
+from daasr_jax.enhancement.inputs import read_target
 from daasr_jax.errors import ConfigError, DataError
 from daasr_jax.experiment.opening import _in_file_names
 from daasr_jax.scans import read_scan

@@ -3,7 +3,8 @@
 Expected: no orientation, sform and qform that disagree, sheared axes and a scan far off
 the body's axes are said with the file, in training and by `enhance.py`; an affine that
 is none is refused, and so are several volumes in one file. The corners of a result lie
-where those of the scan lie, within 1e-4 mm.
+where those of the scan lie, within 1e-4 mm by the sform. A qform, which may hold them
+less well, is then a warning with the number.
 """
 
 from __future__ import annotations
@@ -84,6 +85,34 @@ def test_30_a_report_of_an_enhancement_has_what_is_odd(tmp_path, capsys):
     for words in ("sform and a qform", "sheared", "more than 35 degrees"):
         assert [words in text for text in report["warnings"]].count(True) == 1
         assert words in said
+
+
+@pytest.mark.parametrize(
+    ("affine", "codes", "words"),
+    [
+        (sheared(LPS_AFFINE, 1e-3), (1, 1), "its sform is right"),
+        (sheared(LPS_AFFINE, 1e-3), (1, 0), ""),
+        (turned(LPS_AFFINE, 20), (1, 1), ""),
+    ],
+)
+def test_30_a_qform_that_is_off_is_in_the_report(tmp_path, affine, codes, words):
+    """Where programs read it: the number is how far its corners lie."""
+    path = written(tmp_path / "T2.nii", affine, affine, codes)
+    weights = write_weights(tmp_path / "x2.safetensors")
+    given = ["--input", str(path), "--checkpoint", str(weights), "--no-view"]
+    assert main([*given, "--out", str(tmp_path / "o.nii")]) == 0
+    warned = json.loads((tmp_path / "o.json").read_text())["warnings"]
+    said = [text for text in warned if "qform of the result" in text]
+    assert [words in text for text in said] == [True] * bool(words)
+    found = nib.load(tmp_path / "o.nii")
+    ends = list(itertools.product(*((-0.5, n - 0.5) for n in found.shape)))
+    off = apply_affine(found.get_qform(), ends) - apply_affine(found.get_sform(), ends)
+    error = np.linalg.norm(off, axis=1).max()
+    if codes[1]:
+        assert bool(error > 1e-4) is bool(words)
+    if words:
+        told = float(said[0].split("off by ")[1].split()[0])
+        assert told == pytest.approx(error, rel=0.06)
 
 
 @pytest.mark.parametrize("more", [(1,), (1, 1), (3,), (1, 2)])

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from daasr_jax import released
 from daasr_jax.enhancement import bands
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS
@@ -60,6 +62,20 @@ def test_bands_are_the_whole(case):
     sr, c, p = bands.Bands(model, variables, 16)(lr, ref)
     size = float(jnp.abs(wanted.sr).max())
     np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], atol=1e-5 * max(1, size))
+    np.testing.assert_allclose(c, wanted.aux["confidence"][-1, 0, ..., 0], atol=1e-5)
+    np.testing.assert_array_equal(p, wanted.aux["index"][-1, 0])
+
+
+def test_bands_of_the_released_weights_are_the_whole():
+    """Within 1e-5 of the range of training, whatever the output's size."""
+    model, variables, _ = released.load("x4")
+    lr, ref = images(45, 20, 4)
+    lr, ref = (ndimage.gaussian_filter(x, 1.5) for x in (lr, ref[0]))
+    wanted = jax.jit(lambda a, b: model.apply(variables, a, b, train=False))(
+        lr[None, ..., None], ref[None, ..., None]
+    )
+    sr, c, p = bands.Bands(model, variables, 16)(lr, ref[None])
+    np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(c, wanted.aux["confidence"][-1, 0, ..., 0], atol=1e-5)
     np.testing.assert_array_equal(p, wanted.aux["index"][-1, 0])
 

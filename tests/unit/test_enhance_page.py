@@ -90,6 +90,8 @@ def test_a_high_confidence_is_told_apart(views):
     close = dataclasses.replace(views, confidence=0.95 + 0.05 * views.confidence)
     found = data(page(close))
     assert found["confidence"] == 0.95
+    same = data(page(dataclasses.replace(close, telling=False)))
+    assert (same["confidence"], same["telling"]) == (0.0, False)
     assert unpacked(found["slices"][0]["confidence"], np.uint8).std() > 30
 
 

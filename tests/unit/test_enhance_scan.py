@@ -13,7 +13,9 @@ from scipy import ndimage
 
 from daasr_jax import enhancement
 from daasr_jax.enhance import main
+from daasr_jax.enhancement import bank as banks
 from daasr_jax.enhancement import inputs
+from daasr_jax.enhancement.bank import choose_references
 from daasr_jax.experiment.enhance_files import _hidden as hidden
 from daasr_jax.files import replace_all
 from daasr_jax.scans.bank import scans_in
@@ -158,6 +160,27 @@ def test_low_confidence_is_told(folder, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+def test_a_confidence_that_tells_nothing_is_told(folder, tmp_path, capsys, bound):
+    """By the command, the JSON and the page, whose picture is not stretched."""
+    weights = write_weights(tmp_path / "x.safetensors", low_confidence=bound)
+    out = tmp_path / "o.nii"
+    assert call(folder, "--checkpoint", str(weights), out=out) == 0
+    words = "C of these weights tells nothing about the reference"
+    page = (tmp_path / "o.html").read_text()
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert (words in capsys.readouterr().out) is (bound == 0)
+    assert (words in page) is (bound == 0)
+    assert report["confidence"]["tells_of_reference"] is (bound > 0)
+    if not bound:
+        assert '"confidence": 0.0' in page
+        assert report["confidence"]["low_share_of_tissue"] == 0
+    out.unlink()
+    assert call(folder, "--checkpoint", str(weights), "--force", ref="", out=out) == 0
+    assert words not in capsys.readouterr().out
+    assert words not in (tmp_path / "o.html").read_text()
+
+
 def test_a_simulation_measures(folder, tmp_path, capsys):
     write(tmp_path / "big.nii", volume(2, (41, 43, 3)))
     write(tmp_path / "ref.nii", volume(3, (41, 43, 3)))
@@ -251,6 +274,40 @@ def test_a_bank_leaves_out_the_input(folder, refused, tmp_path):
     assert said[1].startswith("scan 2 of the bank has 2 of 3 slices")
 
 
+def labels(seed: int = 0) -> np.ndarray:
+    """A map of a few labels in patches."""
+    return np.digitize(volume(seed), [1, 300, 500, 600]).astype(np.uint8)
+
+
+def test_results_and_labels_are_no_evidence(done, refused, tmp_path):
+    """An earlier result, its maps, a mask and labels in the folder of the scans."""
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    for name in ("out.nii.gz", "out_confidence.nii.gz", "out_match.nii.gz"):
+        (bank / f"T2_{name}").write_bytes((done / name).read_bytes())
+    write(bank / "mask.nii.gz", (volume(0) > 0).astype(np.float32))
+    write(bank / "aseg.nii.gz", labels())
+    argv = ["--bank", str(bank)]
+    told = "3 made by this program, so no evidence, 2 with a mask or labels"
+    refused("E256", told, exit_code=2, ref="auto", argv=argv)
+    write(bank / "other.nii", volume(5))
+    assert call(done, *argv, "--names", ref="auto", out=tmp_path / "o.nii") == 0
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert {r["name"] for r in report["references"]} == {"other.nii"}
+    assert report["warnings"][0] == f"Files left out of the bank: {told}."
+    for ref, code in (("T2_out", "E367"), ("mask", "E366"), ("aseg", "E366")):
+        argv = ["--ref", str(bank / f"{ref}.nii.gz")]
+        refused(code, ref, exit_code=3, ref="", argv=argv, out=tmp_path / "p.nii")
+
+
+def test_a_result_as_input_is_told(done, tmp_path, capsys):
+    out = tmp_path / "o.nii"
+    assert call(done, "--no-view", input="out.nii.gz", ref="none", out=out) == 0
+    assert "The input was made by this program" in capsys.readouterr().out
+    assert call(done, "--no-view", "--force", ref="none", out=out) == 0
+    assert "made by this program" not in capsys.readouterr().out
+
+
 def test_a_bank_leaves_out_an_input_that_rings(folder, tmp_path):
     """Values below 0 and a hot voxel are treated alike in the input and its copy."""
     rings = volume(0).astype(np.float32)
@@ -261,7 +318,7 @@ def test_a_bank_leaves_out_an_input_that_rings(folder, tmp_path):
     write(bank / "copy.nii", rings * np.float32(2))
     write(bank / "other.nii", volume(5))
     target = inputs.read_target(tmp_path / "in.nii", "auto", 2)
-    guides = inputs.choose_references(bank, target, list, names=True)
+    guides = choose_references(bank, target, list, names=True)
     assert {one["name"] for one in guides.about} == {"other.nii"}
     assert guides.remarks[0].startswith("copy.nii has 3 of 3 slices")
 
@@ -311,7 +368,7 @@ def test_a_bank_holds_dicom_series(folder, tmp_path):
     (bank / "inner/b/IM0.txt").write_text("no scan")
     write(bank / "c.nii", volume(7))
     for given, files in ((bank, 3), (bank / "inner/a", 1)):
-        guides = inputs.choose_references(
+        guides = choose_references(
             given, inputs.read_target(folder / "T2.nii.gz", "auto", 2), list, names=True
         )
         names = {path.name for path in scans_in(given)[0]}
@@ -359,7 +416,7 @@ def test_the_type_of_the_input_is_kept(folder, tmp_path):
 
 def test_a_bank_gives_the_most_similar_slice(folder, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(inputs.log, "warning", lambda form, *a: said.append(form % a))
+    monkeypatch.setattr(banks.log, "warning", lambda form, *a: said.append(form % a))
     bank = tmp_path / "bank"
     bank.mkdir()
     turned = volume(0)[:, :, [2, 0, 1]]
@@ -373,7 +430,8 @@ def test_a_bank_gives_the_most_similar_slice(folder, tmp_path, monkeypatch):
         report = json.loads(out.with_suffix(".json").read_text())
         chosen = [(r["name"], r["slice"]) for r in report["references"]]
         assert chosen == [(name, i) for i in (1, 2, 0)]
-        assert "1 files of the bank cannot be used" in report["warnings"][0]
+        told = "Files left out of the bank: 1 that cannot be used."
+        assert told == report["warnings"][0]
         assert name in out.with_suffix(".html").read_text()
     assert "broken.nii.gz" in said[0]
 

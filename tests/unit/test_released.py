@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.gpu import confidence, release
 from daasr_jax import released
 from daasr_jax.errors import CheckpointError
 from daasr_jax.models.daasr import PRESETS
@@ -152,3 +155,26 @@ def test_released_weights_are_whole():
     assert total < 8e6
     files = {path.stem for path in released.FOLDER.glob("*.safetensors")}
     assert files == set(released.names())
+
+
+def test_a_card_names_people_and_commands():
+    """Of every split, and with the places of the others left out."""
+    subjects = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+    said = release._people({"subjects": subjects})
+    assert said == "trained on a, b; not used: c (validation); tested on d"
+    assert "not used" not in release._people({"subjects": subjects | {"val": []}})
+    given = {"run": Path("/home/jane/out/train_fast_x4"), "prepared": Path("/data/s")}
+    given |= {"name": "x4", "sets": "A B,C", "slices": 60, "device": "CPU core"}
+    args = argparse.Namespace(**given, commit="0123456789abcdef")
+    assert release.command_of(args) == (
+        "python -m benchmarks.gpu.release --run OUT/train_fast_x4 --prepared set.npz "
+        "--name x4 --sets 'A B,C' --slices 60 --commit 0123456789ab --device 'CPU core'"
+    )
+    assert confidence.command_of(args) == (
+        "python -m benchmarks.gpu.confidence --name x4 --prepared set.npz --sets "
+        "'A B,C' --slices 60"
+    )
+    for name in ("x2", "x4"):
+        card = (released.FOLDER / f"{name}.md").read_text(encoding="utf-8")
+        for words in (f"--name {name} --prepared set.npz", "root=DIR1", "root=DIR2"):
+            assert words in card

@@ -21,6 +21,7 @@ from daasr_jax.scans import (
     write_dicom,
     write_nifti,
 )
+from daasr_jax.scans.unfit import is_result
 from daasr_jax.scans.write_dicom import check_source
 from tests.data_fixtures import one_line
 
@@ -377,6 +378,7 @@ class TestWrite:
         write_dicom(out, voxels, grid, scan, "x3 by weights 1a2b", names=True)
         assert {p.name for p in tmp_path.iterdir()} == {"series", "out"}
         found = read_scan(out)
+        assert is_result(found)
         step = 2500 / 65535
         assert np.abs(found.voxels - voxels).max() < 0.51 * step
         np.testing.assert_allclose(found.affine, grid.affine, atol=1e-7)
@@ -458,6 +460,7 @@ class TestWrite:
         voxels = scan.voxels.repeat(2, axis=0).repeat(2, axis=1)
         write_dicom(tmp_path / "out", voxels, grid, scan)
         found = read_scan(tmp_path / "out")
+        assert (is_result(scan), is_result(found)) == (False, True)  # without names
         np.testing.assert_allclose(found.voxels, voxels, atol=0.06)
         np.testing.assert_allclose(found.affine, grid.affine, atol=1e-7)
         image = pydicom.dcmread(tmp_path / "out/IM0001.dcm")

@@ -23,6 +23,7 @@ from daasr_jax.scans import (
     slice_axis,
     write_nifti,
 )
+from daasr_jax.scans.unfit import is_result, software
 from tests.data_fixtures import HEADER, one_line, scan_voxels, write_h5, write_rss
 
 AFFINE = np.eye(4)
@@ -305,7 +306,7 @@ class TestWritten:
         assert header["descrip"].item() == b"TE=98;scanner"
         assert (header["cal_max"], header.get_dim_info()) == (700, (0, 1, 2))
         texts = [e.get_content() for e in header.extensions]
-        assert texts == [b"a note", b"x4 by 1a2b"]
+        assert texts == [b"a note", f"{software()} x4 by 1a2b".encode()]
         assert scan.header.extensions[0].get_code() == 4  # the scan's is as it was
 
     def test_a_map_of_other_values(self, tmp_path):
@@ -323,7 +324,7 @@ class TestWritten:
         found = nib.load(tmp_path / "b.nii")
         assert found.get_data_dtype() == np.int32
         np.testing.assert_array_equal(np.asarray(found.dataobj), places)
-        assert found.header["descrip"].item() == b"places"
+        assert found.header["descrip"].item() == f"{software()} places".encode()
         assert found.header["cal_max"] == 0
         assert found.header.get_intent() == ("none", (), "")
 
@@ -386,8 +387,21 @@ class TestWritten:
             tmp_path / "b.nii", scan.voxels, enlarged(scan, 2, 1), scan, "é" * 60
         )
         header = nib.load(tmp_path / "b.nii").header
-        assert header["descrip"].item().decode() == "é" * 40
-        assert header.extensions[0].get_content().decode() == "é" * 60
+        wanted = f"{software()} {'é' * 60}"
+        assert header["descrip"].item() == wanted.encode()[:80]
+        assert header.extensions[0].get_content().decode() == wanted
+
+    def test_what_is_written_is_known_again(self, tmp_path):
+        """Where the scan's description is cleared, and where it stays."""
+        image = nib.Nifti1Image(values(), AFFINE)
+        image.header["descrip"] = b"TE=98; for daasr_jax"
+        image.to_filename(tmp_path / "a.nii")
+        scan = read_scan(tmp_path / "a.nii")
+        assert not is_result(scan)
+        for texts in (True, False):
+            out = tmp_path / f"{texts}.nii"
+            write_nifti(out, scan.voxels, enlarged(scan, 2, 1), scan, texts=texts)
+            assert is_result(read_scan(out))
 
     def test_integers(self, tmp_path):
         scan = read_scan(save(tmp_path / "a.nii", values()))
