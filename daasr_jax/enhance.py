@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _enhance(given: argparse.Namespace) -> None:
     from daasr_jax.data import DataSettings
     from daasr_jax.experiment.enhance import enhance_scan
-    from daasr_jax.experiment.enhance_files import Request
+    from daasr_jax.experiment.enhance_files import EnhanceRequest
     from daasr_jax.experiment.places import place
     from daasr_jax.runtime import compiled, devices
 
@@ -131,7 +131,7 @@ def _enhance(given: argparse.Namespace) -> None:
     devices.find()
     with contextlib.suppress(UserError):  # without a home nothing is kept
         compiled.keep_compiled(DataSettings().cache_path)
-    request = Request(
+    request = EnhanceRequest(
         input=given.input,
         out=given.out,
         refs=tuple(r if r in ("none", "auto") else str(place(r)) for r in refs),

@@ -60,7 +60,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
     from daasr_jax.evaluation.words import describe_run
     from daasr_jax.experiment.controls import control_run
     from daasr_jax.experiment.evaluate import evaluate_tracks
-    from daasr_jax.experiment.opening import Request
+    from daasr_jax.experiment.opening import EvaluationRequest
     from daasr_jax.experiment.saved_run import list_runs
     from daasr_jax.runtime import hosts
     from daasr_jax.runtime.console import console
@@ -68,7 +68,7 @@ def evaluate(config: Any, workdir: str | None) -> None:
     if not workdir:
         print(list_runs(Path()))
         return
-    request = Request(
+    request = EvaluationRequest(
         given=cli.given(),
         config=config,
         split=SPLIT.value,

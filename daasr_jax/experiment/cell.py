@@ -32,7 +32,7 @@ from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Trial
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.cell_pictures import PICTURES, keep_pictures
 from daasr_jax.experiment.configuration import load
-from daasr_jax.experiment.opening import Opened, Request, open_split
+from daasr_jax.experiment.opening import EvaluationRequest, Opened, open_split
 from daasr_jax.experiment.record import read_record
 from daasr_jax.experiment.sessions import peak_of, session
 from daasr_jax.experiment.train import train_run
@@ -323,7 +323,9 @@ def evaluate_cell(
     Returns:
         `parameters`, `uses_reference`, and what names the data and the code.
     """
-    asked = Request(out=str(folder / SCORES.format(0)), force=True, lpips=lpips)
+    asked = EvaluationRequest(
+        out=str(folder / SCORES.format(0)), force=True, lpips=lpips
+    )
     run = open_split(str(folder), asked, "controls")
     scale = run.config.scale
     used = uses_reference(run.model, run.variables, scale=scale)

@@ -17,13 +17,13 @@ from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.panel import typical
 from daasr_jax.evaluation.predict import Prediction, of_all_processes
 from daasr_jax.experiment.evaluate import Show, save
-from daasr_jax.experiment.opening import Request, open_split
+from daasr_jax.experiment.opening import EvaluationRequest, open_split
 from daasr_jax.runtime.failures import explained
 
 
 @explained(evaluating=True)
 def control_run(
-    workdir: str, request: Request, show: Show | None = None
+    workdir: str, request: EvaluationRequest, show: Show | None = None
 ) -> tuple[dict[str, Any], Path, Path]:
     """Evaluates the best checkpoint of a run with each of `controls.CONTROLS`.
 

@@ -29,7 +29,7 @@ from daasr_jax.errors import ConfigError
 from daasr_jax.experiment.enhance_files import (
     SHARED,
     UNTELLING,
-    Request,
+    EnhanceRequest,
     by,
     check_files,
     in_mm,
@@ -51,7 +51,9 @@ _FINER = 0.95  # share of the training data's pixel side, likewise
 
 
 @footprint.told()
-def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str, Any]:
+def enhance_scan(
+    request: EnhanceRequest, say: Callable[[str, str], None]
+) -> dict[str, Any]:
     """Enhances a scan and writes the result with what belongs to it.
 
     Args:
@@ -165,7 +167,7 @@ def enhance_scan(request: Request, say: Callable[[str, str], None]) -> dict[str,
     return report
 
 
-def _check(request: Request) -> None:
+def _check(request: EnhanceRequest) -> None:
     """Refuses what cannot be, before anything is read."""
     special = {"none", "auto"} & set(request.refs)
     if special and len(request.refs) > 1:
@@ -185,7 +187,7 @@ def _check(request: Request) -> None:
     check_files(request)
 
 
-def _weights(request: Request) -> released.Weights:
+def _weights(request: EnhanceRequest) -> released.Weights:
     """The weights that are asked for.
 
     Raises:
@@ -203,7 +205,7 @@ def _weights(request: Request) -> released.Weights:
     return weights
 
 
-def _guides(request: Request, target: Target) -> Guides:
+def _guides(request: EnhanceRequest, target: Target) -> Guides:
     if request.refs == ("none",):
         return Guides()
     if request.bank is not None:
@@ -218,7 +220,7 @@ def _guides(request: Request, target: Target) -> Guides:
 
 
 def _say_target(
-    say: Callable[[str, str], None], request: Request, target: Target
+    say: Callable[[str, str], None], request: EnhanceRequest, target: Target
 ) -> None:
     scan = target.scan
     say(
@@ -282,7 +284,7 @@ def _confidence(
     }
 
 
-def _input(request: Request, target: Target) -> dict[str, Any]:
+def _input(request: EnhanceRequest, target: Target) -> dict[str, Any]:
     scan = target.scan
     return {
         "name": request.label,

@@ -36,7 +36,7 @@ UNTELLING = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class EnhanceRequest:
     """What is asked of an enhancement.
 
     Attributes:
@@ -100,7 +100,9 @@ class Request:
         return found | {"page": beside(".html")}
 
 
-def written_files(request: Request, made: Slices, guides: Guides) -> dict[str, Path]:
+def written_files(
+    request: EnhanceRequest, made: Slices, guides: Guides
+) -> dict[str, Path]:
     """The files that a result has: no maps where nothing was matched."""
     matched = made.confidence is not None and guides.images is not None
     without = () if matched else ("confidence", "match")
@@ -109,7 +111,7 @@ def written_files(request: Request, made: Slices, guides: Guides) -> dict[str, P
 
 
 def write_files(
-    request: Request,
+    request: EnhanceRequest,
     target: Target,
     guides: Guides,
     made: Slices,
@@ -173,7 +175,7 @@ def _hidden(folder: Path) -> Generator[tuple[Path, Path]]:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def check_files(request: Request) -> None:
+def check_files(request: EnhanceRequest) -> None:
     """Refuses names of results that are taken, before anything is computed.
 
     Raises:
@@ -187,7 +189,7 @@ def check_files(request: Request) -> None:
 def _write(
     folder: Path,
     files: dict[str, Path],
-    request: Request,
+    request: EnhanceRequest,
     target: Target,
     guides: Guides,
     made: Slices,
@@ -266,7 +268,7 @@ def _match(target: Target, guides: Guides, made: Slices) -> np.ndarray:
 
 
 def _page(
-    request: Request,
+    request: EnhanceRequest,
     target: Target,
     guides: Guides,
     made: Slices,

@@ -14,8 +14,8 @@ from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.panel import draw_panel, typical
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.experiment.opening import (
+    EvaluationRequest,
     Opened,
-    Request,
     by_track,
     open_split,
     result_files,
@@ -28,7 +28,7 @@ Show = Callable[[dict[str, Any]], None]
 
 
 def evaluate_tracks(
-    workdir: str, request: Request, show: Show | None = None
+    workdir: str, request: EvaluationRequest, show: Show | None = None
 ) -> Iterator[tuple[dict[str, Any], Path, Path]]:
     """Evaluates a run on its track; one of the track `mixed` on each of the others.
 
@@ -53,7 +53,7 @@ def evaluate_tracks(
 
 @explained(evaluating=True)
 def evaluate_run(
-    workdir: str, request: Request, show: Show | None = None
+    workdir: str, request: EvaluationRequest, show: Show | None = None
 ) -> tuple[dict[str, Any], Path, Path]:
     """Evaluates the best checkpoint of a run.
 

@@ -33,7 +33,7 @@ Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What is asked of an evaluation beside the run.
 
     Attributes:
@@ -124,7 +124,7 @@ class Opened:
 
 
 @explained(evaluating=True)
-def by_track(workdir: str, request: Request) -> list[Request]:
+def by_track(workdir: str, request: EvaluationRequest) -> list[EvaluationRequest]:
     """A request for each track that a run is evaluated on.
 
     Args:
@@ -154,7 +154,7 @@ def by_track(workdir: str, request: Request) -> list[Request]:
     return requests
 
 
-def open_split(workdir: str, request: Request, name: str = "") -> Opened:
+def open_split(workdir: str, request: EvaluationRequest, name: str = "") -> Opened:
     """Opens a run and the data that it is asked to be evaluated on.
 
     Args:
@@ -236,7 +236,7 @@ def open_split(workdir: str, request: Request, name: str = "") -> Opened:
 
 
 def _configuration(
-    workdir: str, request: Request
+    workdir: str, request: EvaluationRequest
 ) -> tuple[Path, dict[str, Any], Config]:
     """Folder and record of a run, and its configuration with what was given."""
     request.check()
@@ -247,7 +247,9 @@ def _configuration(
     return folder, record, ConfigDict(with_given(record, dict(request.given)))
 
 
-def _given(record: dict[str, Any], config: Config, request: Request) -> dict[str, Any]:
+def _given(
+    record: dict[str, Any], config: Config, request: EvaluationRequest
+) -> dict[str, Any]:
     """What was given beside the run, with the number of subjects for their names."""
     found = changed(record["config"], config.to_dict())
     for key in found if not request.names else ():
@@ -307,7 +309,11 @@ def _check_target(target: Path, folder: Path, *, force: bool) -> None:
 
 
 def _data(
-    config: Config, folder: Path, request: Request, *, companions: bool | None = None
+    config: Config,
+    folder: Path,
+    request: EvaluationRequest,
+    *,
+    companions: bool | None = None,
 ) -> tuple[data.PreparedSet, str, str]:
     """The data that are meant: `(prepared, split of it, what to call it)`.
 
@@ -353,7 +359,7 @@ def _in_file_names(name: str) -> str:
 
 
 def _overlap(
-    folder: Path, prepared: data.PreparedSet, split: str, request: Request
+    folder: Path, prepared: data.PreparedSet, split: str, request: EvaluationRequest
 ) -> dict[str, Any]:
     """Who was evaluated of those that the run learned from, for the report.
 

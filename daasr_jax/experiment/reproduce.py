@@ -15,13 +15,13 @@ import numpy as np
 
 from daasr_jax.errors import Preempted, ResourceError, UserError
 from daasr_jax.evaluation.tables import cells
-from daasr_jax.evaluation.tables.cells import Cell, Plan, Trial
+from daasr_jax.evaluation.tables.cells import Cell, TablePlan, Trial
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment.reproduce_lengths import begun_with, trial_steps
 from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
-    Request,
+    ReproduceRequest,
     check_identity,
     is_done,
     lease_of,
@@ -63,7 +63,7 @@ class Made:
             )
 
 
-def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> Made:
+def reproduce(request: ReproduceRequest, say: Say, *, dry_run: bool = False) -> Made:
     """Runs what is missing and writes tables and report.
 
     A cell that fails is left out, said, and tried again by the next command.
@@ -92,7 +92,7 @@ def reproduce(request: Request, say: Say, *, dry_run: bool = False) -> Made:
     return Made(write_tables(request), len(plan.cells), failed)
 
 
-def _check_data(request: Request, plan: Plan) -> None:
+def _check_data(request: ReproduceRequest, plan: TablePlan) -> None:
     """Looks at the data of what is missing, before any of it is trained."""
     jobs = _jobs(plan, request.setting.budget.size)
     runs.check_data(
@@ -105,7 +105,7 @@ def _check_data(request: Request, plan: Plan) -> None:
     )
 
 
-def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
+def _jobs(plan: TablePlan, size: str) -> list[Trial | Cell]:
     """Trials, each before the first cell that needs it."""
     out: dict[Trial | Cell, None] = {}
     equal = [c for c in plan.cells if c.match == "steps"]
@@ -116,7 +116,9 @@ def _jobs(plan: Plan, size: str) -> list[Trial | Cell]:
     return list(out)
 
 
-def _run(request: Request, plan: Plan, say: Say) -> dict[Trial | Cell, UserError]:
+def _run(
+    request: ReproduceRequest, plan: TablePlan, say: Say
+) -> dict[Trial | Cell, UserError]:
     """Runs what is missing; returns what failed and nobody has done since, and why."""
     folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
     begin, tried = time.monotonic(), set()
@@ -170,7 +172,10 @@ def _run(request: Request, plan: Plan, say: Say) -> dict[Trial | Cell, UserError
 
 
 def _needs(
-    request: Request, plan: Plan, job: Trial | Cell, tried: Collection[Any]
+    request: ReproduceRequest,
+    plan: TablePlan,
+    job: Trial | Cell,
+    tried: Collection[Any],
 ) -> list[dict[str, Any]] | None:
     """Results of the trials that a job needs; None while another makes them."""
     needed = plan.needed(job, request.setting.budget.size)
@@ -183,7 +188,10 @@ def _needs(
 
 
 def _one(
-    request: Request, plan: Plan, job: Trial | Cell, ready: list[dict[str, Any]]
+    request: ReproduceRequest,
+    plan: TablePlan,
+    job: Trial | Cell,
+    ready: list[dict[str, Any]],
 ) -> tuple[str, UserError | None]:
     """Runs one job, and notes that it is done or why not.
 
@@ -222,7 +230,7 @@ def _one(
 
 
 def _run_cell(
-    request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
+    request: ReproduceRequest, plan: TablePlan, job: Cell, ready: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
     begun = begun_with(request, plan, job, ready)
     found = runs.run_cell(
@@ -242,7 +250,7 @@ def _run_cell(
     return found, said
 
 
-def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
+def wants_lpips(plan: TablePlan, job: Trial | Cell) -> bool:
     """Whether a table of the plan has LPIPS of a cell."""
     return any(
         cells.PARTS[part].lpips and job.row in {key for _, key in rows}
@@ -250,7 +258,9 @@ def wants_lpips(plan: Plan, job: Trial | Cell) -> bool:
     )
 
 
-def seconds_left(request: Request, left: Sequence[Trial | Cell]) -> float | None:
+def seconds_left(
+    request: ReproduceRequest, left: Sequence[Trial | Cell]
+) -> float | None:
     """Seconds that jobs may take here, from those that are done; None if unknown.
 
     A job is taken to last as the mean of its row, else of all of its kind. Where none
@@ -284,7 +294,7 @@ def seconds_left(request: Request, left: Sequence[Trial | Cell]) -> float | None
     return total
 
 
-def describe(request: Request, plan: Plan) -> list[str]:
+def describe(request: ReproduceRequest, plan: TablePlan) -> list[str]:
     """The lines of a dry run: every job with its state, the cost and the time left."""
     folder, jobs = request.workdir, _jobs(plan, request.setting.budget.size)
     lines, left = [], []

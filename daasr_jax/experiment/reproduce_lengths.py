@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from daasr_jax.errors import ConfigError
-from daasr_jax.evaluation.tables.cells import ROWS, Cell, Plan, Trial
+from daasr_jax.evaluation.tables.cells import ROWS, Cell, TablePlan, Trial
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment.record import RECORD
-from daasr_jax.experiment.reproduce_request import Request, equal_steps_file
+from daasr_jax.experiment.reproduce_request import ReproduceRequest, equal_steps_file
 from daasr_jax.files import kept, write_atomically
 
 CHOSEN = "chosen.json"  # rate and steps of a cell, since it began
 
 
 def trial_steps(
-    request: Request, trial: Trial, ready: Sequence[Mapping[str, Any]]
+    request: ReproduceRequest, trial: Trial, ready: Sequence[Mapping[str, Any]]
 ) -> int:
     """The steps of a trial: with minutes those of a tenth of them, if that is longer.
 
@@ -34,7 +34,7 @@ def trial_steps(
     return max(budget.trial_steps, steps)
 
 
-def _no_speed(request: Request, job: Trial | Cell) -> ConfigError:
+def _no_speed(request: ReproduceRequest, job: Trial | Cell) -> ConfigError:
     return ConfigError(
         "E286",
         f"no trial of {job.row} at x{job.scale} came far enough to tell how many steps "
@@ -44,7 +44,7 @@ def _no_speed(request: Request, job: Trial | Cell) -> ConfigError:
 
 
 def begun_with(
-    request: Request, plan: Plan, job: Cell, ready: list[dict[str, Any]]
+    request: ReproduceRequest, plan: TablePlan, job: Cell, ready: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Rate and steps of a cell: those of its run, else what the trials say now.
 

@@ -15,7 +15,7 @@ import jax
 from daasr_jax.data.pseudonyms import salted
 from daasr_jax.errors import ConfigError, unwritable
 from daasr_jax.evaluation.tables import budgets, cells
-from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Plan, Trial
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, TablePlan, Trial
 from daasr_jax.experiment import checks
 from daasr_jax.experiment.cell import Setting
 from daasr_jax.experiment.configuration import load
@@ -30,7 +30,7 @@ IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ReproduceRequest:
     """What is asked for.
 
     Attributes:
@@ -74,9 +74,9 @@ class Request:
                         f"{', '.join(map(str, sorted(names)))}.",
                     )
 
-    def plan(self, *, shown: bool = False) -> Plan:
+    def plan(self, *, shown: bool = False) -> TablePlan:
         """What is run, or with `shown` what the tables show."""
-        return cells.make_plan(
+        return cells.plan_tables(
             self.parts,
             self.setting.budget,
             only=() if shown else self.only,
@@ -86,7 +86,7 @@ class Request:
         )
 
 
-def requested(given: Any, words: Sequence[str]) -> Request:
+def requested(given: Any, words: Sequence[str]) -> ReproduceRequest:
     """A request from the options of the command.
 
     Args:
@@ -131,7 +131,7 @@ def requested(given: Any, words: Sequence[str]) -> Request:
         raise ConfigError("E285", f"--scales {given.scales}: give 2, 3 or 4.") from None
     tracks = listed(given.tracks)
     first = next(iter(cells.asked_tracks(tracks)), "")
-    return Request(
+    return ReproduceRequest(
         parts=parts,
         setting=Setting(source, budget, changes, given.pairings, masks, first),
         data=given.data,
@@ -162,7 +162,7 @@ def _without_names(identity: dict[str, Any], salt: str) -> dict[str, Any]:
     return out
 
 
-def check_identity(request: Request, *, write: bool) -> None:
+def check_identity(request: ReproduceRequest, *, write: bool) -> None:
     """Refuses a folder whose cells have other data or another budget (E281).
 
     What a folder of before does not tell is not compared.

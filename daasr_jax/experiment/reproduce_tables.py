@@ -14,14 +14,14 @@ import numpy as np
 from daasr_jax.enhancement.page import Views, make_page
 from daasr_jax.errors import unwritable
 from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
-from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, Plan
+from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, TablePlan
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment.cell_pictures import PICTURES
 from daasr_jax.experiment.installation import command, commit_id, without_places
 from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
-    Request,
+    ReproduceRequest,
     equal_steps_file,
     is_done,
 )
@@ -83,7 +83,9 @@ def load_row(folder: Path, wanted: Sequence[cells.Cell]) -> Loaded:
     return Loaded(found, about, status, pairings)
 
 
-def table_record(request: Request, plan: Plan, part: str) -> dict[str, Any]:
+def table_record(
+    request: ReproduceRequest, plan: TablePlan, part: str
+) -> dict[str, Any]:
     """A table or figure as one JSON-ready dictionary.
 
     Returns:
@@ -133,8 +135,8 @@ def _beside_equal_time(groups: list[dict[str, Any]]) -> None:
 
 
 def _group(
-    request: Request,
-    plan: Plan,
+    request: ReproduceRequest,
+    plan: TablePlan,
     part: str,
     rows: list[tuple[str, str]],
     base: str,
@@ -213,7 +215,7 @@ def _compared_with(part: str, base: str, label: str, full: str) -> list[str]:
     return [f"{name} has no row of DAASR: its rows are compared with `{label}`."]
 
 
-def notes(request: Request) -> list[str]:
+def notes(request: ReproduceRequest) -> list[str]:
     """What every table says of itself, a paragraph each."""
     s, b = request.setting, request.setting.budget
     long = f"planned for {b.minutes:g} minutes each at equal time" if b.minutes else (
@@ -246,7 +248,7 @@ def notes(request: Request) -> list[str]:
     ]
 
 
-def write_tables(request: Request) -> dict[str, Path]:
+def write_tables(request: ReproduceRequest) -> dict[str, Path]:
     """Writes every table as Markdown, CSV and JSON, and the report.
 
     Returns:
@@ -330,7 +332,7 @@ def _viewer(pictures: Sequence[page.Pictures]) -> str:
     )
 
 
-def _pictures(request: Request, plan: Plan) -> list[page.Pictures]:
+def _pictures(request: ReproduceRequest, plan: TablePlan) -> list[page.Pictures]:
     """Images of the rows of each part, at its largest scale, on its first track."""
     out = []
     match = request.setting.budget.matches()[0]

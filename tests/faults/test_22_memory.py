@@ -25,7 +25,7 @@ from daasr_jax.errors import ResourceError
 from daasr_jax.evaluation.predict import Predict, make_predict
 from daasr_jax.experiment import evaluate
 from daasr_jax.experiment.configuration import load
-from daasr_jax.experiment.opening import Request
+from daasr_jax.experiment.opening import EvaluationRequest
 from daasr_jax.runtime import devices, failures
 from tests.data_fixtures import one_line, table
 from tests.e2e.commands import ROOT, SMALL, complaint, environment
@@ -134,7 +134,7 @@ def test_22_an_evaluation_without_room(monkeypatch, number):
         ),
     )
     with pytest.raises(ResourceError) as error:
-        evaluate.evaluate_run("run", Request())
+        evaluate.evaluate_run("run", EvaluationRequest())
     one_line(error.value, "E618", ": 9.0 GiB more to evaluate one slice", "reference")
     assert "accumulate" not in str(error.value)
     assert error.value.exit_code == 6

@@ -33,7 +33,7 @@ from daasr_jax.experiment import (
 )
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.installation import without_places
-from daasr_jax.experiment.opening import Request
+from daasr_jax.experiment.opening import EvaluationRequest
 from tests.data_fixtures import nifti_root, scan_voxels, settings, table, write_rss
 from tests.e2e.commands import SMALL, run_all
 from tests.weights import write_weights
@@ -290,7 +290,7 @@ def test_27_names_by_a_flag(place, trained, monkeypatch):
     given = {"evaluate.show_progress": False}
     for names in (False, True):
         out = place / f"names_{names}.json"
-        request = Request(given=given, names=names, out=str(out))
+        request = EvaluationRequest(given=given, names=names, out=str(out))
         titles[names] = evaluate.evaluate_run(str(run), request)[0]
     hashed, named = (titles[names]["per_slice"] for names in (False, True))
     assert drawn[0][0] in {r["slice"] for r in hashed}

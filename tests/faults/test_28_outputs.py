@@ -17,7 +17,7 @@ import pytest
 from daasr_jax.enhance import main
 from daasr_jax.errors import ConfigError, DataError
 from daasr_jax.experiment import enhance
-from daasr_jax.experiment.enhance_files import Request
+from daasr_jax.experiment.enhance_files import EnhanceRequest
 from daasr_jax.experiment.opening import _check_target, result_files
 from daasr_jax.files import replacing
 from daasr_jax.scans import (
@@ -210,11 +210,11 @@ def test_28_a_bank_is_never_written_to(tmp_path):
     bank = tmp_path / "bank"
     bank.mkdir()
     out = save(bank / "b.nii", values())
-    request = Request(tmp_path / "a.nii", out, refs=("auto",), bank=bank)
+    request = EnhanceRequest(tmp_path / "a.nii", out, refs=("auto",), bank=bank)
     with pytest.raises(DataError) as error:
         check_output(out, request.used, force=True, form="nifti")
     one_line(error.value, "E351", out)
-    new = Request(tmp_path / "a.nii", bank / "c.nii", refs=("auto",), bank=bank)
+    new = EnhanceRequest(tmp_path / "a.nii", bank / "c.nii", refs=("auto",), bank=bank)
     check_output(new.out, new.used, force=False, form="nifti")
 
 

@@ -427,7 +427,7 @@ class TestLpips:
         inputs = {"prepared_sha256": "x", "perceptual": {}, "start": None}
         record_config(config.to_dict(), tmp_path, inputs)
         with pytest.raises(ConfigError, match=f"{side} pixels a side") as caught:
-            evaluate.evaluate_run(str(tmp_path), opening.Request(lpips=True))
+            evaluate.evaluate_run(str(tmp_path), opening.EvaluationRequest(lpips=True))
         assert caught.value.code == "E231"
         assert "\n" not in str(caught.value)
 

@@ -42,7 +42,7 @@ def test_a_tilde_in_every_place(home, capsys):
     with pytest.raises(CheckpointError, match=f"E404.*{home}/before"):
         plan.make_plan(config)
     with pytest.raises(CheckpointError, match=f"E404.*{home}/run is no run"):
-        evaluate.evaluate_run("~/run", opening.Request())
+        evaluate.evaluate_run("~/run", opening.EvaluationRequest())
     (home / "mine.py").write_text("def get_config():\n    return 1\n")
     with pytest.raises(ConfigError, match=f"{home}/mine.py returns int"):
         load("~/mine.py")

@@ -36,7 +36,7 @@ from daasr_jax.experiment.reproduce_lengths import (
 )
 from daasr_jax.experiment.reproduce_request import (
     DONE,
-    Request,
+    ReproduceRequest,
     check_identity,
     is_done,
 )
@@ -53,7 +53,7 @@ def setting(name="smoke", *, data="quickstart_x4", **changes):
 
 def request(tmp_path, **kwargs):
     given = {"parts": ["table_2"], "setting": setting(), "data": "quickstart_x4"}
-    return Request(**(given | {"workdir": tmp_path, "scales": [4]} | kwargs))
+    return ReproduceRequest(**(given | {"workdir": tmp_path, "scales": [4]} | kwargs))
 
 
 @pytest.mark.parametrize("row", cells.ROWS)
@@ -135,7 +135,9 @@ def nifti_setting(tmp_path, masks="", **subjects):
 
 def test_the_data_are_looked_at_first(tmp_path):
     """One person validates: the track random is refused, the others are not."""
-    plan = cells.make_plan(["table_1"], budgets.budget("smoke", gpu=False), scales=[4])
+    plan = cells.plan_tables(
+        ["table_1"], budgets.budget("smoke", gpu=False), scales=[4]
+    )
     by_track = {t: [c for c in plan.cells if c.track == t] for t in cells.TRACKS}
     free = [c for c in plan.cells if c.track == cells.NO_TRACK]
     split = {"train": "00,01", "val": "02", "test": "03,04"}

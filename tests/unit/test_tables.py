@@ -28,7 +28,7 @@ SMOKE = budgets.budget("smoke", gpu=False)
 
 class TestPlan:
     def test_table_1(self):
-        plan = cells.make_plan(["table_1"], SMOKE)
+        plan = cells.plan_tables(["table_1"], SMOKE)
         # Four networks without reference and the one without SAT are trained once.
         guided = [k for _, k in plan.rows["table_1"] if cells.ROWS[k].guided]
         assert len(guided) == 6
@@ -37,7 +37,7 @@ class TestPlan:
         assert len(plan.trials) == 3 * 11 * 3
 
     def test_every_network_has_as_many_trials(self):
-        plan = cells.make_plan(list(cells.PARTS), SMOKE)
+        plan = cells.plan_tables(list(cells.PARTS), SMOKE)
         found = {}
         for trial in plan.trials:
             found.setdefault((trial.row, trial.scale), set()).add(trial.rate)
@@ -48,20 +48,20 @@ class TestPlan:
             assert len(plan.needed(cell, "small")) == 3
 
     def test_every_ablation_of_the_paper_is_a_row(self):
-        plan = cells.make_plan([p for p in cells.PARTS if p != "table_1"], SMOKE)
+        plan = cells.plan_tables([p for p in cells.PARTS if p != "table_1"], SMOKE)
         names = {x for p in cells.PARTS.values() for x in p.rows}
         assert set(ABLATIONS) <= names | {"full"} | {"crop_40"}
         for cell in plan.cells:
             assert load(cells.ROWS[cell.row].small).preset
 
     def test_tables_share_cells(self):
-        one = cells.make_plan(["table_2", "table_3", "figure_6"], SMOKE, scales=[4])
+        one = cells.plan_tables(["table_2", "table_3", "figure_6"], SMOKE, scales=[4])
         rows = [c.row for c in one.cells]
         assert rows.count("daasr_fast") == 1
         assert rows.count("without_matching") == 1
 
     def test_selection(self):
-        plan = cells.make_plan(
+        plan = cells.plan_tables(
             ["table_1"], SMOKE, only=["daasr", "hat"], scales=[4], tracks=["neighbour"],
             seeds=2,
         )  # fmt: skip
@@ -73,7 +73,7 @@ class TestPlan:
         ]
 
     def test_rates_are_chosen_on_the_first_track(self):
-        plan = cells.make_plan(
+        plan = cells.plan_tables(
             ["table_1", "table_2"], SMOKE, only=["daasr", "hat", "without_cwt"],
             scales=[4], tracks=["contrast", "neighbour"],
         )  # fmt: skip
@@ -88,7 +88,7 @@ class TestPlan:
     def test_short_has_equal_time_and_equal_steps(self):
         short = budgets.budget("short", gpu=True, minutes=3)
         assert short.size == "published"
-        plan = cells.make_plan(["table_2"], short, scales=[4])
+        plan = cells.plan_tables(["table_2"], short, scales=[4])
         assert {c.match for c in plan.cells} == {"time", "steps"}
         # An ablation has a trial of its own for its speed alone.
         own = [t for t in plan.trials if t.row == "without_cwt"]

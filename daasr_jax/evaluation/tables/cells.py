@@ -226,7 +226,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """What is to be made.
 
     Attributes:
@@ -278,7 +278,7 @@ def asked_tracks(tracks: Collection[str]) -> tuple[str, ...]:
     return tuple(t for t in TRACKS if not tracks or t in tracks)
 
 
-def make_plan(
+def plan_tables(
     parts: Sequence[str],
     wanted: Budget,
     *,
@@ -286,7 +286,7 @@ def make_plan(
     scales: Iterable[int] = (),
     tracks: Iterable[str] = (),
     seeds: int = 1,
-) -> Plan:
+) -> TablePlan:
     """The runs that tables and figures need.
 
     Args:
@@ -317,7 +317,7 @@ def make_plan(
                 continue
             label = labels.get(name, "DAASR" if name == "full" else ROWS[key].label)
             rows[part].append((label, key))
-    plan = Plan(tuple(parts), rows, own_scales, own_tracks, seeds, [], [])
+    plan = TablePlan(tuple(parts), rows, own_scales, own_tracks, seeds, [], [])
     for seed in range(seeds):  # all rows have one seed before any has two
         for part in parts:
             # A figure shows one network of a row.
