@@ -54,7 +54,7 @@ class Inputs:
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def _network(preset: str, scale: int, **changes: Any) -> dict[str, Any]:
+def network(preset: str, scale: int, **changes: Any) -> dict[str, Any]:
     base = {"scale": scale, "features": 8, "groups": 2, **_PRESETS[preset]}
     return base | changes
 
@@ -68,23 +68,21 @@ _PRESETS = {  # as the twin names them
 
 
 CASES = {
-    "paper_x2": Case("daasr", _network("paper", 2, groups=1), golden=True, train=True),
-    "paper_x3": Case(
-        "daasr", _network("paper", 3, groups=1), ref=(21, 30), golden=True
-    ),
-    "paper_x4": Case("daasr", _network("paper", 4), golden=True, train=True),
-    "fast_x2": Case("daasr", _network("fast", 2, groups=1), ref=(18, 14), golden=True),
-    "fast_x3": Case("daasr", _network("fast", 3, groups=1), golden=True, train=True),
-    "fast_x4": Case("daasr", _network("fast", 4), golden=True),
-    "shared_x4": Case("daasr", _network("shared", 4)),
-    "dense_hr": Case("daasr", _network("paper", 2, groups=1, match_stride=1)),
+    "paper_x2": Case("daasr", network("paper", 2, groups=1), golden=True, train=True),
+    "paper_x3": Case("daasr", network("paper", 3, groups=1), ref=(21, 30), golden=True),
+    "paper_x4": Case("daasr", network("paper", 4), golden=True, train=True),
+    "fast_x2": Case("daasr", network("fast", 2, groups=1), ref=(18, 14), golden=True),
+    "fast_x3": Case("daasr", network("fast", 3, groups=1), golden=True, train=True),
+    "fast_x4": Case("daasr", network("fast", 4), golden=True),
+    "shared_x4": Case("daasr", network("shared", 4)),
+    "dense_hr": Case("daasr", network("paper", 2, groups=1, match_stride=1)),
     "dense_lr": Case(
         "daasr",
-        _network("paper", 3, groups=1, match_stride=1, sat_grid="lr", query="shared"),
+        network("paper", 3, groups=1, match_stride=1, sat_grid="lr", query="shared"),
     ),
     "group_norm": Case(
         "daasr",
-        _network(
+        network(
             "paper",
             2,
             groups=1,
@@ -99,7 +97,7 @@ CASES = {
     ),
     "blur_4": Case(
         "daasr",
-        _network(
+        network(
             "fast",
             3,
             groups=1,
@@ -112,7 +110,7 @@ CASES = {
             layer_scale=0.1,
         ),
     ),
-    "no_reference": Case("daasr", _network("shared", 4, groups=1, sat="none")),
+    "no_reference": Case("daasr", network("shared", 4, groups=1, sat="none")),
     "cwt": Case("cwt", {}, golden=True),
     "cwt_4_heads": Case("cwt", {"heads": 4}, golden=True),
     "cwt_sqrt_hw": Case("cwt", {"attention_scale": "sqrt_hw", "mlp_ratio": 3}),

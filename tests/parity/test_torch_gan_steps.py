@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: pa
 
 import torch.nn.functional as F  # noqa: E402
 
-from daasr_jax.models.daasr import DAASR, PRESETS  # noqa: E402
+from daasr_jax.models.daasr import DAASR  # noqa: E402
 from daasr_jax.models.discriminator import PatchDiscriminator  # noqa: E402
 from daasr_jax.registry import LOSSES  # noqa: E402
 from daasr_jax.training.adversarial import Adversarial  # noqa: E402
@@ -34,7 +34,7 @@ from daasr_jax.training.state import create_state  # noqa: E402
 from daasr_jax.training.step import make_train_step  # noqa: E402
 from tests.parity import torch_daasr  # noqa: E402
 from tests.parity import torch_discriminator as twin  # noqa: E402
-from tests.parity.cases import fields_of  # noqa: E402
+from tests.parity.cases import fields_of, network  # noqa: E402
 from tests.parity.weights import flatten, random_variables, uniform  # noqa: E402
 
 SCALE, CROP, BATCH, STEPS, SEED = 2, 8, 2, 5, 13
@@ -61,8 +61,7 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 
 def fields(sat: str) -> dict:
-    preset = {**PRESETS["fast"], "sat": sat}
-    return {"scale": SCALE, "features": 8, "groups": 1, **preset}
+    return network("fast", SCALE, groups=1, sat=sat, detail=sat != "none")
 
 
 @functools.cache

@@ -371,14 +371,14 @@ class TorchDAASR(nn.Module):
         bicubic = upsample(lr, s)
         f0 = f = self.shallow(lr)
         maps = self._reference_maps(bicubic, ref) if hasattr(self, "sfe") else ()
-        if self.query == "extractor":
+        if maps and self.query == "extractor":
             index = None if indices is None else indices[0]
             maps = (self._found(ref, *maps, index),)
         structure, aligned = [], []
         for i in range(self.groups):
             index = None if indices is None else indices[i]
             given = maps
-            if self.query == "extractor":
+            if maps and self.query == "extractor":
                 given = (maps[0]._replace(t=maps[0].t[:, : f.shape[1]]),)
             f, f_cwt, found = getattr(self, f"group{i}")(f, given, index=index)
             structure.append(f_cwt)
