@@ -42,9 +42,9 @@ Not for clinical use. Nothing in an output is evidence: what the LR image does n
 comes from training or from the reference, and may be absent in the patient. A lesion
 may be removed, moved or added. The networks are small, were trained for two hours at
 most on few people, and saw brains alone: no other organ, no k-space, no motion, no
-scanner beyond those of the two sets. LR images were made by bicubic reduction of magnitude
-slices; a scan that is blurred otherwise will come out otherwise. Only planes are
-enlarged, the distance of slices stays."""
+scanner beyond those of the two sets. LR images were made by bicubic reduction of
+magnitude slices; a scan that is blurred otherwise will come out otherwise. Only planes
+are enlarged, the distance of slices stays."""
 
 
 def kwargs_of(options: dict[str, str]) -> dict[str, Any]:
