@@ -2,8 +2,8 @@
 
 Compiling takes most of the time here. So little is optimised, and the commands that
 tests start share what they compile. The workers do not: hardly a program of theirs
-occurs twice. XLA's older code generator for CPUs compiles in a third of the time; the
-quickstart, which tests do not hurry, has the usual one.
+occurs twice. Those commands have XLA's older code generator for CPUs too, which compiles
+in a third of the time. The workers do not: it takes all memory for patches of 5x5.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-)
 
 import jax
 import jaxtyping
@@ -61,7 +58,10 @@ LONGEST = (
     "tests/faults/test_27_names.py",
 )
 # What makes compiling quick, for commands that tests start.
-QUICKER = {k: os.environ[k] for k in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")}
+QUICKER = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+}
 DEVICES = "DAASR_TEST_DEVICES"
 SHARED = "DAASR_TEST_COMPILED"  # names the folder of compiled programs of the session
 # With a size comes a lock. Without, one reads what another has half written.
