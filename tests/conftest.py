@@ -1,9 +1,9 @@
 """Test-wide settings: CPU, four devices where a test asks, strict shapes, shared work.
 
-Compiling takes most of the time here. So little is optimised, and the commands that
-tests start share what they compile. The workers do not: hardly a program of theirs
-occurs twice. Those commands have XLA's older code generator for CPUs too, which compiles
-in a third of the time. The workers do not: it takes all memory for patches of 5x5.
+Compiling takes most of the time here. So little is optimised. The commands that tests
+start share what they compile, and have XLA's older code generator for CPUs, which takes
+a third of the time. The workers do neither: hardly a program of theirs occurs twice, and
+that generator takes all memory for patches of 5x5.
 """
 
 from __future__ import annotations
