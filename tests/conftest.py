@@ -2,8 +2,8 @@
 
 Compiling takes most of the time here. So little is optimised. The commands that tests
 start share what they compile, and have XLA's older code generator for CPUs, which takes
-a third of the time. The workers do neither: hardly a program of theirs occurs twice, and
-that generator takes all memory for patches of 5x5.
+a third of the time. The workers do neither: hardly a program of theirs occurs twice,
+and that generator takes all memory for patches of 5x5.
 """
 
 from __future__ import annotations
