@@ -51,6 +51,7 @@ def child(name: str, size: str, scale: int, side: int, repeats: int) -> None:
     import jax.numpy as jnp
 
     from daasr_jax import released
+    from daasr_jax.models.network import variable_shapes
     from daasr_jax.registry import MODELS
 
     key = jax.random.key(0)
@@ -60,10 +61,10 @@ def child(name: str, size: str, scale: int, side: int, repeats: int) -> None:
         model, variables, _ = released.load(name)
     else:
         model = MODELS.get(name)(scale=scale, **fields_of(name, size))
-        shapes = jax.eval_shape(lambda: model.init(key, lr, ref, train=False))
         # Variances must be positive.
         variables = jax.tree.map(
-            lambda x: jnp.abs(0.02 * jax.random.normal(key, x.shape, x.dtype)), shapes
+            lambda x: jnp.abs(0.02 * jax.random.normal(key, x.shape, x.dtype)),
+            variable_shapes(model, scale),
         )
     apply = jax.jit(lambda v, a, b: model.apply(v, a, b, train=False).sr)
     compiled = apply.lower(variables, lr, ref).compile()
@@ -110,7 +111,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], command: str) ->
     text = [
         "# One slice through every model",
         "",
-        f"`{command}`: random images, and weights but for `released`, "
+        f"`{command}`: random images, random weights but for `released`, "
         f"{scales}, float32, every "
         "line in a process of its own; median [lowest, highest] after one call that is "
         "not counted. Peak memory is that of the process, framework and compilation "

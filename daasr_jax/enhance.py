@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     from daasr_jax.experiment.arguments import command_parser
     from daasr_jax.experiment.places import place
+    from daasr_jax.resampling import SCALES
 
     made = command_parser("enhance.py", __doc__)
     add = made.add_argument
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--scale",
         type=int,
-        choices=(2, 3, 4),
+        choices=SCALES,
         default=0,
         help="enlargement of each side in the plane; by default that of the weights",
     )

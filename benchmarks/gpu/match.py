@@ -91,7 +91,7 @@ def run_jax(args: argparse.Namespace) -> None:
     for mode, n in itertools.product(MODES, args.queries):
         row = {"peer": f"daasr_jax, {method}", "queries": n, "mode": mode}
         try:
-            begin = in_time(last)
+            begin = stage.in_time(last)
             call, work = jax_calls(method, math.isqrt(n), mode)
             row |= {"work_mib": work, "compile_s": time.monotonic() - begin}
             made.append((row, call))
@@ -195,7 +195,7 @@ def run_torch(args: argparse.Namespace) -> None:
                         torch.cuda.synchronize()
 
                 try:
-                    begin = in_time(last)
+                    begin = stage.in_time(last)
                     call()
                     row["compile_s"] = time.monotonic() - begin
                     made.append((row, call))
@@ -213,18 +213,6 @@ def run_torch(args: argparse.Namespace) -> None:
     ):
         tell(row, path, result)
     stage.write(path, result)
-
-
-def in_time(last: float) -> float:
-    """The time now.
-
-    Raises:
-        TimeoutError: If it is later than `last`: nothing more is compiled.
-    """
-    now = time.monotonic()
-    if now > last:
-        raise TimeoutError("no time was left to compile it")
-    return now
 
 
 def tell(row: dict[str, Any], path: Path, result: dict[str, Any]) -> None:

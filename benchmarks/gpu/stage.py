@@ -162,6 +162,18 @@ def end(process: subprocess.Popen[Any], *, patience: float = 0.0) -> None:
     process.wait()
 
 
+def in_time(last: float) -> float:
+    """The time now.
+
+    Raises:
+        TimeoutError: If it is later than `last`: nothing more is compiled.
+    """
+    now = time.monotonic()
+    if now > last:
+        raise TimeoutError("no time was left to compile it")
+    return now
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 

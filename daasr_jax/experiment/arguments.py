@@ -43,7 +43,7 @@ def command_parser(prog: str, description: str | None) -> argparse.ArgumentParse
 
 def run_command(
     parser: argparse.ArgumentParser,
-    work: Callable[[argparse.Namespace], int | None],
+    work: Callable[[argparse.Namespace], None],
     arguments: Sequence[str] | None = None,
     *,
     stopped: str = "stopped",
@@ -52,7 +52,7 @@ def run_command(
 
     Args:
         parser: Of `command_parser`.
-        work: What the command does with its options; returns its exit code, None for 0.
+        work: What the command does with its options.
         arguments: Those of the process by default.
         stopped: Is printed after Ctrl-C.
 
@@ -64,7 +64,7 @@ def run_command(
     try:
         given = parser.parse_args(words)
         start_logging()
-        return work(given) or 0
+        work(given)
     except UserError as error:
         if "--debug" in words:
             traceback.print_exc()
@@ -73,3 +73,4 @@ def run_command(
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
+    return 0

@@ -201,17 +201,24 @@ def check_identity(request: ReproduceRequest, *, write: bool) -> None:
             raise unwritable(path, error) from None
 
 
-def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
-    """Whether a job is finished; without LPIPS it is not where that is wanted.
+def done_record(
+    folder: Path, job: Trial | Cell, *, lpips: bool = False
+) -> dict[str, Any] | None:
+    """What a finished job left; None where it is not finished, or has no LPIPS.
 
     A cell of before that does not tell which slices of the split it has is evaluated
     again where they may be some of them.
     """
     found = kept(folder / job.name / DONE)
     if found is None or (lpips and not found.get("lpips", True)):
-        return False
+        return None
     whole = isinstance(job, Trial) or job.track in ("random", NO_TRACK)
-    return whole or found.get("by_place", False)
+    return found if whole or found.get("by_place", False) else None
+
+
+def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
+    """Whether a job is finished; without LPIPS it is not where that is wanted."""
+    return done_record(folder, job, lpips=lpips) is not None
 
 
 def lease_of(folder: Path, job: Trial | Cell) -> Path:

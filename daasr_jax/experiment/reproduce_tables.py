@@ -19,9 +19,9 @@ from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment.cell_pictures import PICTURES
 from daasr_jax.experiment.installation import command, commit_id, without_places
 from daasr_jax.experiment.reproduce_request import (
-    DONE,
     FAILED,
     ReproduceRequest,
+    done_record,
     equal_steps_file,
     is_done,
 )
@@ -59,7 +59,7 @@ def load_row(folder: Path, wanted: Sequence[cells.Cell]) -> Loaded:
     """A row from its cells, one for each seed from 0."""
     found, about, pairings, trouble = [], [], [], ""
     for cell in wanted:
-        own = kept(folder / cell.name / DONE) if is_done(folder, cell) else None
+        own = done_record(folder, cell)
         if own is None:
             failed = kept(folder / cell.name / FAILED)
             trouble = trouble or (failed or {}).get("error", "")

@@ -46,8 +46,7 @@ def is_result(scan: Scan) -> bool:
 
 
 def label_count(scan: Scan) -> int:
-    """How many values a mask or a map of labels holds; 0 of a scan,
-    and of a blank volume.
+    """How many values a mask or a map of labels holds; 0 of a scan or a blank volume.
 
     It has few values, and lies in patches of one value. The most frequent value, that
     of the background, does not count.
