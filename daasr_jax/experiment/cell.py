@@ -17,7 +17,7 @@ import numpy as np
 
 from daasr_jax import data
 from daasr_jax.data.masks import Masks
-from daasr_jax.errors import ConfigError, DivergedError, UserError
+from daasr_jax.errors import ConfigError, DataError, DivergedError, UserError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.controls import (
     draw_controls,
@@ -28,7 +28,7 @@ from daasr_jax.evaluation.controls import (
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.evaluation.tables.budgets import Budget
-from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, Trial
+from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, TRACKS, Cell, Trial
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.cell_pictures import PICTURES, keep_pictures
 from daasr_jax.experiment.configuration import load
@@ -51,6 +51,7 @@ TRACK_KEYS = {
     "contrast": {"track": "aligned", "aligned": "contrast"},
 }
 SCORES = "eval_pairing_{}.json"
+_NO_REFERENCE = ("E307", "E312")  # of the whole track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,28 @@ def _change(config: Config, key: str, text: str) -> None:
         raise ConfigError("E282", f"--set {key}={text}: {error}") from None
 
 
+def lacking_tracks(setting: Setting, row: str, scale: int) -> dict[str, UserError]:
+    """The tracks that the data have no reference for, and why (E307, E312).
+
+    Args:
+        setting: Shared by all.
+        row: That takes a reference.
+        scale: s.
+
+    Raises:
+        UserError: For anything else of the data that a user can mend.
+    """
+    found: dict[str, UserError] = {}
+    for track in TRACKS:
+        try:
+            _look_at_data(setting, row, scale, track)
+        except DataError as error:
+            if error.code not in _NO_REFERENCE:
+                raise
+            found[track] = error
+    return found
+
+
 def check_data(setting: Setting, jobs: Collection[Trial | Cell]) -> None:
     """Prepares the data of some jobs, and says what would end them after training.
 
@@ -163,31 +186,37 @@ def check_data(setting: Setting, jobs: Collection[Trial | Cell]) -> None:
     """
     for track in dict.fromkeys(job.track for job in jobs):
         job = next(job for job in jobs if job.track == track)
-        config = configuration(
-            setting, job.row, job.scale, track=track, seed=0, rate=1.0
-        )
-        settings = parts.data_settings(checks.place_of_data(config))
-        try:
-            prepared = data.prepare(settings)
-            for split in ("val", "test"):
-                table = prepared.splits[split]
-                if not len(table):
-                    raise ConfigError(
-                        "E283",
-                        f"the data have no {split} split: learning rates are chosen on "
-                        "val, and tables are of test. Name the subjects of each, "
-                        "--set data.subjects.train=A,B --set data.subjects.val=C "
-                        "--set data.subjects.test=D,E.",
-                    )
-                parts.make_pairing(config, table)
-        except UserError as error:
-            told = str(error.args[0]).replace("--config.", "--set ")
-            if track != NO_TRACK and error.code != "E283":
-                told = f"--tracks {track}: {told}"
-            raise type(error)(error.code, told) from None
+        prepared, settings = _look_at_data(setting, job.row, job.scale, track)
         if setting.masks:
             volumes = prepared.splits["test"].volumes.tolist()
             Masks(Path(setting.masks), prepared, settings).check(volumes)
+
+
+def _look_at_data(
+    setting: Setting, row: str, scale: int, track: str
+) -> tuple[data.PreparedSet, data.DataSettings]:
+    """The prepared data of a track, in which both splits have their references."""
+    config = configuration(setting, row, scale, track=track, seed=0, rate=1.0)
+    settings = parts.data_settings(checks.place_of_data(config))
+    try:
+        prepared = data.prepare(settings)
+        for split in ("val", "test"):
+            table = prepared.splits[split]
+            if not len(table):
+                raise ConfigError(
+                    "E283",
+                    f"the data have no {split} split: learning rates are chosen on "
+                    "val, and tables are of test. Name the subjects of each, "
+                    "--set data.subjects.train=A,B --set data.subjects.val=C "
+                    "--set data.subjects.test=D,E.",
+                )
+            parts.make_pairing(config, table)
+    except UserError as error:
+        told = str(error.args[0]).replace("--config.", "--set ")
+        if track != NO_TRACK and error.code != "E283":
+            told = f"--tracks {track}: {told}"
+        raise type(error)(error.code, told) from None
+    return prepared, settings
 
 
 def run_trial(

@@ -25,6 +25,7 @@ from daasr_jax.experiment.reproduce_request import (
     check_identity,
     is_done,
     lease_of,
+    of_tracks,
 )
 from daasr_jax.experiment.reproduce_tables import write_tables
 from daasr_jax.files import kept, write_atomically
@@ -79,17 +80,36 @@ def reproduce(request: ReproduceRequest, say: Say, *, dry_run: bool = False) -> 
         Preempted: If it was asked to stop; the same command goes on.
     """
     request.check()
-    plan = request.plan()
     if request.setting.budget.name == "smoke":  # compiling would take most of its time
         jax.config.update("jax_disable_most_optimizations", True)
     check_identity(request, write=not dry_run)
     if dry_run:
-        for line in describe(request, plan):
+        for line in describe(request, request.plan()):
             say(line)
         return Made()
+    if not request.tracks:
+        request = _on_tracks_of_data(request, say)
+    plan = request.plan()
     _check_data(request, plan)
     failed = _run(request, plan, say)
     return Made(write_tables(request), len(plan.cells), failed)
+
+
+def _on_tracks_of_data(request: ReproduceRequest, say: Say) -> ReproduceRequest:
+    """The request on the tracks that its data have; the others are said.
+
+    Raises:
+        DataError: If they have none.
+    """
+    row = cells.full(request.setting.budget.size)
+    scale = next(iter(request.scales), cells.SCALES[0])
+    lacking = runs.lacking_tracks(request.setting, row, scale)
+    for error in lacking.values():
+        say(f"left out: {error}")
+    tracks = [track for track in cells.TRACKS if track not in lacking]
+    if not tracks:
+        raise next(iter(lacking.values()))
+    return of_tracks(request, tracks, list(lacking))
 
 
 def _check_data(request: ReproduceRequest, plan: TablePlan) -> None:
@@ -320,6 +340,8 @@ def describe(request: ReproduceRequest, plan: TablePlan) -> list[str]:
         f"{budget.steps:,} steps" if budget.steps else f"{budget.epochs} epochs"
     )  # fmt: skip
     rest = seconds_left(request, left)
+    if not request.tracks:
+        lines.append("at most: tracks that the data do not have will be left out")
     lines.append(
         f"{trials} trials and {len(jobs) - trials} cells of {each}, {len(left)} left: "
         + (f"about {clock(rest)} in one process" if rest is not None else

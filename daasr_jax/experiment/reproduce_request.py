@@ -40,6 +40,7 @@ class ReproduceRequest:
         workdir: Folder of cells and tables.
         only: Rows to run; empty for all. The tables show the others as not run.
         scales, tracks: To run and show; empty for those of the paper.
+        lacking: Tracks of the paper that were not asked for, as the data lack them.
         seeds: Of training, from 0.
         arguments: Of the command, for the tables.
     """
@@ -51,6 +52,7 @@ class ReproduceRequest:
     only: Collection[str] = ()
     scales: Sequence[int] = ()
     tracks: Sequence[str] = ()
+    lacking: Sequence[str] = ()
     seeds: int = 1
     arguments: Sequence[str] = ()
 
@@ -84,6 +86,14 @@ class ReproduceRequest:
             tracks=self.tracks,
             seeds=self.seeds,
         )
+
+
+def of_tracks(
+    request: ReproduceRequest, tracks: Sequence[str], lacking: Sequence[str]
+) -> ReproduceRequest:
+    """A request that named no track, with those that its data have."""
+    setting = dataclasses.replace(request.setting, track=tracks[0])
+    return dataclasses.replace(request, setting=setting, tracks=tracks, lacking=lacking)
 
 
 def requested(given: Any, words: Sequence[str]) -> ReproduceRequest:

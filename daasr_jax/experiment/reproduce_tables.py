@@ -117,7 +117,11 @@ def table_record(
         "command": f"{command('reproduce')} {shlex.join(arguments)}".strip(),
         "base": base,
         "base_label": "DAASR" if base == full else names[base],
-        "notes": notes(request) + _compared_with(part, base, names[base], full),
+        "notes": [
+            *notes(request),
+            *_lacking(request, part),
+            *_compared_with(part, base, names[base], full),
+        ],
         "groups": groups,
     }
 
@@ -205,6 +209,13 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
         if value not in out:
             out.append(value)
     return out
+
+
+def _lacking(request: ReproduceRequest, part: str) -> list[str]:
+    """The tracks that a table lacks, because its data do."""
+    if not request.lacking or len(cells.PARTS[part].tracks) == 1:
+        return []
+    return [f"Not run, as the data have none: {', '.join(request.lacking)} reference."]
 
 
 def _compared_with(part: str, base: str, label: str, full: str) -> list[str]:

@@ -158,6 +158,47 @@ def test_the_data_are_looked_at_first(tmp_path):
             "patient03/study1_FLAIR_mask.nii.gz")  # fmt: skip
 
 
+def test_without_tracks_those_of_the_data_are_taken(tmp_path, monkeypatch):
+    done = []
+
+    def run_trial(setting, job, folder, *, steps):
+        done.append(job)
+        return trial(job.rate, 30.0) | {
+            "speed": job.speed, "seconds": 1.0, "diverged": ""
+        }  # fmt: skip
+
+    def run_cell(setting, job, folder, **_):
+        done.append(job)
+        raise DataError("E302", "a file was not read")
+
+    monkeypatch.setattr(runs, "run_trial", run_trial)
+    monkeypatch.setattr(runs, "run_cell", run_cell)
+    split = {"train": "00,01", "val": "02", "test": "03,04"}
+    asked = request(
+        tmp_path / "w", setting=nifti_setting(tmp_path, **split), only=["daasr"],
+        parts=["table_1", "table_2"], data="brain_x4_small",
+    )  # fmt: skip
+    assert "at most: " in "".join(describe(asked, asked.plan()))
+    said: list[str] = []
+    made = reproduce(asked, said.append)
+    assert [line for line in said if line.startswith("left out")] == [said[0]]
+    assert said[0].startswith("left out: error E307: --tracks random: split 'val'")
+    assert {job.track for job in done} == {"neighbour", "contrast"}
+    assert {job.track for job in done if isinstance(job, cells.Trial)} == {"neighbour"}
+    page = made.files["table_1.md"].read_text()
+    assert "Not run, as the data have none: random reference." in page
+    assert "## x4, contrast reference" in page
+    assert "on the track neighbour" in page
+    assert "as the data have none" not in made.files["table_2.md"].read_text()
+    lacking = {
+        track: DataError("E307", f"--tracks {track}: no") for track in cells.TRACKS
+    }
+    monkeypatch.setattr(runs, "lacking_tracks", lambda *_: lacking)
+    with pytest.raises(DataError) as error:
+        reproduce(asked, said.append)
+    one_line(error.value, "E307", "--tracks random")
+
+
 def trial(rate, psnr, speed=8.0):
     return {"rate": rate, "psnr": psnr, "images_per_second": speed, "batch": 2}
 
@@ -293,6 +334,7 @@ def test_a_failed_cell_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "run_trial", run_trial)
     monkeypatch.setattr(runs, "run_cell", run_cell)
     monkeypatch.setattr(runs, "check_data", lambda *_: None)
+    monkeypatch.setattr(runs, "lacking_tracks", lambda *_: {})
     made = reproduce(asked, lambda line: None)
     assert "failed: error E302" in made.files["figure_4.md"].read_text()
     with pytest.raises(DataError) as error:
