@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from daasr_jax.data.sources import check_root
 from daasr_jax.errors import ConfigError, UserError, checked
 from daasr_jax.experiment.parts import data_settings, shares
 from daasr_jax.experiment.places import place
@@ -30,10 +31,12 @@ def setup(config: Config) -> Config:
 
     Raises:
         ConfigError: If a value, or what a variable sets of JAX, cannot be used.
+        DataError: If the root of the data cannot be read (E301).
         ResourceError: If there is no device.
     """
     check_ranges(config)
     config = place_of_data(config)
+    check_root(data_settings(config))
     devices.find()
     keep_compiled(_cache(config))
     checked(jax.config.update, "jax_default_matmul_precision", config.matmul_precision)

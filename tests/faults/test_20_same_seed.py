@@ -89,6 +89,7 @@ def test_20_the_command_takes_the_flag(tmp_path):
     said = ended["out"] + ended["err"]
     assert ended["code"] == 3, said
     assert said.index(devices.DETERMINISTIC) < said.index("error E301"), said
+    assert not (tmp_path / "run").exists()  # nothing is left of a root that is none
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from daasr_jax.data.sources.base import ENDINGS, Source, Volume
 from daasr_jax.data.sources.tree import walk
 from daasr_jax.errors import ConfigError, DataError
 
-__all__ = ["Source", "Volume", "choose_source"]
+__all__ = ["Source", "Volume", "check_root", "choose_source"]
 
 
 def choose_source(settings: DataSettings) -> Source:
@@ -25,15 +25,22 @@ def choose_source(settings: DataSettings) -> Source:
         DataError: If the root does not exist or holds no known file (E301).
     """
     layout = settings.layout
-    if layout != "template":
-        _check_root(settings)
+    check_root(settings)
     if layout == "auto":
         layout = _detect(Path(settings.root))
     module = importlib.import_module(f"{__name__}.{layout}")
     return module.SOURCE
 
 
-def _check_root(settings: DataSettings) -> None:
+def check_root(settings: DataSettings) -> None:
+    """Refuses a root that cannot be read; the template needs none.
+
+    Raises:
+        ConfigError: If there is none (E201).
+        DataError: If it is no folder, or one that may not be read (E301).
+    """
+    if settings.layout == "template":
+        return
     if not settings.root:
         raise ConfigError(
             "E201",
