@@ -447,8 +447,11 @@ class TestPage:
         assert curves({"a": [[1, 30.0]]}) == ""
         assert curves({"a": [[1, "nan"], [2, 30.0], [3, 30.0]]}).endswith("</svg>")
 
-    @pytest.mark.parametrize("width", [390, 1200])
-    def test_in_a_browser(self, tmp_path, width):
+    @pytest.mark.parametrize(
+        ("medium", "width"), [("screen", 390), ("screen", 1200), ("print", 718)]
+    )
+    def test_in_a_browser(self, tmp_path, medium, width):
+        """On a phone, on a desk, and on a sheet of A4 with a margin of 1 cm."""
         browser = shutil.which("chromium") or shutil.which("google-chrome")
         if browser is None:
             pytest.skip("no Chromium on this machine")
@@ -456,9 +459,11 @@ class TestPage:
         probe += "document.documentElement.scrollWidth, [...document.images].filter("
         probe += "i => i.complete && !i.naturalWidth).length])</script></body>"
         file = tmp_path / "report.html"
-        file.write_text(
-            self.made().replace("</body>", probe).replace(' loading="lazy"', "")
-        )
+        page = self.made().replace("</body>", probe).replace(' loading="lazy"', "")
+        assert "@media print" in page
+        if medium == "print":
+            page = page.replace("@media print", "@media all")
+        file.write_text(page)
         done = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
              f"--user-data-dir={tmp_path}/profile", f"--window-size={width},800",
