@@ -1,15 +1,13 @@
 """Time and memory of one slice through every model, at its published size.
 
     python -m benchmarks.inference [--models NAME,...] [--scale 4] [--out DIR]
-    python -m benchmarks.inference --sizes released --out DIR
 
 Random weights and images, one slice of 256x256 and one of 320x320 (HR), float32. Every
 line in a process of its own; median of the repeats [lowest, highest] after one call
 that is not counted. Peak memory is the resident peak of the process, framework and
 compilation included, on a GPU that of its allocator. `small` are the fields of the
-configurations `:small`. `released` are the weights that the package brings, each at its
-scale, on LR slices of 64, 128 and 256 pixels a side. Writes `inference.md` and
-`inference.json`.
+configurations `:small`. Writes `inference.md` and `inference.json`. Whole volumes with
+the weights of the package: `benchmarks.volumes`.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ from benchmarks.reference import row
 from benchmarks.train_step import machine, peak_mib, timed
 
 SIZES = (256, 320)
-RELEASED_LR = (64, 128, 256)
 LIMIT_SECONDS = 600
 
 
@@ -50,22 +47,18 @@ def child(name: str, size: str, scale: int, side: int, repeats: int) -> None:
     import jax
     import jax.numpy as jnp
 
-    from daasr_jax import released
     from daasr_jax.models.network import variable_shapes
     from daasr_jax.registry import MODELS
 
     key = jax.random.key(0)
     lr = jax.random.uniform(key, (1, side // scale, side // scale, 1))
     ref = jax.random.uniform(key, (1, side // scale * scale, side // scale * scale, 1))
-    if size == "released":
-        model, variables, _ = released.load(name)
-    else:
-        model = MODELS.get(name)(scale=scale, **fields_of(name, size))
-        # Variances must be positive.
-        variables = jax.tree.map(
-            lambda x: jnp.abs(0.02 * jax.random.normal(key, x.shape, x.dtype)),
-            variable_shapes(model, scale),
-        )
+    model = MODELS.get(name)(scale=scale, **fields_of(name, size))
+    # Variances must be positive.
+    variables = jax.tree.map(
+        lambda x: jnp.abs(0.02 * jax.random.normal(key, x.shape, x.dtype)),
+        variable_shapes(model, scale),
+    )
     apply = jax.jit(lambda v, a, b: model.apply(v, a, b, train=False).sr)
     compiled = apply.lower(variables, lr, ref).compile()
     times, _ = timed(
@@ -111,8 +104,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], command: str) ->
     text = [
         "# One slice through every model",
         "",
-        f"`{command}`: random images, random weights but for `released`, "
-        f"{scales}, float32, every "
+        f"`{command}`: random weights and images, {scales}, float32, every "
         "line in a process of its own; median [lowest, highest] after one call that is "
         "not counted. Peak memory is that of the process, framework and compilation "
         "included.",
@@ -160,27 +152,17 @@ def main() -> None:
     if args.child:
         child(args.child, args.size, args.scale, args.side, args.repeats)
         return
-    from daasr_jax import released
     from daasr_jax.registry import MODELS
 
-    scales = {name: entry["scale"] for name, entry in released.names().items()}
     names = [n for n in args.models.split(",") if n] or MODELS.names()
     jobs = [
         (name, size, args.scale, side)
         for size in args.sizes.split(",")
-        if size != "released"
         for name in names
         # The small fields are those of a system, not of each of its variants.
         if size == "published" or name == MODELS.get(name).__module__.rpartition(".")[2]
         for side in SIZES
     ]
-    if "released" in args.sizes.split(","):
-        jobs += [
-            (name, "released", scale, scale * side)
-            for name, scale in scales.items()
-            if not args.models or name in args.models.split(",")
-            for side in RELEASED_LR
-        ]
     begin, rows = time.monotonic(), []
     for i, job in enumerate(jobs):
         rows.append(measure(*job, args.repeats))

@@ -60,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--bank", type=place, metavar="DIR", help="folder of scans for --ref auto")
     add(
+        "--within",
+        type=int,
+        metavar="N",
+        help="search a reference N pixels of the LR slice around each place; 0: in all "
+        "of the slice, as with auto; by default 16 for a file",
+    )
+    add(
         "--scale",
         type=int,
         choices=SCALES,
@@ -128,6 +135,8 @@ def _enhance(given: argparse.Namespace) -> None:
         raise ConfigError(
             "E225", f"--memory is {given.memory:g}; it must be a number over 0, in GB"
         )
+    if given.within is not None and given.within < 0:
+        raise ConfigError("E225", f"--within is {given.within}; it must be 0 or more")
     refs = given.ref or ["none"]
     devices.find()
     with contextlib.suppress(UserError):  # without a home nothing is kept
@@ -140,6 +149,7 @@ def _enhance(given: argparse.Namespace) -> None:
         checkpoint=given.checkpoint,
         axis=given.axis,
         bank=given.bank,
+        within=given.within,
         format=given.format,
         dtype=given.dtype,
         memory=None if memory is None else int(memory),

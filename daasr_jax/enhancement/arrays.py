@@ -41,6 +41,7 @@ def enhance(
     weights: str | Path | Weights = "x4",
     *,
     memory: int | None = None,
+    within: int = 0,
 ) -> Enhanced:
     """Super-resolves slices in their plane, with the help of a reference.
 
@@ -56,6 +57,8 @@ def enhance(
         weights: A name of `python -m daasr_jax.models --released`, a `.safetensors`
             file, or what `daasr_jax.released.load` returns.
         memory: Bytes that it may take; None for a half of what is free.
+        within: A reference is searched so many pixels of the LR slice around each place
+            alone, which is quicker where it is registered; 0 searches all of it.
 
     Raises:
         DataError: If an array is no image, blank, or of another size (E347, E361).
@@ -85,7 +88,8 @@ def enhance(
             each = each[None] if each.ndim == 2 else each
             _check(each, name, slices=len(images))
             given.append(fitted(normalise(each, name)[0], wanted))
-    made = Engine(weights, memory)(images, np.stack(given, axis=1) if given else None)
+    engine = Engine(weights, memory, within)
+    made = engine(images, np.stack(given, axis=1) if given else None)
     sr, found = restore(made.sr), (made.confidence, made.index)
     if one:
         return Enhanced(sr[0], *(None if x is None else x[0] for x in found))

@@ -87,6 +87,10 @@ class Bands:
         self._shallow = jax.jit(Conv3(**c).apply)
         form = {"patch": patch, "method": align.search}
         self._search = jax.jit(lambda k, q: search(q, k, **form))
+        self._near = jax.jit(
+            lambda k, q, row: search(q, k, within=align.within, top=row[0, 0], **form)
+        )
+        self._within = align.within
         self._score = jax.jit(lambda k, q, p: pair_score(q, k, p, patch=patch))
         self._transfer = jax.jit(lambda v, p: transfer(v, p, patch=patch))
         self._tail = jax.jit(tail.apply)
@@ -134,7 +138,11 @@ class Bands:
         key, value = (jnp.asarray(np.stack(x, axis=1)) for x in (keys, values))
         del keys, values
         self._height = query.shape[1]
-        p = self._over(self._search, self._around, key, query)
+        if self._within and key.shape[-3:-1] == query.shape[1:3]:
+            row = np.arange(self._height, dtype=np.int32)[None]
+            p = self._over(self._near, self._around, key, query, row)
+        else:
+            p = self._over(self._search, self._around, key, query)
         c = self._over(self._score, self._around, key, query, p)
         t = self._over(self._transfer, self._around, value, p)
         if m.detail is None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from daasr_jax.enhancement import bands
 from daasr_jax.errors import ResourceError
+from daasr_jax.models.daasr import searching_within
 from daasr_jax.released import Weights
 from daasr_jax.runtime.failures import is_out_of_memory
 from daasr_jax.runtime.memory import free_bytes
@@ -50,10 +51,15 @@ class Engine:
     Args:
         weights: The network.
         memory: Bytes that it may take; None for a half of what is free.
+        within: Pixels of the LR slice around each place in which a reference is
+            searched; 0 for the whole slice.
     """
 
-    def __init__(self, weights: Weights, memory: int | None = None) -> None:
-        self.weights = weights
+    def __init__(
+        self, weights: Weights, memory: int | None = None, within: int = 0
+    ) -> None:
+        model: Any = searching_within(weights.model, within)
+        self.weights = weights._replace(model=model)
         self.memory = free_bytes() // 2 if memory is None else memory
         self._at_once = 1
         self._bytes = 0

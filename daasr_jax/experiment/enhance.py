@@ -47,6 +47,7 @@ from daasr_jax.scans.write_dicom import check_source
 log = logging.getLogger("daasr_jax")
 
 MOSTLY = 0.5  # share of the tissue without a match from which a warning is due
+WITHIN = 16  # LR pixels around each place in which a registered reference is searched
 _FINER = 0.95  # share of the training data's pixel side, likewise
 
 
@@ -96,7 +97,8 @@ def enhance_scan(
     off = request.format == "nifti" and qform_remark(target.grid, target.scan)
     remarks += [off] if off else []
 
-    engine = Engine(weights, request.memory)
+    within = _within(request)
+    engine = Engine(weights, request.memory, within)
     with _timed(times, "enhancing"):
         made = engine(target.lr, guides.images, _shown("enhancing slices"))
     measured: dict[str, Any] = {}
@@ -125,6 +127,7 @@ def enhance_scan(
             "references": request.refs[0]
             if request.refs in (("none",), ("auto",))
             else len(request.refs),
+            "within": within,
             "simulated": request.simulated,
             "format": request.format,
             "dtype": request.dtype,
@@ -203,6 +206,16 @@ def _weights(request: EnhanceRequest) -> released.Weights:
             "asked: give weights of that scale, or leave --scale out.",
         )
     return weights
+
+
+def _within(request: EnhanceRequest) -> int:
+    """How far from each place the references are searched; 0 for all of them.
+
+    Those of the same person lie where the slice does.
+    """
+    if request.within is not None:
+        return request.within
+    return 0 if request.refs in (("none",), ("auto",)) else WITHIN
 
 
 def _guides(request: EnhanceRequest, target: Target) -> Guides:

@@ -47,6 +47,8 @@ class EnhanceRequest:
         checkpoint: A released name, a file or a run; empty for `x` and the scale.
         axis: Across which the slices lie, see `scans.slice_axis`.
         bank: Folder of scans from which `auto` chooses.
+        within: LR pixels around each place in which a reference is searched; 0 for the
+            whole slice, None for what suits the references.
         format: `nifti` or `dicom`.
         dtype: Of the voxels of a NIfTI result: `float32`, or `input` for the type that
             the file of the input has.
@@ -64,6 +66,7 @@ class EnhanceRequest:
     checkpoint: str = ""
     axis: str = "auto"
     bank: Path | None = None
+    within: int | None = None
     format: str = "nifti"
     dtype: str = "float32"
     memory: int | None = None

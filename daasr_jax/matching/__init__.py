@@ -14,7 +14,8 @@ where differentiating through the search costs as much as several searches.
 The search never holds all n x m similarities: it works in tiles under a byte budget.
 Two exact forms serve two kinds of machine, `"diagonal"` sums (CPU) and `"chunked"`
 products (accelerators). A third, `"kernel"`, does all on a GPU's chip; it is chosen by
-name only.
+name only. `within` searches near each query's own place alone, where both maps lie on
+one grid: the time then grows as n, not as n^2.
 
 Traps, which a caller may meet:
 

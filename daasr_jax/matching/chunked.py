@@ -31,10 +31,25 @@ def search_batch(
         Positions `(b, h, w)` in the r key maps one after the other, int32; the lowest
         of equals.
     """
-    b, h, w, _ = query.shape
-    queries, keys = (
-        x.reshape(b, -1, x.shape[-1]) for x in map(window.unfold, (query, key))
+    return _best(window.unfold(query), window.unfold(key), scale, budget)
+
+
+def search_image(
+    query: Array, key: Array, scale: Array, window: Window, budget: int
+) -> Array:
+    """Of one image: padded maps `(h, w, c)` and `(r, h', w', c)`, `scale` not."""
+    r = window.reach
+    query, key = (
+        window.unfold(x)[..., r : x.shape[-3] - r, r : x.shape[-2] - r, :]
+        for x in (query, key)
     )
+    return _best(query[None], key[None], scale[None], budget)[0]
+
+
+def _best(queries: Array, keys: Array, scale: Array, budget: int | None) -> Array:
+    """Of patches `(b, h, w, p2c)` and `(b, r, h', w', p2c)`."""
+    b, h, w, _ = queries.shape
+    queries, keys = (x.reshape(b, -1, x.shape[-1]) for x in (queries, keys))
     scale = scale.reshape(b, 1, -1)
     n, m = queries.shape[1], keys.shape[1]
     chunk = CHUNK if budget is None else max(1, min(n, budget // (4 * m * b)))

@@ -45,12 +45,12 @@ def search_batch(
     """
 
     def search(image: tuple[Array, Array, Array]) -> Array:
-        return _search_image(*image, window.patch, budget)
+        return search_image(*image, window.patch, budget)
 
     return lax.map(search, (window.pad(query), window.pad(key), scale))
 
 
-def _search_image(
+def search_image(
     query: Array, key: Array, scale: Array, patch: int, budget: int
 ) -> Array:
     """Of one image: padded maps `(h, w, c)` and `(r, h', w', c)`, `scale` not."""

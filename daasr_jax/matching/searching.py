@@ -9,7 +9,7 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int
 
-from daasr_jax.matching import chunked, diagonal, kernel
+from daasr_jax.matching import chunked, diagonal, kernel, near
 from daasr_jax.matching.transferring import pair_score, transfer
 from daasr_jax.matching.window import Window, check
 
@@ -27,6 +27,8 @@ def search(
     *,
     patch: int = 3,
     method: str | None = None,
+    within: int = 0,
+    top: int | Array = 0,
 ) -> Int[Array, "b hq wq"]:
     """Index P of the most similar key patch of each query patch, Eq. 8.
 
@@ -43,6 +45,10 @@ def search(
         method: `"diagonal"`, `"chunked"` or `"kernel"`; by default the platform decides
             (CPU: diagonal sums, else chunked products). The kernel, for GPUs, was
             run on an H100 only.
+        within: Keys at most so many rows and columns from the query's own place are
+            compared, and some beyond; 0 compares all. The time is then O(n within^2
+            patch C) once the maps are larger. Query and key must lie on one grid.
+        top: Row of that grid where the query map begins; for `within` alone.
 
     Returns:
         int32, row-major positions in the key map (in the r maps one after the other),
@@ -82,7 +88,46 @@ def search(
     if method not in forms:
         known = [name for name in forms if name]
         raise ValueError(f"method must be one of {known}, got {method!r}.")
+    if within:
+        return _search_near(query, maps, scale, window, method, within, top)
     return lax.platform_dependent(query, maps, scale, **forms[method])
+
+
+def _search_near(
+    query: Array,
+    maps: Array,
+    scale: Array,
+    window: Window,
+    method: str | None,
+    within: int,
+    top: int | Array,
+) -> Array:
+    """`search` around each query's own place."""
+    if query.shape[2] != maps.shape[3] or query.shape[1] > maps.shape[2]:
+        raise ValueError(
+            "within needs query and key on one grid, got "
+            f"{query.shape[1]}x{query.shape[2]} and {maps.shape[2]}x{maps.shape[3]}."
+        )
+    if within < 0 or method == "kernel":
+        raise ValueError(
+            "within must be 0 or more, and has no kernel, got "
+            f"within={within}, method={method!r}."
+        )
+
+    def sums(tile: Array, keys: Array, factor: Array) -> Array:
+        budget = BUDGET_BYTES["diagonal"][0]
+        return diagonal.search_image(tile, keys, factor, window.patch, budget)
+
+    def products(tile: Array, keys: Array, factor: Array) -> Array:
+        budget = BUDGET_BYTES["chunked"][0]
+        return chunked.search_image(tile, keys, factor, window, budget)
+
+    form = partial(near.search_batch, window=window, within=within, top=top)
+    on_cpu, elsewhere = (
+        partial(form, best={"diagonal": sums, "chunked": products}[method or name])
+        for name in ("diagonal", "chunked")
+    )
+    return lax.platform_dependent(query, maps, scale, cpu=on_cpu, default=elsewhere)
 
 
 def match(

@@ -8,6 +8,7 @@ here and a row of `docs/design/0001-reading-of-the-paper.md`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -352,6 +353,26 @@ class DAASR(nn.Module):
                 f"ref of {ref.shape[-3]}x{ref.shape[-2]} is not divisible by scale "
                 f"{self.scale}."
             )
+
+
+@functools.lru_cache(maxsize=16)
+def searching_within(model: nn.Module, within: int) -> nn.Module:
+    """A network whose search goes only so far from each place, see `sat.Matching`.
+
+    Args:
+        model: DAASR, or a network around one (`data_consistency`). One that does not
+            search comes back as it is.
+        within: Positions of the search's grid; 0 leaves it as it is.
+    """
+    if not within:
+        return model
+    inner = getattr(model, "model", None)
+    if inner is not None:
+        return model.clone(model=searching_within(inner, within))
+    align = getattr(model, "align", None)
+    if align is None or not issubclass(class_of(align), Matching):
+        return model
+    return model.clone(align=partial(align, within=within))
 
 
 def make_group(model: DAASR, number: int, make: Callable[..., Any] = Group) -> Group:

@@ -68,11 +68,15 @@ class Matching(nn.Module):
         patch: Side of the descriptor patches.
         search: Form of the search, see `matching.search`; None for the one that suits
             the platform. `"kernel"`, for GPUs, was run on an H100 only.
+        within: Search this far from the query's own place alone, see
+            `matching.search`; 0 searches all. A reference of another size than the
+            query's has no such place and is searched whole.
     """
 
     features: int = 64
     patch: int = 3
     search: str | None = None
+    within: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -100,7 +104,8 @@ class Matching(nn.Module):
         """
         q = project_query(base, query, features=self.features, dtype=self.dtype)
         if index is None:
-            index = search(q, key, patch=self.patch, method=self.search)
+            within = self.within if q.shape[1:3] == key.shape[-3:-1] else 0
+            index = search(q, key, patch=self.patch, method=self.search, within=within)
             index = checkpoint_name(index, INDEX)
         return match(q, key, value, patch=self.patch, index=index)
 

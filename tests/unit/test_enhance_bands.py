@@ -46,12 +46,17 @@ CASES = {
     "patches of five, by products": {
         "align": functools.partial(Matching, patch=5, search="chunked")
     },
+    "near": {"align": functools.partial(Matching, within=2)},
     "no norm, both": {"sfe_norm": "none", "residual": "both"},
 }
 
 
 @pytest.mark.parametrize(
-    "case", [c if c == "x4" else pytest.param(c, marks=pytest.mark.full) for c in CASES]
+    "case",
+    [
+        c if c in ("x4", "near") else pytest.param(c, marks=pytest.mark.full)
+        for c in CASES
+    ],
 )
 def test_bands_are_the_whole(case):
     model, variables = network(**CASES[case])
@@ -64,6 +69,23 @@ def test_bands_are_the_whole(case):
     np.testing.assert_allclose(sr, wanted.sr[0, ..., 0], atol=1e-5 * max(1, size))
     np.testing.assert_allclose(c, wanted.aux["confidence"][-1, 0, ..., 0], atol=1e-5)
     np.testing.assert_array_equal(p, wanted.aux["index"][-1, 0])
+
+
+def test_near_is_searched_where_there_is_a_place():
+    """A reference of another size has none, and is searched whole."""
+    model, variables = network(align=functools.partial(Matching, within=2))
+    lr, ref = images(45, 20, model.scale)
+    all_of_it = network()[0]
+
+    def rows_apart(made, given):
+        index = bands.Bands(made, variables, 16)(lr, given)[2]
+        return np.abs(index // 20 - np.arange(45)[:, None])
+
+    assert rows_apart(model, ref).max() < 16 + 2 * 2 < rows_apart(all_of_it, ref).max()
+    other = ref[:, :-2]
+    np.testing.assert_array_equal(
+        rows_apart(model, other), rows_apart(all_of_it, other)
+    )
 
 
 def test_bands_of_the_released_weights_are_the_whole():

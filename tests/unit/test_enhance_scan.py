@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import daasr_jax
 from daasr_jax import enhancement
 from daasr_jax.enhance import main
 from daasr_jax.enhancement import bank as banks
@@ -122,6 +123,7 @@ def test_the_report_names_all_that_was_used(done):
     assert report["output"]["shape"] == [52, 48, 3]
     assert report["references"][0]["covers"] == 1.0
     assert report["settings"]["scale"] == 2
+    assert report["settings"]["within"] == 16
     assert report["data_consistency_db"] > 0
     assert {"reading", "enhancing"} <= set(report["seconds"])
     assert report["memory"]["peak_bytes"] > 1e7
@@ -267,6 +269,7 @@ def test_a_bank_leaves_out_the_input(folder, refused, tmp_path):
     write(bank / "part.nii", part)
     assert call(folder, *argv, ref="auto", out=tmp_path / "o.nii") == 0
     report = json.loads((tmp_path / "o.json").read_text())
+    assert report["settings"]["within"] == 0
     chosen = {(r["name"], r["slice"]) for r in report["references"]}
     assert chosen == {("scan 2 of the bank", 0)}
     said = [text for text in report["warnings"] if "image of the input" in text]
@@ -469,6 +472,28 @@ def test_without_a_reference_there_are_no_maps(folder, tmp_path):
     )
 
 
+def test_a_reference_is_searched_near_each_place(folder, tmp_path):
+    """As far as it is told, in tiles of 16 places; the library likewise."""
+    least = {}
+    for within in (0, 1):
+        out = tmp_path / f"{within}.nii"
+        assert call(folder, "--no-view", "--within", str(within), out=out) == 0
+        p, _ = image(tmp_path, f"{within}_match.nii.gz")
+        x = np.unravel_index(p, p.shape, order="F")[0]
+        least[within] = x[2 * 16 :].min() // 2  # of the second tile of 26 LR pixels
+        report = json.loads((tmp_path / f"{within}.json").read_text())
+        assert report["settings"]["within"] == within
+    assert least[0] < 26 - (16 + 2) <= least[1]
+    rng = np.random.default_rng(0)
+    lr, ref = rng.random((1, 24, 24)), rng.random((1, 48, 48))
+    weights = folder / "x2.safetensors"
+    index = [
+        daasr_jax.enhance(lr, ref, weights, within=within).index for within in (0, 1)
+    ]
+    rows = [(x[0, 16:] // 24).min() for x in index]
+    assert rows[0] < 24 - (16 + 2) <= rows[1]
+
+
 def test_several_references(folder, tmp_path):
     more = ["--ref", str(folder / "T1.nii.gz"), "--no-view"]
     write(folder / "PD.nii.gz", volume(4))
@@ -559,6 +584,7 @@ def test_wrong_options_are_one_line(folder, refused, tmp_path):
     refused("E225", "--scale", exit_code=2, argv=["--scale", "5"])
     for memory in ("0", "-1", "inf", "nan", "1e300"):
         refused("E225", "--memory is", exit_code=2, argv=["--memory", memory])
+    refused("E225", "--within is -1", exit_code=2, argv=["--within", "-1"])
     refused("E225", "--dtype", exit_code=2, argv=["--dtype", "float16"])
     both = ["--format", "dicom", "--dtype", "input"]
     refused("E257", "--dtype input", exit_code=2, argv=both, out=tmp_path / "series")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from daasr_jax import matching
-from daasr_jax.matching import searching
+from daasr_jax.matching import near, searching
 
 
 def of_arrays(function):
@@ -354,6 +354,57 @@ def test_several_references(method, patch, budget, hold):
     # Of equal maps the first is taken.
     again = search(query, jnp.concatenate([keys, keys], 1), patch=patch, method=method)
     np.testing.assert_array_equal(again, index)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("top", [0, 9])
+def test_near_is_all_where_all_is_near(method, top):
+    query, key = normal(1, 2, 21, 37, 3), normal(2, 2, 3, 30, 37, 3)
+    near = search(query, key, method=method, within=40, top=top)
+    np.testing.assert_array_equal(near, search(query, key, method=method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("patch", "within"), [(1, 3), (3, 1), (3, 6), (5, 2)])
+def test_near_is_the_best_of_what_is_near(method, patch, within):
+    """No key within reach is better, and what was found lies in the tile's window."""
+    query, key = normal(3, 1, 40, 35, 4), normal(4, 1, 40, 35, 4)
+    found = np.asarray(search(query, key, patch=patch, method=method, within=within))
+    table = cosines(query, key, patch)[0]
+    y, x = np.divmod(np.arange(40 * 35), 35)
+    chosen = table[np.arange(len(table)), found.reshape(-1)]
+    apart = np.maximum(abs(y[:, None] - y), abs(x[:, None] - x))
+    best = np.where(apart <= within, table, -2).max(1)
+    assert (best - chosen).max() <= 1e-5
+    row, column = np.divmod(found.reshape(-1), 35)
+    for place, own in ((row, y), (column, x)):
+        assert (abs(place - own) < near.TILE + 2 * within).all()
+    assert (table.max(1) > chosen + 0.005).any()  # the whole map has better ones
+
+
+def test_near_is_the_same_for_some_rows():
+    """Tiles lie where they are in the whole grid."""
+    query, key = normal(5, 1, 50, 20, 4), normal(6, 1, 2, 50, 20, 4)
+    whole = np.asarray(search(query, key, within=3))
+    near_row = jax.jit(lambda q, k, row: matching.search(q, k, within=3, top=row))
+    for top in (0, 5, 16, 29):
+        part = near_row(query[:, top : top + 21], key, top)
+        # The last row of a part has no patch of its own: its neighbour is missing.
+        inner = slice(1 if top else 0, 21 if top + 21 == 50 else 20)
+        np.testing.assert_array_equal(
+            part[:, inner], whole[:, top : top + 21][:, inner]
+        )
+
+
+def test_near_needs_one_grid():
+    query, key = normal(7, 1, 6, 8, 2), normal(8, 1, 6, 7, 2)
+    with pytest.raises(ValueError, match="6x8 and 6x7"):
+        search(query, key, within=2)
+    for wrong in ({"within": -1}, {"within": 1, "method": "kernel"}):
+        with pytest.raises(ValueError, match="within must be"):
+            search(query, query, **wrong)
+    with pytest.raises(ValueError, match="method"):
+        search(query, query, within=1, method="none")
 
 
 def test_a_patch_comes_from_its_own_reference():
