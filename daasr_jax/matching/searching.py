@@ -71,6 +71,8 @@ def search(
     if m >= 2**31:
         raise ValueError(f"{m} keys do not fit into int32.")
     if any(map(is_symbolic_dim, (*query.shape, *maps.shape))):
+        if within:
+            raise ValueError("within needs sizes that are numbers, not symbols.")
         return chunked.search_batch(query, maps, scale, window=window, budget=None)
     pairs = m * query.shape[1] * query.shape[2]
 

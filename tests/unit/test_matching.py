@@ -405,6 +405,10 @@ def test_near_needs_one_grid():
             search(query, query, **wrong)
     with pytest.raises(ValueError, match="method"):
         search(query, query, within=1, method="none")
+    side = jax.export.symbolic_shape("1, h, h, 2", constraints=["h <= 99"])
+    free = jax.ShapeDtypeStruct(side, np.float32)
+    with pytest.raises(ValueError, match="symbols"):
+        jax.export.export(jax.jit(lambda x: matching.search(x, x, within=1)))(free)
 
 
 def test_a_patch_comes_from_its_own_reference():
