@@ -212,7 +212,8 @@ def _look_at_data(
                 )
             parts.make_pairing(config, table)
     except UserError as error:
-        told = str(error.args[0]).replace("--config.", "--set ")
+        told = str(error.args[0]).replace("set --config.", "give --set ")
+        told = told.replace("--config.", "--set ")
         if track != NO_TRACK and error.code != "E283":
             told = f"--tracks {track}: {told}"
         raise type(error)(error.code, told) from None
