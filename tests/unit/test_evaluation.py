@@ -422,7 +422,7 @@ class TestLpips:
     def test_slices_too_small_are_refused_first(self, tmp_path, size, border, side):
         config = importlib.import_module("configs.brain_x4_small").get_config()
         config.update_from_flattened_dict(
-            {"data.size": size, "evaluate.border": border, "data.root": "/nowhere"}
+            {"data.size": size, "evaluate.border": border, "data.root": str(tmp_path)}
         )
         inputs = {"prepared_sha256": "x", "perceptual": {}, "start": None}
         record_config(config.to_dict(), tmp_path, inputs)

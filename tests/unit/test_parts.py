@@ -34,7 +34,8 @@ def small():
 def test_keywords_are_the_fields_of_the_class():
     given = keywords("daasr").to_dict()
     assert given["features"] == 64
-    assert given["align"] == {"name": "sat.matching", "patch": None, "search": None}
+    options = {"patch", "search", "within"}
+    assert given["align"] == {"name": "sat.matching"} | dict.fromkeys(options)
     assert given["fuse"] == {"name": "sat.fusion"}
     assert given["detail"] == {"name": "none"}
     options = {"mlp_ratio", "heads", "attention_scale", "temperature", "projection"}
