@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reference import row
-from benchmarks.train_step import machine, peak_mib, timed
+from benchmarks.train_step import machine, machine_line, peak_mib, save, timed
 
 SIZES = (256, 320)
 LIMIT_SECONDS = 600
@@ -109,10 +109,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], command: str) ->
         "not counted. Peak memory is that of the process, framework and compilation "
         "included.",
         "",
-        f"{about['processor']}, {about['cores']} cores ({about['device']}); Python "
-        f"{about['python']}, jax {about['versions']['jax']}; commit "
-        f"{about['commit'][:12]}"
-        + ("-dirty." if about["commit"].endswith("dirty") else "."),
+        machine_line(about),
         "",
         row(["model", "size", "parameters", "slice", "ms", "peak MiB"]),
         "|---|---|--:|--:|--:|--:|",
@@ -174,13 +171,7 @@ def main() -> None:
     command += f"--scale {args.scale} --repeats {args.repeats}"
     command += f" --models {args.models}" if args.models else ""
     text = markdown(rows, about, command)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "inference.md").write_text(text, encoding="utf-8")
-    (out / "inference.json").write_text(
-        json.dumps({"machine": about, "rows": rows}, indent=1), encoding="utf-8"
-    )
-    print(text)
+    save(Path(args.out), "inference", text, about, rows)
 
 
 if __name__ == "__main__":

@@ -314,6 +314,27 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_line(about: dict[str, Any]) -> str:
+    """The machine and the commit of a page."""
+    dirty = "-dirty" if about["commit"].endswith("dirty") else ""
+    return (
+        f"{about['processor']}, {about['cores']} cores ({about['device']}); Python "
+        f"{about['python']}, jax {about['versions']['jax']}; commit "
+        f"{about['commit'][:12]}{dirty}."
+    )
+
+
+def save(
+    out: Path, name: str, text: str, about: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Prints a page, and writes it with its rows as JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    record = json.dumps({"machine": about, "rows": rows}, indent=1)
+    (out / f"{name}.json").write_text(record, encoding="utf-8")
+    print(text)
+
+
 def jax_platform() -> str:
     import jax
 

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.reference import row
-from benchmarks.train_step import machine
+from benchmarks.train_step import machine, machine_line, save
 
 PIXEL_MM = 0.9  # of the result, as those of training
 
@@ -94,10 +94,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], command: str) ->
         f"`{command}`: `enhance.py` on smooth noise, a process each; "
         "seconds are those of the whole command, and of the network in it.",
         "",
-        f"{about['processor']}, {about['cores']} cores ({about['device']}); Python "
-        f"{about['python']}, jax {about['versions']['jax']}; commit "
-        f"{about['commit'][:12]}"
-        + ("-dirty." if about["commit"].endswith("dirty") else "."),
+        machine_line(about),
         "",
         row(
             [
@@ -143,13 +140,8 @@ def main() -> None:
     about = machine()
     command = "python -m benchmarks.volumes"
     command += f" --only {args.only}" if args.only else ""
-    text, out = markdown(rows, about, command), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "volumes.md").write_text(text, encoding="utf-8")
-    (out / "volumes.json").write_text(
-        json.dumps({"machine": about, "rows": rows}, indent=1), encoding="utf-8"
-    )
-    print(text)
+    text = markdown(rows, about, command)
+    save(Path(args.out), "volumes", text, about, rows)
 
 
 if __name__ == "__main__":

@@ -362,15 +362,15 @@ def searching_within(model: nn.Module, within: int) -> nn.Module:
     Args:
         model: DAASR, or a network around one (`data_consistency`). One that does not
             search comes back as it is.
-        within: Positions of the search's grid; 0 leaves it as it is.
+        within: Positions of the search's grid; 0 searches all.
     """
-    if not within:
-        return model
     inner = getattr(model, "model", None)
     if inner is not None:
         return model.clone(model=searching_within(inner, within))
     align = getattr(model, "align", None)
     if align is None or not issubclass(class_of(align), Matching):
+        return model
+    if align().within == within:
         return model
     return model.clone(align=partial(align, within=within))
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from daasr_jax import released
 from daasr_jax.enhancement import bands
 from daasr_jax.models.cwt import CWT
-from daasr_jax.models.daasr import DAASR, PRESETS
+from daasr_jax.models.daasr import DAASR, PRESETS, searching_within
 from daasr_jax.models.data_consistency import DataConsistent
 from daasr_jax.models.edsr import EDSR
 from daasr_jax.models.sat import Matching
@@ -158,6 +158,17 @@ def test_which_networks_have_bands():
     assert not bands.can_band(DAASR(scale=2))  # the preset `paper`
     assert not bands.can_band(DAASR(**{**PRESETS["fast"], "phases": 2}))
     assert bands.can_band(DataConsistent(model=network()[0]))
+
+
+def test_how_far_is_searched_is_set():
+    """0 searches all, whatever a network was trained with."""
+    model, outer = network()[0], DataConsistent(model=network()[0])
+    near = searching_within(model, 16)
+    assert near.align().within == 16
+    assert searching_within(near, 0).align().within == 0
+    assert searching_within(model, 0) is model
+    assert searching_within(outer, 16).model.align().within == 16
+    assert searching_within(EDSR(scale=2), 16) == EDSR(scale=2)
 
 
 def test_rows_follow_the_memory():
