@@ -1,7 +1,7 @@
 """A short visit to a GPU, used to the second.
 
     python -m benchmarks.gpu --minutes 9 --out DIR [--parts check,match,step,train]
-        [--prepared FILE] [--train fast:4,edsr:4,...]
+        [--prepared FILE] [--train fast:4,edsr:4,... | --train "fast:4,... FLAGS"]
     python -m benchmarks.gpu --pack DIR [--set "CONFIG --config.KEY=VALUE ..."]
 
 The second line is for a machine with the data: it writes their prepared slices as one
@@ -93,7 +93,7 @@ def visit(args: argparse.Namespace) -> dict[str, str]:
             became[job.name] = CUT
             print(f"{job.name}: its turn, {seconds:.0f} s of {left:.0f}", flush=True)
             late = [j for j in waiting if not j.ready.is_set()]
-            halted = late if job.share else []
+            halted = late if job.part != "train" else []
             beside = [j.name for j in late if j not in halted]
             with jobs.paused(halted):
                 told(job, job.give(min(seconds, left), end, beside))
@@ -156,7 +156,9 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(jobs.PARTS))
     parser.add_argument("--prepared", type=Path, help="a file of --pack")
     parser.add_argument(
-        "--train", default="fast:4", help="ROW:SCALE[:SEED[:WORTH]], ..."
+        "--train",
+        action="append",
+        help='"ROW:SCALE[:SEED[:WORTH]],... [FLAGS]", again for other flags; fast:4',
     )
     parser.add_argument("--compile", type=float, default=150.0, help="seconds for it")
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
@@ -182,7 +184,8 @@ def main() -> None:
     if unknown := set(args.parts) - set(jobs.PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
     try:
-        args.train = [jobs.trained(t) for t in args.train.split(",") if t]
+        given = args.train or ["fast:4"]
+        args.train = [one for text in given for one in jobs.trained(text)]
     except ValueError as error:
         parser.error(str(error))
     if args.prepared is not None and not args.prepared.is_file():

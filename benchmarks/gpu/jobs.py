@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.gpu import report, stage
 
@@ -70,7 +72,7 @@ class Job:
             out: Folder of its log.
             niceness: 0 to 19; what is nicer leaves the processor to the others.
         """
-        self.log = out / f"log_{self.name.replace(' ', '_').replace(':', '_')}.txt"
+        self.log = out / f"log_{re.sub('[^0-9A-Za-z]+', '_', self.name)}.txt"
         extra = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -173,20 +175,43 @@ def paused(jobs: list[Job]) -> Iterator[None]:
             stage.send(process, signal.SIGCONT)
 
 
-def trained(text: str) -> tuple[str, int, int, float]:
-    """`ROW:SCALE[:SEED[:WORTH]]`.
+class Training(NamedTuple):
+    """A network to train: its turn by worth, or of `seconds`, and flags of its own."""
+
+    row: str
+    scale: int
+    seed: int = 0
+    worth: float = 1.0
+    seconds: float | None = None
+    flags: tuple[str, ...] = ()
+
+    def name(self) -> str:
+        return " ".join((f"train {self.row}:{self.scale}:{self.seed}", *self.flags))
+
+
+def trained(text: str) -> list[Training]:
+    """`ROW:SCALE[:SEED[:WORTH]],... [FLAGS]`; a worth such as `60s` is a time.
 
     Raises:
         ValueError: If it is none.
     """
-    form = r"(\w+):([234])(?::(\d+)(?::(\d*\.?\d+))?)?"
-    found = re.fullmatch(form, text)
-    if found is None or found[1] not in report.NAMES:
-        raise ValueError(
-            f"--train={text} is no ROW:SCALE[:SEED[:WORTH]]; rows are "
-            f"{', '.join(report.NAMES)}, scales 2, 3 and 4"
+    form = r"(\w+):([234])(?::(\d+)(?::(\d*\.?\d+)(s?))?)?"
+    listed, *flags = shlex.split(text) or [""]
+    trainings = []
+    for one in filter(None, listed.split(",")):
+        found = re.fullmatch(form, one)
+        if found is None or found[1] not in report.NAMES:
+            raise ValueError(
+                f"--train={one} is no ROW:SCALE[:SEED[:WORTH]]; rows are "
+                f"{', '.join(report.NAMES)}, scales 2, 3 and 4"
+            )
+        turn = {"seconds" if found[5] else "worth": float(found[4] or 1)}
+        trainings.append(
+            Training(
+                found[1], int(found[2]), int(found[3] or 0), **turn, flags=tuple(flags)
+            )
         )
-    return found[1], int(found[2]), int(found[3] or 0), float(found[4] or 1)
+    return trainings
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -214,20 +239,21 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
                 more += ["--variants", "1", "--repeats", "3"]
         found.append(Job(name, part, command(part, *more), minutes * unit))
     if "train" in args.parts and args.prepared is not None:
-        for row, scale, seed, worth in args.train:
-            more = ["--row", row, "--scale", str(scale), "--seed", str(seed)]
-            more += ["--cache", str(args.cache), "--prepared", str(args.prepared)]
-            more += TINY_TRAIN if args.tiny else args.more
-            name = f"train {row}:{scale}:{seed}"
-            found.append(Job(name, "train", command("train", *more), worth=worth))
+        for one in args.train:
+            more = ["--row", one.row, "--scale", str(one.scale)]
+            more += ["--seed", str(one.seed), "--prepared", str(args.prepared)]
+            more += ["--cache", str(args.cache), *args.more, *one.flags]
+            more += TINY_TRAIN if args.tiny else []
+            call = command("train", *more)
+            found.append(Job(one.name(), "train", call, one.seconds, one.worth))
     return found
 
 
 def share_of(job: Job, waiting: list[Job], left: float) -> float:
-    """Seconds of a training, of those that are left to it and all that wait.
+    """Seconds of a training by worth, of those left to it and all that wait.
 
-    Timed parts that wait keep theirs, though not more than half: they may never be
-    ready.
+    Parts with a time that wait keep theirs, though not more than half: they may never
+    be ready.
     """
     timed = sum(j.share or 0.0 for j in waiting)
     free = max(left - 2 - timed, (left - 2) / 2)

@@ -279,7 +279,7 @@ def _train(found: dict[str, Any]) -> list[str]:
     how = rows[0]["how"]
     lines += _devices(found, {f"{r['row']} x{r['scale']}": r["device"] for r in rows})
     lines += [
-        f"Batch {how['batch_size']}, LR crop {how['crop']}, mixed references "
+        "Size: features x groups, of EDSR x blocks. Mixed references "
         f"({', '.join(f'{k} {v:g}' for k, v in how['shares'].items())}), L1 terms of "
         "Eq. 14, Adam, a cosine to zero at the end of the time. One set of weights for "
         "all columns. PSNR in dB, mean over slices. `self` is the target as its own "
@@ -304,17 +304,22 @@ def _train(found: dict[str, Any]) -> list[str]:
             "",
             f"### {dataset}: {one['n_slices']} slices of {one['n_subjects']} subjects",
             "",
-            "| scale | network | seed | steps | minutes | images/s | compiling "
+            "| scale | network | size | batch | LR crop | rate | seed | steps "
+            "| minutes | images/s | compiling "
             + "| bicubic | "
             + " | ".join(CONTROLS)
             + " | neighbour - black, dB [95 % over subjects] | stranger - black |",
-            "|--:|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(CONTROLS) + "---|---|",
+            "|--:|---|" + "--:|" * (10 + len(CONTROLS)) + "---|---|",
         ]
-        for row in sorted(own, key=lambda r: (-r["scale"], r["row"], r["seed"])):
+        for row in sorted(own, key=_order):
             report = row["controls"][dataset]
             cells = [
                 f"x{row['scale']}",
                 NAMES[row["row"]],
+                _size(row),
+                str(row["how"]["batch_size"]),
+                str(row["how"]["crop"]),
+                row["options"]["learning_rate"],
                 str(row["seed"]),
                 f"{row['steps']:,}",
                 f"{row['train_seconds'] / 60:.1f}",
@@ -335,6 +340,15 @@ def _train(found: dict[str, Any]) -> list[str]:
             lines += ["", f"{NAMES[row['row']]} x{row['scale']} was stopped after step "
                       f"{row['steps']:,}, before it was evaluated."]  # fmt: skip
     return [*lines, ""]
+
+
+def _size(row: dict[str, Any]) -> str:
+    depth = row["options"]["blocks" if row["row"] == "edsr" else "groups"]
+    return f"{row['options']['features']} x {depth}"
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    return -row["scale"], -int(row["options"]["features"]), row["row"], row["seed"]
 
 
 def _mean(report: dict[str, Any], name: str) -> str:

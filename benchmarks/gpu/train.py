@@ -7,6 +7,7 @@ The rate of learning falls along a cosine to zero at the end of the time; with `
 at the end of those. Then the test slices are restored with other references, see
 `daasr_jax.evaluation.controls`. Writes `train_ROW_xS.json`, `.npz` with the weights,
 both on the way too, and, where matplotlib is installed, `.png`. None names a subject.
+A size other than 64 features and 6 groups is in their names, `train_ROW_xS_32x4`.
 
 The processes of the loader import this file anew: it knows no JAX until it has begun.
 """
@@ -26,6 +27,7 @@ from benchmarks.gpu import loader, pack, report, stage
 
 PLACES = ("prepared", "out", "cache")  # options that are not told to others
 TOLD = ("dataset", "key", "size")  # of a set
+SIZE = (64, 6)  # features and groups, of the paper
 RATED = 1.0  # seconds for which the loader's rate is measured
 
 
@@ -37,8 +39,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, help="by itself: of the whole turn")
     parser.add_argument("--steps", type=int, default=0, help="instead of a time")
-    parser.add_argument("--features", type=int, default=64)
-    parser.add_argument("--groups", type=int, default=6)
+    parser.add_argument("--features", type=int, default=SIZE[0])
+    parser.add_argument("--groups", type=int, default=SIZE[1])
     parser.add_argument("--blocks", type=int, default=16, help="of EDSR")
     parser.add_argument("--batch", type=int, default=9)
     parser.add_argument("--crop", type=int, default=40)
@@ -76,7 +78,10 @@ def main() -> None:
     kept = sum(training.reserve(programs, x, args) for x in tested.values())
     one_process = loader.rate(args.prepared, RATED, **how)
     batches = loader.batches(args.prepared, workers=args.workers, **how)
-    name = f"train_{args.row}_x{args.scale}" + (f"_{args.seed}" if args.seed else "")
+    name = f"train_{args.row}_x{args.scale}"
+    if (args.features, args.groups) != SIZE:
+        name += f"_{args.features}x{args.groups}"
+    name += f"_{args.seed}" if args.seed else ""
     known = {
         "row": args.row,
         "scale": args.scale,

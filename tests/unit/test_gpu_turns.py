@@ -30,7 +30,7 @@ def arguments(tmp_path, **changes):
         "said": "", "compile": 150.0,
         "out": tmp_path / "out", "cache": tmp_path / "cache", "more": [],
         "prepared": tmp_path / "set.npz",
-        "train": [turns.trained(t) for t in ("fast:4", "edsr:4:1:0.5")],
+        "train": turns.trained("fast:4,edsr:4:1:0.5"),
     }  # fmt: skip
     return argparse.Namespace(**given | changes)
 
@@ -49,6 +49,20 @@ def test_parts_take_their_turns_by_worth(tmp_path):
     assert turns.compiling(arguments(tmp_path, minutes=2)) == 60
     parts = {j.part for j in turns.jobs_of(arguments(tmp_path, prepared=None))}
     assert parts == {"check", "match", "step"}
+
+
+def test_trainings_have_flags_and_times_of_their_own(tmp_path):
+    texts = ("fast:4:0:60s,edsr:2", "fast:3 --features 32 --groups 4")
+    given = [one for text in texts for one in turns.trained(text)]
+    more = ["--features", "48", "--workers", "2"]
+    jobs = turns.jobs_of(arguments(tmp_path, parts=["train"], train=given, more=more))
+    assert [j.name for j in jobs] == [
+        "train fast:4:0", "train edsr:2:0", "train fast:3:0 --features 32 --groups 4",
+    ]  # fmt: skip
+    assert [j.share for j in jobs] == [60.0, None, None]
+    assert turns.share_of(jobs[1], jobs, 202) == pytest.approx((200 - 60) / 2)
+    assert "--features 48 --workers 2" in " ".join(jobs[0].command)
+    assert jobs[2].command[-4:] == ["--features", "32", "--groups", "4"]  # the last win
 
 
 def test_a_visit_without_a_set_says_so_at_its_end(tmp_path):

@@ -164,16 +164,16 @@ def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
     )  # fmt: skip
     try:
         end = time.monotonic() + 200
-        while not (tmp_path / "train_edsr_x2.npz").exists():
+        while not (tmp_path / "train_edsr_x2_8x1.npz").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
         process.kill()
         process.communicate()
-    found = json.loads((tmp_path / "train_edsr_x2.json").read_text())
+    found = json.loads((tmp_path / "train_edsr_x2_8x1.json").read_text())
     assert found["steps"] >= 2
     assert len(found["curve"]) == found["steps"] // 2
-    with np.load(tmp_path / "train_edsr_x2.npz") as weights:
+    with np.load(tmp_path / "train_edsr_x2_8x1.npz") as weights:
         sizes = [weights[k].size for k in weights if k.startswith("params/")]
     assert sum(sizes) == found["parameters"]
     text, _ = report.make(tmp_path)
@@ -268,12 +268,12 @@ def test_a_whole_visit_in_miniature(tmp_path, packed):
     assert found["check"]["exit"] == 0
     assert found["step_jax"]["rows"][0]["ms"] > 0
     assert found["step_jax"]["trace"]["busy_ms"] > 0
-    trained = found["train_fast_x4"]
+    trained = found["train_fast_x4_8x1"]
     assert trained["steps"] == 60
     assert trained["skipped"] == 0
     for one in trained["controls"].values():
         assert {"black", "stranger", "self"} <= one["methods"].keys()
-    weights = np.load(out / "train_fast_x4.npz")
+    weights = np.load(out / "train_fast_x4_8x1.npz")
     assert (
         sum(weights[k].size for k in weights if k.startswith("params/"))
         == (trained["parameters"])
@@ -281,19 +281,19 @@ def test_a_whole_visit_in_miniature(tmp_path, packed):
     for path in out.iterdir():  # no result names a subject
         assert path.suffix in (".npz", "") or "patient" not in path.read_text(), path
     page = (out / "gpu.md").read_text()
-    assert "| x4 | DAASR `fast` | 0 |" in page
-    assert "| x2 | EDSR: no reference | 0 |" in page
+    assert "| x4 | DAASR `fast` | 8 x 1 | 2 | 8 | 0.0003 | 0 |" in page
+    assert "| x2 | EDSR: no reference | 8 x 2 | 2 | 8 | 0.0003 | 0 |" in page
 
     made = tmp_path / "released"
     command = [sys.executable, "-m", "benchmarks.gpu.release", "--name", "x4"]
-    command += ["--run", str(out / "train_fast_x4"), "--prepared", str(packed)]
+    command += ["--run", str(out / "train_fast_x4_8x1"), "--prepared", str(packed)]
     command += ["--out", str(made), "--commit", "abc", "--slices", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     weights = released.load(made / "x4.safetensors")
     assert weights.about["scale"] == 4
     kernel = weights.variables["params"]["shallow"]["kernel"]
-    stored = np.load(out / "train_fast_x4.npz")["params/shallow/kernel"]
+    stored = np.load(out / "train_fast_x4_8x1.npz")["params/shallow/kernel"]
     np.testing.assert_allclose(kernel, stored, rtol=1e-3, atol=1e-6)
     text = (made / "x4.md").read_text()
     assert "## What it must not be used for" in text
