@@ -47,10 +47,7 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
         + f"; commit {machine.get('commit', 'not known')[:12]}. JAX finds: "
         f"{machine.get('jax_devices', 'not asked')}.",
         "",
-        *_check(found),
-        *_match(found),
-        *_step(found),
-        *_train(found),
+        *_sections(found),
         *_became(found),
     ]
     text = "\n".join(lines) + "\n"
@@ -61,6 +58,18 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
             one["curve"] = one["curve"][:: max(1, len(one["curve"]) // POINTS)]
     stage.write(out / "gpu.json", found)
     return text, left_out(found)
+
+
+def _sections(found: dict[str, Any]) -> list[str]:
+    """The sections of the parts that wrote something, and which did not."""
+    lines, missing = [], []
+    for title, part in SECTIONS.items():
+        section = part(found)
+        if section:
+            lines += [f"## {title}", "", *section]
+        else:
+            missing.append(title[0].lower() + title[1:])
+    return [*lines, *([f"Not run: {', '.join(missing)}.", ""] if missing else [])]
 
 
 def is_readable(out: Path) -> bool:
@@ -123,13 +132,12 @@ def _devices(found: dict[str, Any], devices: dict[str, str]) -> list[str]:
 
 def _check(found: dict[str, Any]) -> list[str]:
     result = found.get("check")
-    lines = ["## Tests marked `gpu`", ""]
     if not result:
-        return [*lines, "Not run.", ""]
+        return []
     counts = ", ".join(f"{n} {k.lower()}" for k, n in result["outcomes"].items())
     if not counts:
         counts = "none ended: " + _plain(" ".join(result["end"])) + ":"
-    lines.append(f"{counts} in {result['seconds']:.0f} s.")
+    lines = [f"{counts} in {result['seconds']:.0f} s."]
     if result.get("not_ended"):
         lines[-1] += f" {result['not_ended']} had not ended then, and are not shown."
     lines += ["", *(f"- {_plain(x)}" for x in result["not_passed"])]
@@ -138,10 +146,9 @@ def _check(found: dict[str, Any]) -> list[str]:
 
 def _match(found: dict[str, Any]) -> list[str]:
     parts = _parts(found, "match")
-    lines = ["## Patch search", ""]
     if not parts:
-        return [*lines, "Not run.", ""]
-    lines += _devices(found, {k: v["device"] for k, v in parts.items()})
+        return []
+    lines = _devices(found, {k: v["device"] for k, v in parts.items()})
     ceilings = parts.get("jax", {}).get("ceilings")
     lines.append(
         "One image, 64 features, 3x3 patches, float32, as many keys as queries: "
@@ -189,11 +196,10 @@ def _match(found: dict[str, Any]) -> list[str]:
 
 def _step(found: dict[str, Any]) -> list[str]:
     parts = _parts(found, "step")
-    lines = ["## One training step", ""]
     if not parts:
-        return [*lines, "Not run.", ""]
+        return []
     first = next(iter(parts.values()))
-    lines += _devices(found, {k: v["device"] for k, v in parts.items()})
+    lines = _devices(found, {k: v["device"] for k, v in parts.items()})
     lines += [
         f"{first['features']} features, {first['groups']} groups, batch "
         f"{first['batch']}, LR crop {first['crop']}, x{first['scale']}; L1 terms of "
@@ -273,11 +279,10 @@ def _loader(found: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 
 def _train(found: dict[str, Any]) -> list[str]:
     rows = [v for k, v in found.items() if k.startswith("train_")]
-    lines = ["## Networks trained in minutes", ""]
     if not rows:
-        return [*lines, "Not run.", ""]
+        return []
     how = rows[0]["how"]
-    lines += _devices(found, {f"{r['row']} x{r['scale']}": r["device"] for r in rows})
+    lines = _devices(found, {f"{r['row']} x{r['scale']}": r["device"] for r in rows})
     lines += [
         "Size: features x groups, of EDSR x blocks. Mixed references "
         f"({', '.join(f'{k} {v:g}' for k, v in how['shares'].items())}), L1 terms of "
@@ -305,7 +310,7 @@ def _train(found: dict[str, Any]) -> list[str]:
             f"### {dataset}: {one['n_slices']} slices of {one['n_subjects']} subjects",
             "",
             "| scale | network | size | batch | LR crop | rate | seed | steps "
-            "| minutes | images/s | compiling "
+            "| seconds | images/s | compiling "
             + "| bicubic | "
             + " | ".join(CONTROLS)
             + " | neighbour - black, dB [95 % over subjects] | stranger - black |",
@@ -322,7 +327,7 @@ def _train(found: dict[str, Any]) -> list[str]:
                 row["options"]["learning_rate"],
                 str(row["seed"]),
                 f"{row['steps']:,}",
-                f"{row['train_seconds'] / 60:.1f}",
+                f"{row['train_seconds']:.0f}",
                 f"{row['images_per_s']:,.0f}",
                 str(len(row["beside"])),
                 _mean(report, "bicubic"),
@@ -382,3 +387,11 @@ def _times(row: dict[str, Any]) -> str:
 
 def _plain(text: str, most: int = 300) -> str:
     return text.replace("|", "/").replace("`", "'")[:most]
+
+
+SECTIONS = {
+    "Tests marked `gpu`": _check,
+    "Patch search": _match,
+    "One training step": _step,
+    "Networks trained in minutes": _train,
+}

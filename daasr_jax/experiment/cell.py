@@ -63,7 +63,7 @@ class Setting:
         budget: Lengths and sizes.
         changes: Key -> value of every cell's configuration; a keyword of a network is
             left out where the network has none of that name.
-        pairings: Reference pairings of the random track that are evaluated.
+        pairings: Reference pairings that are evaluated, fewer where a track has fewer.
         masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
         track: The first that is asked for. A network without reference is pictured on
             slices that have one there.
@@ -310,14 +310,13 @@ def run_cell(
         setting, cell.row, cell.scale, track=cell.track, seed=cell.seed, rate=rate,
         steps=steps, epochs=setting.budget.epochs,
     )  # fmt: skip
-    number = setting.pairings if cell.track == "random" else 1
     with session(folder) as spent:
         with peak_of(spent):
             train_run(config, str(folder))
         jax.clear_caches()
         gc.collect()
         seen = setting.track if cell.track == NO_TRACK else cell.track
-        about = evaluate_cell(setting, folder, pairings=number, lpips=lpips, track=seen)
+        about = evaluate_cell(setting, folder, lpips=lpips, track=seen)
     rows = read_log(folder)
     speed = _speed(rows)
     done = max((int(r["step"]) for r in rows), default=steps)
@@ -329,7 +328,7 @@ def run_cell(
         "images_per_second": speed,
         "minutes": images / speed / 60 if speed else None,
         "peak_mib": spent.peak_mib,
-        "pairings": number,
+        "pairings": setting.pairings,
         "lpips": lpips,
         "by_place": True,
         "curve": [[r["step"], r["val/psnr"]] for r in rows if "val/psnr" in r],
@@ -339,19 +338,19 @@ def run_cell(
 
 @explained(evaluating=True)
 def evaluate_cell(
-    setting: Setting, folder: Path, *, pairings: int, lpips: bool, track: str
+    setting: Setting, folder: Path, *, lpips: bool, track: str
 ) -> dict[str, Any]:
     """Scores of the test split with all pairings and controls, and some pictures.
 
     Args:
         setting: Shared by all.
         folder: Of the run.
-        pairings: Reference pairings to evaluate.
         lpips: Measure LPIPS too.
         track: Pictured are slices that have a reference on it.
 
     Returns:
-        `parameters`, `uses_reference`, and what names the data and the code.
+        `parameters`, `uses_reference`, `pairings_used`, of which no two are alike, and
+        what names the data and the code.
     """
     asked = EvaluationRequest(
         out=str(folder / SCORES.format(0)), force=True, lpips=lpips
@@ -372,15 +371,19 @@ def evaluate_cell(
     )
     report["measured_as"] = "pair"
     _write(folder / SCORES.format(0), report, run.table)
-    for k in range(1, pairings if used else 1):
+    had = [run.pairing.references]
+    for k in range(1, setting.pairings if used else 1):
         other = run.config.copy_and_resolve_references()
         with other.unlocked():
             other.reference.seed = run.config.reference.seed + k
         pairing = parts.make_pairing(other, run.table)
+        if any(np.array_equal(pairing.references, one) for one in had):
+            continue
         rows_k = evaluation.of_all_processes(_predicted(run, pairing), len(run.table))
         again = make_report(rows_k, run.table, pairing, **run.measured())
         again["measured_as"] = run.method
-        _write(folder / SCORES.format(k), again, run.table)
+        _write(folder / SCORES.format(len(had)), again, run.table)
+        had.append(pairing.references)
     gains = [r.scores["pair"]["psnr"] - r.scores["bicubic"]["psnr"] for r in rows]
     order = np.argsort(gains)
     keep_pictures(
@@ -393,7 +396,7 @@ def evaluate_cell(
     kept = ("dataset", "parameters", "commit", "device", "versions", "config_sha256",
             "uses_reference", "pairing_sha256", "protocol", "training",
             "checkpoint_step")  # fmt: skip
-    return {"pairings_used": pairings if used else 1} | {k: report[k] for k in kept}
+    return {"pairings_used": len(had)} | {k: report[k] for k in kept}
 
 
 def _predicted(run: Opened, pairing: data.Pairing, **kwargs: Any) -> Any:

@@ -216,14 +216,17 @@ def done_record(
 ) -> dict[str, Any] | None:
     """What a finished job left; None where it is not finished, or has no LPIPS.
 
-    A cell of before that does not tell which slices of the split it has is evaluated
-    again where they may be some of them.
+    A cell of before is evaluated again where it has fewer pairings than the folder, or
+    does not tell which slices of the split it has and they may be some of them.
     """
     found = kept(folder / job.name / DONE)
     if found is None or (lpips and not found.get("lpips", True)):
         return None
-    whole = isinstance(job, Trial) or job.track in ("random", NO_TRACK)
-    return found if whole or found.get("by_place", False) else None
+    if isinstance(job, Trial) or job.track in ("random", NO_TRACK):
+        return found
+    asked = (kept(folder / IDENTITY) or {}).get("pairings", 1)
+    whole = found.get("by_place", False) and found.get("pairings", 1) >= asked
+    return found if whole else None
 
 
 def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:

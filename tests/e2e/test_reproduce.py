@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from daasr_jax.evaluation.tables import text
+from daasr_jax.evaluation.tables import budgets, cells, text
+from daasr_jax.experiment import cell
+from daasr_jax.experiment.configuration import load
 from tests.data_fixtures import LPS_AFFINE, nifti_root, scan_voxels, write_nifti
 from tests.e2e.commands import complaint, run_all, start, until_saved
 
@@ -89,6 +91,27 @@ def test_killed_and_shared_is_as_in_one_go(tmp_path):
     out, err = again.communicate(timeout=200)
     assert again.returncode == 0, err
     assert "0 left: about 0:00" in out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("track", "number"), [("neighbour", 3), ("contrast", 1)])
+def test_no_two_pairings_are_alike(tmp_path, monkeypatch, track, number):
+    """A neighbour lies on either side; one other contrast can be paired in one way."""
+    monkeypatch.chdir(tmp_path)
+    root = nifti_root(tmp_path / "data")
+    changes = {
+        "data.root": str(root), "data.cache_dir": str(tmp_path / "cache"),
+        "data.slice_step": "1", "model.kwargs.features": "8",
+        "model.kwargs.groups": "1",
+    }  # fmt: skip
+    budget = budgets.budget("smoke", steps=2, gpu=False)
+    setting = cell.Setting(load("brain_x4_small"), budget, changes, track=track)
+    job = cells.Cell("daasr_fast", 4, track, 0)
+    folder = tmp_path / "run"
+    found = cell.run_cell(setting, job, folder, steps=2, rate=1e-3, lpips=False)
+    paths = sorted(folder.glob("eval_pairing_*.json"))
+    hashes = {json.loads(path.read_text())["pairing_sha256"] for path in paths}
+    assert found["pairings_used"] == len(paths) == len(hashes) == number
 
 
 def test_wrong_input_is_one_line(tmp_path):

@@ -36,6 +36,7 @@ from daasr_jax.experiment.reproduce_lengths import (
 )
 from daasr_jax.experiment.reproduce_request import (
     DONE,
+    IDENTITY,
     ReproduceRequest,
     check_identity,
     is_done,
@@ -543,6 +544,9 @@ def test_a_table_has_one_set_of_people(tmp_path):
         assert is_done(tmp_path, cell) == (cell.row == "edsr")
         found.write_text(json.dumps(json.loads(found.read_text()) | {"by_place": True}))
         assert is_done(tmp_path, cell)
+    write_atomically(tmp_path / IDENTITY, json.dumps({"pairings": 3}))
+    assert not any(is_done(tmp_path, c) for c in asked.plan().cells if c.track != "any")
+    (tmp_path / IDENTITY).unlink()
     files = write_tables(asked)
     (group,) = json.loads(files["table_1.json"].read_text())["groups"]
     rows = {r["row"]: r for r in group["rows"]}
