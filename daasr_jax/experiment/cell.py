@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import gc
 import json
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,7 @@ import jax
 import numpy as np
 
 from daasr_jax import data
-from daasr_jax.data.masks import Masks
-from daasr_jax.errors import ConfigError, DataError, DivergedError, UserError
+from daasr_jax.errors import DivergedError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.controls import (
     draw_controls,
@@ -27,11 +24,10 @@ from daasr_jax.evaluation.controls import (
 )
 from daasr_jax.evaluation.controls_report import make_controls_report
 from daasr_jax.evaluation.report import make_report
-from daasr_jax.evaluation.tables.budgets import Budget
-from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, TRACKS, Cell, Trial
-from daasr_jax.experiment import checks, parts
+from daasr_jax.evaluation.tables.cells import NO_TRACK, Cell, Trial
+from daasr_jax.experiment import parts
 from daasr_jax.experiment.cell_pictures import PICTURES, keep_pictures
-from daasr_jax.experiment.configuration import load
+from daasr_jax.experiment.cell_setting import TRACK_KEYS, Setting, configuration
 from daasr_jax.experiment.opening import EvaluationRequest, Opened, open_split
 from daasr_jax.experiment.record import read_record
 from daasr_jax.experiment.sessions import peak_of, session
@@ -40,184 +36,8 @@ from daasr_jax.files import write_atomically
 from daasr_jax.runtime.failures import explained
 from daasr_jax.training.writers import read_log
 
-Config = Any  # an ml_collections.ConfigDict, whose attributes no checker knows
-
 CONTROLS = ("pair", "black", "self")
-TRACK_KEYS = {
-    # It looks at no reference, so any slice will do, and no subject is lost for it.
-    NO_TRACK: {"track": "random", "exclude": "slice"},
-    "random": {"track": "random"},
-    "neighbour": {"track": "aligned", "aligned": "neighbour"},
-    "contrast": {"track": "aligned", "aligned": "contrast"},
-}
 SCORES = "eval_pairing_{}.json"
-_NO_REFERENCE = ("E307", "E312")  # of the whole track
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What all cells of a work folder share.
-
-    Attributes:
-        data: Configuration whose data and references all cells have.
-        budget: Lengths and sizes.
-        changes: Key -> value of every cell's configuration; a keyword of a network is
-            left out where the network has none of that name.
-        pairings: Reference pairings that are evaluated, fewer where a track has fewer.
-        masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
-        track: The first that is asked for. A network without reference is pictured on
-            slices that have one there.
-    """
-
-    data: Config
-    budget: Budget
-    changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    pairings: int = 3
-    masks: str = ""
-    track: str = "random"
-
-
-def configuration(
-    setting: Setting,
-    row: str,
-    scale: int,
-    *,
-    track: str,
-    seed: int,
-    rate: float,
-    steps: int = 0,
-    epochs: int = 0,
-) -> Config:
-    """The configuration of a run of a row.
-
-    Args:
-        setting: Shared by all.
-        row: Key of `ROWS`.
-        scale: s.
-        track: See `cells.TRACKS`.
-        seed: Of the training.
-        rate: Learning rate.
-        steps, epochs: Of the training; the one that is not 0.
-
-    Raises:
-        ConfigError: If a key of `changes` is none (E282).
-    """
-    budget = setting.budget
-    config: Any = load(ROWS[row].configuration(budget.size))
-    config = config.copy_and_resolve_references().unlock()
-    source = setting.data.copy_and_resolve_references()
-    config.data, config.reference = source.data, source.reference
-    config.degradation = source.degradation
-    config.reference.update(TRACK_KEYS[track])
-    config.scale, config.seed = scale, seed
-    config.evaluate.show_progress = False
-    config.evaluate.resamples = budget.resamples
-    if budget.side:
-        config.data.size = budget.side
-    if crop := ROWS[row].crop:
-        part = min(1.0, config.data.size / 256)
-        config.train.crop = max(4, round(crop * part))
-    config.train.crop = min(config.train.crop, config.data.size // scale)
-    config.data.slice_step *= budget.sparser
-    config.train.batch_size = budget.batch or config.train.batch_size
-    config.optimiser.learning_rate = rate
-    config.train.steps, config.train.epochs = steps, epochs or 1
-    if steps:
-        tenth = max(1, steps // 10)
-        config.optimiser.warmup_steps = min(config.optimiser.warmup_steps, tenth)
-        config.train.checkpoint_every = tenth
-        config.train.log_every = min(config.train.log_every, tenth)
-    for key, text in setting.changes.items():
-        _change(config, key, text)
-    return config.lock()
-
-
-def _change(config: Config, key: str, text: str) -> None:
-    *path, name = key.split(".")
-    inner = config
-    for part in path:
-        inner = inner.get(part) if hasattr(inner, "get") else None
-        if inner is None:
-            break
-    if inner is None or name not in inner:
-        if key.startswith("model.kwargs."):
-            return
-        raise ConfigError("E282", f"--set {key}: a configuration has no such key.")
-    try:
-        # A text stays one, such as the number of a subject.
-        value = text if isinstance(inner[name], str) else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    try:
-        inner[name] = value
-    except TypeError as error:
-        raise ConfigError("E282", f"--set {key}={text}: {error}") from None
-
-
-def lacking_tracks(setting: Setting, row: str, scale: int) -> dict[str, UserError]:
-    """The tracks that the data have no reference for, and why (E307, E312).
-
-    Args:
-        setting: Shared by all.
-        row: That takes a reference.
-        scale: s.
-
-    Raises:
-        UserError: For anything else of the data that a user can mend.
-    """
-    found: dict[str, UserError] = {}
-    for track in TRACKS:
-        try:
-            _look_at_data(setting, row, scale, track)
-        except DataError as error:
-            if error.code not in _NO_REFERENCE:
-                raise
-            found[track] = error
-    return found
-
-
-def check_data(setting: Setting, jobs: Collection[Trial | Cell]) -> None:
-    """Prepares the data of some jobs, and says what would end them after training.
-
-    Raises:
-        ConfigError: If there is no validation or no test split (E283).
-        DataError: If the data, references or masks cannot be used.
-        UserError: For anything else of the data that a user can mend.
-    """
-    for track in dict.fromkeys(job.track for job in jobs):
-        job = next(job for job in jobs if job.track == track)
-        prepared, settings = _look_at_data(setting, job.row, job.scale, track)
-        if setting.masks:
-            volumes = prepared.splits["test"].volumes.tolist()
-            Masks(Path(setting.masks), prepared, settings).check(volumes)
-
-
-def _look_at_data(
-    setting: Setting, row: str, scale: int, track: str
-) -> tuple[data.PreparedSet, data.DataSettings]:
-    """The prepared data of a track, in which both splits have their references."""
-    config = configuration(setting, row, scale, track=track, seed=0, rate=1.0)
-    settings = parts.data_settings(checks.place_of_data(config))
-    try:
-        prepared = data.prepare(settings)
-        for split in ("val", "test"):
-            table = prepared.splits[split]
-            if not len(table):
-                raise ConfigError(
-                    "E283",
-                    f"the data have no {split} split: learning rates are chosen on "
-                    "val, and tables are of test. Name the subjects of each, "
-                    "--set data.subjects.train=A,B --set data.subjects.val=C "
-                    "--set data.subjects.test=D,E.",
-                )
-            parts.make_pairing(config, table)
-    except UserError as error:
-        told = str(error.args[0]).replace("set --config.", "give --set ")
-        told = told.replace("--config.", "--set ")
-        if track != NO_TRACK and error.code != "E283":
-            told = f"--tracks {track}: {told}"
-        raise type(error)(error.code, told) from None
-    return prepared, settings
 
 
 def run_trial(

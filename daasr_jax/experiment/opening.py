@@ -20,7 +20,8 @@ from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.experiment import checks, parts, subjects
 from daasr_jax.experiment.installation import commit_id
 from daasr_jax.experiment.places import place
-from daasr_jax.experiment.record import changed, check_same, trained_with, with_given
+from daasr_jax.experiment.record import trained_with
+from daasr_jax.experiment.same_run import changed, check_same, with_given
 from daasr_jax.experiment.saved_run import TrainedRun, open_record, restore
 from daasr_jax.models.lpips_backbones import SMALLEST
 from daasr_jax.runtime import devices

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -13,69 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import traverse_util
-from ml_collections import ConfigDict
 
 from daasr_jax.data import Shares
 from daasr_jax.data.sources.base import some
 from daasr_jax.errors import CheckpointError, ConfigError, DataError, unwritable
 from daasr_jax.experiment.installation import command, commit_id
+from daasr_jax.experiment.same_run import (
+    FREE_ON_RESUME,
+    config_sha256,
+    differing_keys,
+    flat_keys,
+    under,
+)
 from daasr_jax.files import read_json, write_atomically
 
 log = logging.getLogger("daasr_jax")
 
-# Settings of where and how long, which do not change what is learned on the way.
-_PLACES = (
-    "data.root",
-    "data.usual_root",
-    "data.links_out",
-    "data.cache_dir",
-    "data.split_file",
-    "data.skip_bad",  # what it leaves out is in the hash of the data
-    "perceptual.weights",
-    "perceptual.sha256",
-    "perceptual.strict",
-    "train.start_from",
-)
-_FREE_ON_RESUME = (
-    *_PLACES,
-    "name",
-    "train.epochs",
-    "train.steps",
-    "train.devices",
-    "train.accumulate",  # with a warning
-    "train.num_threads",
-    "train.workers",
-    "train.watchdog",
-    "train.log_every",
-    "train.validate_every_epochs",
-    "train.checkpoint_every",
-    "evaluate",
-    "model.kwargs.remat",
-    "distributed",  # a key of earlier runs
-)
-
-# What an evaluation may be given beside the run: places, how data there are read, the
-# references, its own settings.
-EVALUATED = (
-    "data.root",
-    "data.links_out",
-    "data.cache_dir",
-    "data.layout",
-    "data.folders",
-    "data.target",
-    "data.skip_bad",
-    "data.pattern",
-    "data.subject_from",
-    "data.contrasts",
-    "data.slice_axis",
-    "data.slice_first",
-    "data.slice_last",
-    "data.slice_step",
-    "reference",
-    "evaluate",
-    "train.devices",
-)
 RECORD = "config.json"
 # What names files and people stands beside it, so that the record names nobody.
 LOCAL = "local.json"
@@ -102,13 +53,6 @@ _LATER: dict[str, Any] = {
     "reference.count": 1,
     "train.batch_per_device": 0,
 } | {f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()}
-
-
-def config_sha256(config: dict[str, Any]) -> str:
-    """SHA-256 of the configuration without the places where data and cache lie."""
-    flat = _flat(config)
-    kept = {k: v for k, v in flat.items() if k not in _PLACES}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 # What a run is made from beside its configuration, by the name in `config.json`.
@@ -152,72 +96,12 @@ def record_config(
         DataError: If no setting has, and files are others (E334).
     """
     path = folder / RECORD
-    flat, commits, allowed = _flat(config), [], []
+    commits: list[str] = []
+    allowed: list[str] = []
     if begun:
-        if not path.exists():
-            raise ConfigError(
-                "E208",
-                f"{path} is missing, so nothing tells whether this is the run that the "
-                "checkpoints are of; restore it from a copy, or give another "
-                "--workdir.",
-            )
-        try:
-            old = _read(path)
-            before = _flat(completed(old["config"]))
-            commits = list(old.get("commits") or [old["commit"]])
-            allowed = list(old.get("changes") or [])
-            batch = began_with(old)
-        except _BAD_RECORD as error:
-            raise ConfigError(
-                "E208", f"{path} cannot be read ({type(error).__name__})."
-            ) from None
-        free = _FREE_ON_RESUME
-        optimisers = (config["optimiser"], config["adversarial"]["optimiser"])
-        if any(o["schedule"] == "cosine" for o in optimisers):
-            free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
-        keys = _differing(before, flat, free)
-        changes = [
-            f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
-            for k in keys
-        ]
-        kept = [
-            f"{k} was another one" if _under(k, NAMING) else words
-            for k, words in zip(keys, changes, strict=True)
-        ]
-        if changed_files and not changes and not allow:
-            files = some(changed_files)
-            raise DataError(
-                "E334",
-                f"the voxels of {len(changed_files)} files are not those that the run "
-                f"in {folder} began with, though their names and all settings are: "
-                f"{files}. Restore them from a copy, or go on with them "
-                "by --allow_config_change, which the record then tells.",
-            )
-        others = [
-            f"{words} the run began with"
-            for name, words in _INPUTS.items()
-            if old.get(name) != inputs.get(name)
-        ]
-        changes, kept = [*changes, *others], [*kept, *others]
-        inputs = inputs | {"start": old.get("start"), "batch": batch}
-        _compare_operations(old.get("deterministic"), inputs.get("deterministic"))
-        parts = before.get("train.accumulate", 1), flat["train.accumulate"]
-        if parts[0] != parts[1]:
-            log.warning(
-                "train.accumulate was %d, is %d: batch normalisation now takes the "
-                "statistics of parts of another size.",
-                *parts,
-            )
-        if changes and not allow:
-            raise ConfigError(
-                "E207",
-                f"{folder} holds a run with other settings: {'; '.join(changes)}. "
-                "Give another --workdir, the settings it began with, or "
-                "--allow_config_change, which the record then tells.",
-            )
-        if changes:
-            log.warning("the run goes on with other settings: %s", "; ".join(changes))
-        allowed += kept
+        commits, allowed, inputs = _compared(
+            config, folder, inputs, allow=allow, changed_files=changed_files
+        )
     commit = commit_id()
     public, local = _parted(config)
     record = {
@@ -236,6 +120,87 @@ def record_config(
             write_atomically(path, json.dumps(record, indent=1))
         except OSError as error:
             raise unwritable(path, error) from None
+
+
+def _compared(
+    config: dict[str, Any],
+    folder: Path,
+    inputs: dict[str, Any],
+    *,
+    allow: bool,
+    changed_files: Sequence[str],
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Compares with the record of the run so far, see `record_config`.
+
+    Returns:
+        Commits so far, changes that were allowed, and inputs that stay.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        raise ConfigError(
+            "E208",
+            f"{path} is missing, so nothing tells whether this is the run that the "
+            "checkpoints are of; restore it from a copy, or give another "
+            "--workdir.",
+        )
+    flat = flat_keys(config)
+    try:
+        old = _read(path)
+        before = flat_keys(completed(old["config"]))
+        commits = list(old.get("commits") or [old["commit"]])
+        allowed = list(old.get("changes") or [])
+        batch = began_with(old)
+    except _BAD_RECORD as error:
+        raise ConfigError(
+            "E208", f"{path} cannot be read ({type(error).__name__})."
+        ) from None
+    free = FREE_ON_RESUME
+    optimisers = (config["optimiser"], config["adversarial"]["optimiser"])
+    if any(o["schedule"] == "cosine" for o in optimisers):
+        free = tuple(k for k in free if k not in ("train.epochs", "train.steps"))
+    keys = differing_keys(before, flat, free)
+    changes = [
+        f"{k} was {before.get(k, 'absent')!r}, is {flat.get(k, 'absent')!r}"
+        for k in keys
+    ]
+    kept = [
+        f"{k} was another one" if under(k, NAMING) else words
+        for k, words in zip(keys, changes, strict=True)
+    ]
+    if changed_files and not changes and not allow:
+        files = some(changed_files)
+        raise DataError(
+            "E334",
+            f"the voxels of {len(changed_files)} files are not those that the run "
+            f"in {folder} began with, though their names and all settings are: "
+            f"{files}. Restore them from a copy, or go on with them "
+            "by --allow_config_change, which the record then tells.",
+        )
+    others = [
+        f"{words} the run began with"
+        for name, words in _INPUTS.items()
+        if old.get(name) != inputs.get(name)
+    ]
+    changes, kept = [*changes, *others], [*kept, *others]
+    inputs = inputs | {"start": old.get("start"), "batch": batch}
+    _compare_operations(old.get("deterministic"), inputs.get("deterministic"))
+    parts = before.get("train.accumulate", 1), flat["train.accumulate"]
+    if parts[0] != parts[1]:
+        log.warning(
+            "train.accumulate was %d, is %d: batch normalisation now takes the "
+            "statistics of parts of another size.",
+            *parts,
+        )
+    if changes and not allow:
+        raise ConfigError(
+            "E207",
+            f"{folder} holds a run with other settings: {'; '.join(changes)}. "
+            "Give another --workdir, the settings it began with, or "
+            "--allow_config_change, which the record then tells.",
+        )
+    if changes:
+        log.warning("the run goes on with other settings: %s", "; ".join(changes))
+    return commits, [*allowed, *kept], inputs
 
 
 def _compare_operations(before: Any, now: Any) -> None:
@@ -320,88 +285,13 @@ def trained_with(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_given(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run with what an evaluation is given beside it.
-
-    Args:
-        record: Of the run. Imported weights learned from no data that it could name,
-            so all settings of the data are the evaluation's.
-        given: Key -> value, from the command line.
-
-    Raises:
-        ConfigError: If a key is not the evaluation's to set and has another value in
-            the run (E250).
-    """
-    flat = _flat(record["config"])
-    free = (*EVALUATED, *(() if record.get("prepared_sha256") else ("data",)))
-    for key, value in given.items():
-        if _under(key, free) or flat.get(key) == _plain(value):
-            continue
-        allowed = [k for k in flat if _under(k, free)]
-        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0)[0]
-        raise ConfigError(
-            "E250",
-            f"--config.{key}={value} is not the evaluation's to set: the run was "
-            f"trained with {flat.get(key)!r}; nearest that is: --config.{near}.",
-        )
-    config = ConfigDict(record["config"])
-    config.update_from_flattened_dict(
-        {key: value for key, value in given.items() if _under(key, free)}
-    )
-    return config.to_dict()
-
-
-def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Keys with another value, but for the places where data and cache lie."""
-    flat = _flat(after)
-    return {key: flat.get(key) for key in _differing(_flat(before), flat, _PLACES)}
-
-
-def check_same(record: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
-    """Refuses a configuration that is not the one a run was trained by.
-
-    Args:
-        record: Of the run.
-        config: What `--config` gives.
-        folder: Of the run.
-
-    Raises:
-        ConfigError: If they differ in a key that decides what was learned (E251).
-    """
-    ran, flat = _flat(record["config"]), _flat(config)
-    free = (*_FREE_ON_RESUME, *EVALUATED)
-    differing = [
-        f"{key} is {ran.get(key, 'absent')!r} there and {flat.get(key, 'absent')!r} in "
-        "--config"
-        for key in sorted(_differing(ran, flat, free), key=lambda k: k.count("."))
-    ]
-    if differing:
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        raise ConfigError(
-            "E251",
-            f"{folder} holds another run: {'; '.join(differing[:3])}{more}. Leave "
-            "--config out: the run knows its own.",
-        )
-
-
-def _differing(
-    before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...]
-) -> list[str]:
-    """Keys with another value, sorted, but for those under the free ones."""
-    return [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _under(key, free)
-    ]
-
-
 def _read(path: Path) -> dict[str, Any]:
     """`config.json` as it stands, its configuration with the values of `local.json`."""
     record, beside = read_json(path), path.with_name(LOCAL)
     if path.name == RECORD and beside.exists():
         try:
             for key, value in read_json(beside).items():
-                if _under(key, NAMING):
+                if under(key, NAMING):
                     _put(record["config"], key, value)
         except _BAD_RECORD as error:
             log.warning(
@@ -417,7 +307,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parted(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration without what names files and people, and that by its keys."""
     public = copy.deepcopy(config)
-    local = {k: v for k, v in _flat(config).items() if v and _under(k, NAMING)}
+    local = {k: v for k, v in flat_keys(config).items() if v and under(k, NAMING)}
     for key, value in local.items():
         _put(public, key, type(value)())
     return public, local
@@ -437,16 +327,3 @@ def configuration_of(path: Path) -> dict[str, Any]:
         OSError, ValueError, LookupError, TypeError, AttributeError: If it is none.
     """
     return completed(_read(path)["config"])
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Nested keys joined by dots; tuples become lists, as JSON has them."""
-    return traverse_util.flatten_dict(_plain(config), sep=".")
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _under(key: str, names: tuple[str, ...]) -> bool:
-    return any(key == n or key.startswith(f"{n}.") for n in names)

@@ -17,6 +17,7 @@ from daasr_jax.errors import Preempted, ResourceError, UserError
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.evaluation.tables.cells import Cell, TablePlan, Trial
 from daasr_jax.experiment import cell as runs
+from daasr_jax.experiment import cell_setting
 from daasr_jax.experiment.reproduce_lengths import begun_with, trial_steps
 from daasr_jax.experiment.reproduce_request import (
     DONE,
@@ -103,7 +104,7 @@ def _on_tracks_of_data(request: ReproduceRequest, say: Say) -> ReproduceRequest:
     """
     row = cells.full(request.setting.budget.size)
     scale = next(iter(request.scales), cells.SCALES[0])
-    lacking = runs.lacking_tracks(request.setting, row, scale)
+    lacking = cell_setting.lacking_tracks(request.setting, row, scale)
     for error in lacking.values():
         say(f"left out: {error}")
     tracks = [track for track in cells.TRACKS if track not in lacking]
@@ -115,7 +116,7 @@ def _on_tracks_of_data(request: ReproduceRequest, say: Say) -> ReproduceRequest:
 def _check_data(request: ReproduceRequest, plan: TablePlan) -> None:
     """Looks at the data of what is missing, before any of it is trained."""
     jobs = _jobs(plan, request.setting.budget.size)
-    runs.check_data(
+    cell_setting.check_data(
         request.setting,
         [
             job

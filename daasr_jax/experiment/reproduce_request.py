@@ -17,7 +17,7 @@ from daasr_jax.errors import ConfigError, unwritable
 from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, TablePlan, Trial
 from daasr_jax.experiment import checks
-from daasr_jax.experiment.cell import Setting
+from daasr_jax.experiment.cell_setting import Setting
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import NAMING

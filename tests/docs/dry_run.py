@@ -22,7 +22,7 @@ from daasr_jax.experiment import (
     dry_run,
     evaluate,
     parts,
-    record,
+    same_run,
     train,
 )
 from daasr_jax.experiment.configuration import load
@@ -50,8 +50,8 @@ def read_request(_, request, __) -> NoReturn:
     """Stands for `evaluate_tracks` and `control_run`, of a run of `RUN`."""
     config = load(RUN).to_dict()
     if request.config is not None:
-        record.check_same({"config": config}, request.config.to_dict(), Path("RUN"))
-    record.with_given({"config": config, "prepared_sha256": "x"}, request.given)
+        same_run.check_same({"config": config}, request.config.to_dict(), Path("RUN"))
+    same_run.with_given({"config": config, "prepared_sha256": "x"}, request.given)
     print(READ)
     raise SystemExit(0)
 

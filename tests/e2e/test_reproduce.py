@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from daasr_jax.evaluation.tables import budgets, cells, text
-from daasr_jax.experiment import cell
+from daasr_jax.experiment import cell, cell_setting
 from daasr_jax.experiment.configuration import load
 from tests.data_fixtures import LPS_AFFINE, nifti_root, scan_voxels, write_nifti
 from tests.e2e.commands import complaint, run_all, start, until_saved
@@ -105,7 +105,7 @@ def test_no_two_pairings_are_alike(tmp_path, monkeypatch, track, number):
         "model.kwargs.groups": "1",
     }  # fmt: skip
     budget = budgets.budget("smoke", steps=2, gpu=False)
-    setting = cell.Setting(load("brain_x4_small"), budget, changes, track=track)
+    setting = cell_setting.Setting(load("brain_x4_small"), budget, changes, track=track)
     job = cells.Cell("daasr_fast", 4, track, 0)
     folder = tmp_path / "run"
     found = cell.run_cell(setting, job, folder, steps=2, rate=1e-3, lpips=False)

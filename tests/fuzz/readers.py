@@ -656,7 +656,14 @@ class _Prepared:
 def _read_run(folder: Path, _: Path) -> None:
     import jax
 
-    from daasr_jax.experiment import checks, parts, record, saved_run, subjects
+    from daasr_jax.experiment import (
+        checks,
+        parts,
+        record,
+        same_run,
+        saved_run,
+        subjects,
+    )
     from daasr_jax.experiment.begun import check_new
     from daasr_jax.experiment.configuration import load
 
@@ -684,8 +691,8 @@ def _read_run(folder: Path, _: Path) -> None:
     opened = step(saved_run.open_record, folder)
     if opened:
         step(record.trained_with, opened)
-        step(record.with_given, opened, {"data.root": "x"})
-        step(record.check_same, opened, _record()["config"], folder)
+        step(same_run.with_given, opened, {"data.root": "x"})
+        step(same_run.check_same, opened, _record()["config"], folder)
         run = step(saved_run.restore, opened, folder)
         if run:
             step(checks.check_ranges, run.config)

@@ -18,7 +18,15 @@ from ml_collections import ConfigDict
 from daasr_jax.data import prepare
 from daasr_jax.errors import CheckpointError, ConfigError
 from daasr_jax.evaluation.words import perceptual_words
-from daasr_jax.experiment import checks, manual, parts, plan, record, saved_run
+from daasr_jax.experiment import (
+    checks,
+    manual,
+    parts,
+    plan,
+    record,
+    same_run,
+    saved_run,
+)
 from daasr_jax.experiment.begun import check_new
 from daasr_jax.experiment.configuration import shipped
 from daasr_jax.experiment.saved_run import open_record
@@ -347,7 +355,7 @@ def test_nothing_stands_in_where_that_is_forbidden():
     for network in ("vgg16", "none"):
         config.perceptual.network = network
         parts.read_vgg(config)
-    assert record.config_sha256(config.to_dict()) == record.config_sha256(
+    assert same_run.config_sha256(config.to_dict()) == same_run.config_sha256(
         changed(config, strict=False).to_dict()
     )
 
@@ -369,9 +377,9 @@ def test_words_that_the_paper_bears_out(name):
 def test_hash_leaves_places_out():
     a, b = load("fastmri_x4"), load("fastmri_x4")
     b.data.root, b.data.cache_dir = "/elsewhere", "/tmp"
-    assert record.config_sha256(a.to_dict()) == record.config_sha256(b.to_dict())
+    assert same_run.config_sha256(a.to_dict()) == same_run.config_sha256(b.to_dict())
     b.seed = 1
-    assert record.config_sha256(a.to_dict()) != record.config_sha256(b.to_dict())
+    assert same_run.config_sha256(a.to_dict()) != same_run.config_sha256(b.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from daasr_jax.errors import (
 )
 from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.experiment import cell as runs
-from daasr_jax.experiment import checks
+from daasr_jax.experiment import cell_setting, checks
 from daasr_jax.experiment import reproduce as reproducing
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.record import RECORD
@@ -49,7 +49,7 @@ from tests.data_fixtures import nifti_root, one_line
 
 def setting(name="smoke", *, data="quickstart_x4", **changes):
     budget = budgets.budget(name, gpu=False)
-    return runs.Setting(load(data), budget, changes)
+    return cell_setting.Setting(load(data), budget, changes)
 
 
 def request(tmp_path, **kwargs):
@@ -61,7 +61,7 @@ def request(tmp_path, **kwargs):
 @pytest.mark.parametrize("name", ["smoke", "paper"])
 def test_configuration_of_every_row(row, name):
     for scale in cells.SCALES:
-        made = runs.configuration(
+        made = cell_setting.configuration(
             setting(name), row, scale, track="neighbour", seed=3, rate=1e-3, steps=40
         )
         checks.check_ranges(made)
@@ -87,7 +87,9 @@ def test_patches_of_table_5_are_parts_of_a_slice(name, side, expected):
     with asked.data.unlocked():
         asked.data.data.size = side
     crops = [
-        runs.configuration(asked, row, 4, track="random", seed=0, rate=1e-3).train.crop
+        cell_setting.configuration(
+            asked, row, 4, track="random", seed=0, rate=1e-3
+        ).train.crop
         for row in ("crop_10", "crop_20", "crop_40")
     ]
     assert crops == expected
@@ -96,19 +98,19 @@ def test_patches_of_table_5_are_parts_of_a_slice(name, side, expected):
 def test_changes():
     wide = setting(**{"model.kwargs.features": "8", "model.kwargs.groups": "1"})
     kwargs = {"track": "any", "seed": 0, "rate": 1e-3, "steps": 9}
-    made = runs.configuration(wide, "edsr", 4, **kwargs)
+    made = cell_setting.configuration(wide, "edsr", 4, **kwargs)
     assert made.model.kwargs.features == 8
     assert "groups" not in made.model.kwargs
     for key, value in (("train.corp", "8"), ("train.crop", "wide")):
         with pytest.raises(ConfigError, match=r"--set train") as error:
-            runs.configuration(setting(**{key: value}), "edsr", 4, **kwargs)
+            cell_setting.configuration(setting(**{key: value}), "edsr", 4, **kwargs)
         assert error.value.code == "E282"
 
 
 def test_texts_stay_texts():
     """A subject may have the name 20."""
     named = setting(**{"data.subjects.test": "20", "data.subjects.val": "09,19"})
-    made = runs.configuration(named, "edsr", 4, track="any", seed=0, rate=1e-3)
+    made = cell_setting.configuration(named, "edsr", 4, track="any", seed=0, rate=1e-3)
     assert (made.data.subjects.test, made.data.subjects.val) == ("20", "09,19")
 
 
@@ -117,7 +119,9 @@ def test_a_network_without_reference_needs_none():
         asked = setting()
         with asked.data.unlocked():
             asked.data.reference.exclude = "subject"
-        made = runs.configuration(asked, "edsr", 4, track=track, seed=0, rate=1e-3)
+        made = cell_setting.configuration(
+            asked, "edsr", 4, track=track, seed=0, rate=1e-3
+        )
         assert made.reference.exclude == expected
 
 
@@ -143,11 +147,13 @@ def test_the_data_are_looked_at_first(tmp_path):
     free = [c for c in plan.cells if c.track == cells.NO_TRACK]
     split = {"train": "00,01", "val": "02", "test": "03,04"}
     whole = nifti_setting(tmp_path, **split)
-    runs.check_data(whole, [*by_track["neighbour"], *by_track["contrast"], *free])
+    cell_setting.check_data(
+        whole, [*by_track["neighbour"], *by_track["contrast"], *free]
+    )
 
     def refused(made, jobs, code, *parts):
         with pytest.raises(UserError) as error:
-            runs.check_data(made, jobs)
+            cell_setting.check_data(made, jobs)
         assert error.value.code == code
         one_line(error.value, *parts)
 
@@ -194,7 +200,7 @@ def test_without_tracks_those_of_the_data_are_taken(tmp_path, monkeypatch):
     lacking = {
         track: DataError("E307", f"--tracks {track}: no") for track in cells.TRACKS
     }
-    monkeypatch.setattr(runs, "lacking_tracks", lambda *_: lacking)
+    monkeypatch.setattr(cell_setting, "lacking_tracks", lambda *_: lacking)
     with pytest.raises(DataError) as error:
         reproduce(asked, said.append)
     one_line(error.value, "E307", "--tracks random")
@@ -334,8 +340,8 @@ def test_a_failed_cell_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "run_trial", run_trial)
     monkeypatch.setattr(runs, "run_cell", run_cell)
-    monkeypatch.setattr(runs, "check_data", lambda *_: None)
-    monkeypatch.setattr(runs, "lacking_tracks", lambda *_: {})
+    monkeypatch.setattr(cell_setting, "check_data", lambda *_: None)
+    monkeypatch.setattr(cell_setting, "lacking_tracks", lambda *_: {})
     made = reproduce(asked, lambda line: None)
     assert "failed: error E302" in made.files["figure_4.md"].read_text()
     with pytest.raises(DataError) as error:
