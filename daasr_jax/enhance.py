@@ -33,10 +33,10 @@ from daasr_jax.errors import ConfigError, UserError
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     from daasr_jax.experiment.arguments import command_parser
-    from daasr_jax.experiment.places import place
+    from daasr_jax.experiment.places import given_place as place
     from daasr_jax.resampling import SCALES
 
-    made = command_parser("enhance.py", __doc__)
+    made = command_parser("enhance.py", __doc__, trains=False)
     add = made.add_argument
     add(
         "--input",
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--ref",
         action="append",
+        type=place,
         metavar="SCAN",
         help="a reference, as --input; again for several; or auto; or none, as without",
     )
@@ -63,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
         "--within",
         type=int,
         metavar="N",
-        help="search a reference N pixels of the LR slice around each place; 0: in all "
-        "of the slice, as with auto; by default 16 for a file",
+        help="search a reference N pixels of the LR slice around each place, and up to "
+        "15 more; 0: in all of the slice, as with auto; by default 16 for a file",
     )
     add(
         "--scale",
@@ -127,7 +128,6 @@ def _enhance(given: argparse.Namespace) -> None:
     from daasr_jax.data import DataSettings
     from daasr_jax.experiment.enhance import enhance_scan
     from daasr_jax.experiment.enhance_files import EnhanceRequest
-    from daasr_jax.experiment.places import place
     from daasr_jax.runtime import compiled, devices
 
     memory = None if given.memory is None else given.memory * 2**30
@@ -137,14 +137,14 @@ def _enhance(given: argparse.Namespace) -> None:
         )
     if given.within is not None and given.within < 0:
         raise ConfigError("E225", f"--within is {given.within}; it must be 0 or more")
-    refs = given.ref or ["none"]
+    refs = [str(r) for r in given.ref or ["none"]]
     devices.find()
     with contextlib.suppress(UserError):  # without a home nothing is kept
         compiled.keep_compiled(DataSettings().cache_path)
     request = EnhanceRequest(
         input=given.input,
         out=given.out,
-        refs=tuple(r if r in ("none", "auto") else str(place(r)) for r in refs),
+        refs=tuple(refs),
         scale=given.scale,
         checkpoint=given.checkpoint,
         axis=given.axis,

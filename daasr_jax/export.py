@@ -20,21 +20,28 @@ import re
 import sys
 from collections.abc import Sequence
 
+from daasr_jax.errors import ConfigError
+
 
 def size(text: str) -> tuple[int, int]:
     """`256x192` as height and width."""
+    from daasr_jax.enhancement.arrays import LEAST, MOST
+
     found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH")
-    return int(found[1]), int(found[2])
+    sides = int(found[1]), int(found[2])
+    if not (min(sides) >= LEAST and max(sides) <= MOST):
+        raise argparse.ArgumentTypeError(f"{text}: sides are {LEAST} to {MOST}")
+    return sides
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     from daasr_jax.experiment.arguments import command_parser
-    from daasr_jax.experiment.places import place
+    from daasr_jax.experiment.places import given_place as place
 
-    made = command_parser("python -m daasr_jax.export", __doc__)
+    made = command_parser("python -m daasr_jax.export", __doc__, trains=False)
     add = made.add_argument
     add("--checkpoint", required=True, help="a released name, a file or a run")
     add("--out", required=True, type=place, help="the file to write")
@@ -55,7 +62,19 @@ def _export(given: argparse.Namespace) -> None:
     from daasr_jax.runtime import devices
 
     devices.find()
-    if given.out.suffix == ".safetensors":
+    weights = given.out.suffix == ".safetensors"
+    if not weights and given.out.suffix != ".jaxexport":
+        raise ConfigError(
+            "E255",
+            f"--out={given.out} has an unknown ending: .jaxexport for a program, "
+            ".safetensors for the weights of a run.",
+        )
+    alone = "--size" if weights and given.size else ""
+    alone = "--about" if not weights and given.about else alone
+    if alone:
+        other = ".jaxexport" if weights else ".safetensors"
+        raise ConfigError("E255", f"{alone} is for an --out that ends in {other}.")
+    if weights:
         last = f"sha256 {write_weights(given.checkpoint, given.out, given.about)}"
     else:
         last = write_artefact(given.checkpoint, given.out, given.size)

@@ -17,7 +17,8 @@ this order of worth. A part that has not compiled by then has its turn later:
             them, and leave them the processor
     match   the patch search, and PyTorch's
     step    the paper's training step, and that of PyTorch's twin
-    train   networks for equal times, evaluated with other references
+    train   networks, evaluated with other references. Each has a share of what is left,
+            by WORTH, or the time that stands for it: `fast:4:0:60s`
 
 Search and step are timed alone: what still compiles is halted meanwhile. A training is
 not: the others go on compiling beside it, and its row of the page counts them.
@@ -158,7 +159,8 @@ def main() -> None:
     parser.add_argument(
         "--train",
         action="append",
-        help='"ROW:SCALE[:SEED[:WORTH]],... [FLAGS]", again for other flags; fast:4',
+        help='"ROW:SCALE[:SEED[:WORTH]],... [FLAGS]", again for other flags; WORTH is '
+        "a share, or a time such as 60s; fast:4",
     )
     parser.add_argument("--compile", type=float, default=150.0, help="seconds for it")
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
@@ -190,6 +192,10 @@ def main() -> None:
         parser.error(str(error))
     if args.prepared is not None and not args.prepared.is_file():
         parser.error(f"--prepared={args.prepared} is not there: --pack writes it")
+    try:
+        jobs.check_trainings(jobs.jobs_of(args))
+    except ValueError as error:
+        parser.error(str(error))
     if not args.report and (before := sorted(args.out.glob("*.json"))):
         parser.error(
             f"--out={args.out} holds results of another visit, such as "

@@ -5,8 +5,8 @@
 
 Restores test slices with a stranger's slice, a neighbour and, where there is one,
 another contrast. The bound is the median confidence over the tissue that tells
-strangers from the others best. It is written into `NAME.safetensors` as
-`low_confidence`, and with the figures into the card.
+strangers best from the kind that is the hardest to tell from them. It is written into
+`NAME.safetensors` as `low_confidence`, and with the figures into the card.
 """
 
 from __future__ import annotations
@@ -75,15 +75,18 @@ def seen(
     return {name: Seen(*np.array(found[name]).T) for name in SHOWN if name in found}
 
 
-def bound(low: np.ndarray, high: np.ndarray) -> float:
-    """The value that most of `low` are below and most of `high` are not, (n,) each.
+def bound(low: np.ndarray, *kinds: np.ndarray) -> float:
+    """The value that most of `low` are below and most of each kind are not, (n,) each.
 
-    Both sides weigh the same. Among equal ones the middle. 0 where no value puts
-    `ENOUGH` of them on the right side, on average of both: C does not tell them apart.
+    Both sides weigh the same, and of the kinds the one that has the most below it
+    counts. Among equal ones the middle. 0 where no value puts `ENOUGH` of them on the
+    right side, on average of both: C does not tell that kind from `low`.
     """
-    edges = np.unique(np.concatenate([low, high]))
+    edges = np.unique(np.concatenate([low, *kinds]))
     middles = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2])
-    right = [np.mean(low < x) + np.mean(high >= x) for x in middles]
+    right = [
+        np.mean(low < x) + min(np.mean(high >= x) for high in kinds) for x in middles
+    ]
     if max(right) < 2 * ENOUGH:
         return 0.0
     best = middles[np.isclose(right, max(right))]
@@ -93,18 +96,18 @@ def bound(low: np.ndarray, high: np.ndarray) -> float:
 def section(sets: dict[str, dict[str, Seen]], low: float, slices: int) -> str:
     """What the card says of it."""
     told = (
-        "the median confidence over the tissue that tells a stranger's slice from a "
-        "neighbour or another contrast best"
+        "the median confidence over the tissue that tells a stranger's slice best from "
+        f"a neighbour and another contrast, on {slices} test slices of each set"
         if low
-        else "no median confidence over the tissue tells a stranger's slice from a "
-        "neighbour or another contrast, so `enhance.py` never warns"
+        else f"on {slices} test slices of each set no median confidence over the "
+        "tissue tells a stranger's slice from both a neighbour and another contrast, "
+        "so `enhance.py` never warns"
     )
     lines = [
         HEADING,
         "",
-        f"`low_confidence` is {low:.2f}: {told}, on {slices} test slices of each set. "
-        "C below is that median of a slice; `below` counts the slices for which "
-        "`enhance.py` would warn.",
+        f"`low_confidence` is {low:.2f}: {told}. C below is that median of a "
+        "slice; `below` counts the slices for which `enhance.py` would warn.",
         "",
         "| set | reference | C: least, middle, most | below | gain over none, dB |",
         "|---|---|--:|--:|--:|",
@@ -159,7 +162,7 @@ def main() -> None:
         if any(name in s for s in sets.values())
     }
     strangers = of.pop("stranger")
-    low = round(bound(strangers, np.concatenate(list(of.values()))), 2)
+    low = round(bound(strangers, *of.values()), 2)
     kept = {k: v for k, v in weights.about.items() if k not in ("source", "form")}
     released.save(path, weights.variables, kept | {"low_confidence": low})
     text = section(sets, low, args.slices) + f"\n```bash\n{command_of(args)}\n```\n"

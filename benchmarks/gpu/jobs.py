@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.gpu import report, stage
+from benchmarks.gpu import report, stage, train
 
 PARTS = ("check", "match", "step", "train")
-# Minutes of nine, without compiling, in the order of the turns; training has what is
-# left. A kernel, whose compiler may abort, and PyTorch's slow compiler are alone.
+# Minutes of nine, without compiling, in the order of the turns; trainings have what is
+# left, or times of their own. A kernel, whose compiler may abort, and PyTorch's slow
+# compiler are alone.
 SHARES = {
     "match jax": 0.3,
     "match torch": 0.3,
@@ -190,7 +191,7 @@ class Training(NamedTuple):
 
 
 def trained(text: str) -> list[Training]:
-    """`ROW:SCALE[:SEED[:WORTH]],... [FLAGS]`; a worth such as `60s` is a time.
+    """`ROW:SCALE[:SEED[:WORTH]],... [FLAGS]`; `60s` for WORTH is a fixed time.
 
     Raises:
         ValueError: If it is none.
@@ -206,6 +207,10 @@ def trained(text: str) -> list[Training]:
                 f"{', '.join(report.NAMES)}, scales 2, 3 and 4"
             )
         turn = {"seconds" if found[5] else "worth": float(found[4] or 1)}
+        if not all(turn.values()):
+            raise ValueError(
+                f"--train={one} has no time: leave it out, or give it more"
+            )
         trainings.append(
             Training(
                 found[1], int(found[2]), int(found[3] or 0), **turn, flags=tuple(flags)
@@ -249,11 +254,28 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     return found
 
 
+def check_trainings(jobs: list[Job]) -> None:
+    """Reads the flags of all trainings, as they will.
+
+    Raises:
+        SystemExit: If one is no flag of theirs; argparse says which.
+        ValueError: If two would write the same files.
+    """
+    names: dict[str, str] = {}
+    for job in (j for j in jobs if j.part == "train"):
+        name = train.name_of(train.options(job.command[3:]))
+        if name in names:
+            raise ValueError(
+                f"--train: {names[name]!r} and {job.name!r} both write {name}.json: "
+                "give them other seeds or sizes, or each its own visit"
+            )
+        names[name] = job.name
+
+
 def share_of(job: Job, waiting: list[Job], left: float) -> float:
     """Seconds of a training by worth, of those left to it and all that wait.
 
-    Parts with a time that wait keep theirs, though not more than half: they may never
-    be ready.
+    What waits for a time of its own leaves it at least a half: it may never be ready.
     """
     timed = sum(j.share or 0.0 for j in waiting)
     free = max(left - 2 - timed, (left - 2) / 2)

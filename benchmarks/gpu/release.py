@@ -40,11 +40,11 @@ SOURCES = """\
 MUST_NOT = """\
 Not for clinical use. Nothing in an output is evidence: what the LR image does not hold
 comes from training or from the reference, and may be absent in the patient. A lesion
-may be removed, moved or added. The networks are small, were trained for two hours at
-most on few people, and saw brains alone: no other organ, no k-space, no motion, no
-scanner beyond those of the two sets. LR images were made by bicubic reduction of
-magnitude slices; a scan that is blurred otherwise will come out otherwise. Only planes
-are enlarged, the distance of slices stays."""
+may be removed, moved or added. The networks are small, were trained for two hours of a
+CPU core or two minutes of a GPU at most, on few people, and saw brains alone: no other
+organ, no k-space, no motion, no scanner beyond those of the two sets. LR images were
+made by bicubic reduction of magnitude slices; a scan that is blurred otherwise will
+come out otherwise. Only planes are enlarged, the distance of slices stays."""
 
 
 def kwargs_of(options: dict[str, str]) -> dict[str, Any]:

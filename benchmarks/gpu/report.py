@@ -36,8 +36,10 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
     found.pop("gpu", None)
     machine = found.get("machine", {})
     versions = machine.get("versions", {})
+    sections = _sections(found)
+    only = [s[3:] for s in sections if s.startswith("## ")]
     lines = [
-        "# A visit to a GPU",
+        "# A visit to a GPU" + (f": {only[0].lower()}" if len(only) == 1 else ""),
         "",
         f"`{machine.get('command', 'not known')}`",
         "",
@@ -47,7 +49,7 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
         + f"; commit {machine.get('commit', 'not known')[:12]}. JAX finds: "
         f"{machine.get('jax_devices', 'not asked')}.",
         "",
-        *_sections(found),
+        *sections,
         *_became(found),
     ]
     text = "\n".join(lines) + "\n"
@@ -282,7 +284,7 @@ def _train(found: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     how = rows[0]["how"]
-    lines = _devices(found, {f"{r['row']} x{r['scale']}": r["device"] for r in rows})
+    lines = _devices(found, {_named(r): r["device"] for r in rows})
     lines += [
         "Size: features x groups, of EDSR x blocks. Mixed references "
         f"({', '.join(f'{k} {v:g}' for k, v in how['shares'].items())}), L1 terms of "
@@ -304,10 +306,13 @@ def _train(found: dict[str, Any]) -> list[str]:
     datasets = sorted({d for r in rows for d in r.get("controls", {})})
     for dataset in datasets:
         own = [r for r in rows if dataset in r.get("controls", {})]
-        one = own[0]["controls"][dataset]
+        counts = {
+            f"{c['n_slices']} slices of {c['n_subjects']} subjects"
+            for c in (row["controls"][dataset] for row in own)
+        }
         lines += [
             "",
-            f"### {dataset}: {one['n_slices']} slices of {one['n_subjects']} subjects",
+            f"### {dataset}: {', or '.join(sorted(counts))}",
             "",
             "| scale | network | size | batch | LR crop | rate | seed | steps "
             "| seconds | images/s | compiling "
@@ -352,6 +357,10 @@ def _size(row: dict[str, Any]) -> str:
     return f"{row['options']['features']} x {depth}"
 
 
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['row']} x{row['scale']} of {_size(row)}, seed {row['seed']}"
+
+
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     return -row["scale"], -int(row["options"]["features"]), row["row"], row["seed"]
 
@@ -393,5 +402,5 @@ SECTIONS = {
     "Tests marked `gpu`": _check,
     "Patch search": _match,
     "One training step": _step,
-    "Networks trained in minutes": _train,
+    "Networks trained": _train,
 }

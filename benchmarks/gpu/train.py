@@ -7,7 +7,7 @@ The rate of learning falls along a cosine to zero at the end of the time; with `
 at the end of those. Then the test slices are restored with other references, see
 `daasr_jax.evaluation.controls`. Writes `train_ROW_xS.json`, `.npz` with the weights,
 both on the way too, and, where matplotlib is installed, `.png`. None names a subject.
-A size other than 64 features and 6 groups is in their names, `train_ROW_xS_32x4`.
+A size other than the published one is in their names, `train_ROW_xS_32x4`.
 
 The processes of the loader import this file anew: it knows no JAX until it has begun.
 """
@@ -27,12 +27,15 @@ from benchmarks.gpu import loader, pack, report, stage
 
 PLACES = ("prepared", "out", "cache")  # options that are not told to others
 TOLD = ("dataset", "key", "size")  # of a set
-SIZE = (64, 6)  # features and groups, of the paper
+SIZE = (64, 6)  # published features and groups
+BLOCKS = 16  # of EDSR
 RATED = 1.0  # seconds for which the loader's rate is measured
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.train", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--row", required=True, choices=report.NAMES)
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--prepared", type=Path, required=True)
@@ -41,7 +44,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="instead of a time")
     parser.add_argument("--features", type=int, default=SIZE[0])
     parser.add_argument("--groups", type=int, default=SIZE[1])
-    parser.add_argument("--blocks", type=int, default=16, help="of EDSR")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of EDSR")
     parser.add_argument("--batch", type=int, default=9)
     parser.add_argument("--crop", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -54,7 +57,18 @@ def options() -> argparse.Namespace:
         "--slices", type=int, default=0, help="of a set, to test; 0: all"
     )
     parser.add_argument("--cache", type=Path, help="folder of compiled programs")
-    return parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """The name of the files, without their endings."""
+    depth, usual = (args.groups, SIZE[1])
+    if args.row == "edsr":
+        depth, usual = args.blocks, BLOCKS
+    name = f"train_{args.row}_x{args.scale}"
+    if (args.features, depth) != (SIZE[0], usual):
+        name += f"_{args.features}x{depth}"
+    return name + (f"_{args.seed}" if args.seed else "")
 
 
 def main() -> None:
@@ -78,10 +92,7 @@ def main() -> None:
     kept = sum(training.reserve(programs, x, args) for x in tested.values())
     one_process = loader.rate(args.prepared, RATED, **how)
     batches = loader.batches(args.prepared, workers=args.workers, **how)
-    name = f"train_{args.row}_x{args.scale}"
-    if (args.features, args.groups) != SIZE:
-        name += f"_{args.features}x{args.groups}"
-    name += f"_{args.seed}" if args.seed else ""
+    name = name_of(args)
     known = {
         "row": args.row,
         "scale": args.scale,

@@ -61,6 +61,13 @@ def rows_within(memory: int, lr: tuple[int, ...], refs: int, features: int) -> i
     return max(LEAST, int((memory - kept) // (_OF_WINDOW * row)) - 2 * _TAIL)
 
 
+def least_bytes(lr: tuple[int, ...], refs: int, features: int) -> int:
+    """Bytes that bands of `LEAST` rows take, about; arguments as of `rows_within`."""
+    row = 4 * features * lr[1]
+    kept = (_OF_SLICE + _OF_REFERENCE * refs) * row * lr[0]
+    return kept + _OF_WINDOW * row * min(lr[0], LEAST + 2 * _TAIL)
+
+
 class Bands:
     """A network on one slice, in bands.
 

@@ -49,6 +49,10 @@ def choose_references(
     Raises:
         ConfigError: If no other scan lies there (E256).
     """
+    if not bank.exists():
+        raise ConfigError(
+            "E256", f"--bank={bank} is not there: give a folder of scans."
+        )
     files, links = scans_in(bank)
     files = [f for f in files if not _same_file(f, target.scan.source)]
     if links:
@@ -114,7 +118,7 @@ def choose_references(
                 images[n, 0] = fitted(mine, target.size)
     labels = [[f"{called[file]}, slice {i + 1}"] for file, i in chosen]
     about = [
-        {"name": called[file], "slice": i, "similarity": round(float(score), 4)}
+        {"name": called[file], "slice": i + 1, "similarity": round(float(score), 4)}
         for (file, i), score in zip(chosen, scores[:, 0], strict=True)
     ]
     if links:

@@ -175,6 +175,13 @@ class Engine:
         rows = bands.rows_within(self.memory, lr, ref[0], features)
         self._bands = bands.Bands(model, variables, min(rows, lr[0]))
         log.info("slices of %dx%d go in bands of %d rows", *lr, self._bands.rows)
+        least = bands.least_bytes(lr, ref[0], features)
+        if least > self.memory:
+            log.warning(
+                "they take about %.2g GB so, the least; %.2g may be taken",
+                least / 2**30,
+                self.memory / 2**30,
+            )
         return True
 
     def _program(self, n: int, lr: tuple[int, ...], ref: tuple[int, ...]) -> Any:

@@ -131,7 +131,7 @@ def draw_controls(
         except DataError as error:
             left_out[name] = reason if error.code == "E312" else str(error.args[0])
             continue
-        same = "pair" if _same(drawn, pairing) else ""
+        same = "pair" if same_references(drawn, pairing) else ""
         made[name] = Control(partial(references, table, drawn), same, drawn)
     if not used:
         made = {
@@ -141,7 +141,7 @@ def draw_controls(
     return {name: made[name] for name in CONTROLS if name in made}, left_out
 
 
-def _same(a: Pairing, b: Pairing) -> bool:
+def same_references(a: Pairing, b: Pairing) -> bool:
     """Whether two pairings give every slice the same references."""
     kinds = [(x.of_contrasts, x.count) for x in (a, b)]
     drawn = [(x.references, x.further) for x in (a, b)]

@@ -21,17 +21,20 @@ class _OneLine(argparse.ArgumentParser):
         raise ConfigError("E225", f"{message}; --help tells more")
 
 
-def command_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+def command_parser(
+    prog: str, description: str | None, *, trains: bool = True
+) -> argparse.ArgumentParser:
     """The parser of a command. It has `--debug`, and its help ends with the exit codes.
 
     Args:
         prog: The command.
         description: What it does.
+        trains: Whether it has the exit codes of training too.
     """
     made = _OneLine(
         prog=prog,
         description=description,
-        epilog="exit codes:\n" + exit_codes(),
+        epilog="exit codes:\n" + exit_codes(trains=trains),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # what hides names knows whole options
     )

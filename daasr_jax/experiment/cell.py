@@ -20,6 +20,7 @@ from daasr_jax.evaluation.controls import (
     draw_controls,
     measured,
     run_controls,
+    same_references,
     uses_reference,
 )
 from daasr_jax.evaluation.controls_report import make_controls_report
@@ -169,8 +170,8 @@ def evaluate_cell(
         track: Pictured are slices that have a reference on it.
 
     Returns:
-        `parameters`, `uses_reference`, `pairings_used`, of which no two are alike, and
-        what names the data and the code.
+        `parameters`, `uses_reference`, `pairings_used`, the number of different
+        pairings, and what names the data and the code.
     """
     asked = EvaluationRequest(
         out=str(folder / SCORES.format(0)), force=True, lpips=lpips
@@ -191,19 +192,19 @@ def evaluate_cell(
     )
     report["measured_as"] = "pair"
     _write(folder / SCORES.format(0), report, run.table)
-    had = [run.pairing.references]
+    had = [run.pairing]
     for k in range(1, setting.pairings if used else 1):
         other = run.config.copy_and_resolve_references()
         with other.unlocked():
             other.reference.seed = run.config.reference.seed + k
         pairing = parts.make_pairing(other, run.table)
-        if any(np.array_equal(pairing.references, one) for one in had):
+        if any(same_references(pairing, one) for one in had):
             continue
         rows_k = evaluation.of_all_processes(_predicted(run, pairing), len(run.table))
         again = make_report(rows_k, run.table, pairing, **run.measured())
         again["measured_as"] = run.method
         _write(folder / SCORES.format(len(had)), again, run.table)
-        had.append(pairing.references)
+        had.append(pairing)
     gains = [r.scores["pair"]["psnr"] - r.scores["bicubic"]["psnr"] for r in rows]
     order = np.argsort(gains)
     keep_pictures(

@@ -127,7 +127,7 @@ def enhance_scan(
             "references": request.refs[0]
             if request.refs in (("none",), ("auto",))
             else len(request.refs),
-            "within": within,
+            "within": within if guides.images is not None else None,
             "simulated": request.simulated,
             "format": request.format,
             "dtype": request.dtype,
@@ -180,6 +180,12 @@ def _check(request: EnhanceRequest) -> None:
     if ("auto" in request.refs) != (request.bank is not None):
         raise ConfigError(
             "E257", "--ref auto and --bank DIR go together: give both or neither."
+        )
+    refs = [Path(r).resolve() for r in request.refs if r not in ("none", "auto")]
+    twice = [r for k, r in enumerate(refs) if r in refs[:k]]
+    if twice:
+        raise ConfigError(
+            "E257", f"--ref {twice[0]} is given twice: leave one of them out."
         )
     if request.format == "dicom" and request.dtype != "float32":
         raise ConfigError(
@@ -238,18 +244,24 @@ def _say_target(
     scan = target.scan
     say(
         "input",
-        f"{by(scan.voxels.shape)} {scan.voxels.dtype}, voxels of {in_mm(scan.spacing)}",
+        f"{by(target.whole.voxels.shape)} {scan.voxels.dtype}, voxels of "
+        f"{in_mm(scan.spacing)}",
     )
     slices, height, width = target.lr.shape
     plane = axis_name(scan.affine, target.axis)
+    apart = scan.spacing[target.axis]
+    known = f" of {apart:.3g} mm" if math.isfinite(apart) else ""
     say(
         "slices",
-        f"{slices} {plane}, enhanced in their plane: {height}x{width} to "
-        f"{by(target.size)} pixels of {in_mm(target.spacing)}; their distance of "
-        f"{scan.spacing[target.axis]:.3g} mm stays",
+        f"{slices} {plane if scan.known_place else f'across axis {target.axis}'}, "
+        f"enhanced in their plane: {height}x{width} to {by(target.size)} pixels of "
+        f"{in_mm(target.spacing)}; their distance{known} stays",
     )
     if target.hr is not None:
-        say("simulation", f"the input was made small first, to {height}x{width}")
+        whole, cut = target.whole.voxels.shape, ""
+        if whole != scan.voxels.shape:
+            cut = f"cut from {by(whole)} to {by(scan.voxels.shape)} voxels and "
+        say("simulation", f"the input was {cut}made small first, to {height}x{width}")
 
 
 def _made_here(target: Target) -> list[str]:
@@ -265,10 +277,11 @@ def _too_fine(target: Target, about: dict[str, Any]) -> list[str]:
     trained, side = about["spacing_mm"], min(target.spacing)
     if not trained or not side < _FINER * trained[0]:
         return []
+    advice = "" if target.hr is not None else " A smaller --scale may serve better."
     return [
         f"The output's pixels of {side:.3g} mm are finer than any that the network has "
         f"seen ({trained[0]:.3g} to {trained[1]:.3g} mm): fine detail may be invented "
-        "or noise amplified. A smaller --scale may serve better."
+        f"or noise amplified.{advice}"
     ]
 
 

@@ -30,8 +30,8 @@ log = logging.getLogger("daasr_jax")
 _NIFTI = (".nii.gz", ".nii")
 SHARED = "voxels are only enhanced: no face was removed, nor text in the pixels"
 UNTELLING = (
-    "C of these weights tells nothing about the reference: it is as high with an "
-    "unlike one (low_confidence is 0, see the card)"
+    "C of these weights does not always tell whether a reference was of use, so "
+    "nothing warns of one that was not (low_confidence is 0, see the card)"
 )
 
 
@@ -325,7 +325,8 @@ def weights_words(about: dict[str, Any]) -> str:
     """The weights for a reader: name, scale and hash."""
     source = about["source"]
     sha256 = source.get("sha256") or source.get("manifest_sha256", "")
-    return f"{source['weights']} (x{about['scale']}), SHA-256 {sha256[:12]}"
+    checked = "" if source.get("hash_was_checked", True) else ", of no index.json"
+    return f"{source['weights']} (x{about['scale']}), SHA-256 {sha256[:12]}{checked}"
 
 
 def by(shape: tuple[int, ...]) -> str:

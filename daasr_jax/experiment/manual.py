@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from daasr_jax.errors import UserError
+from daasr_jax.errors import DivergedError, Preempted, UserError
 from daasr_jax.experiment.configuration import load, locate
 from daasr_jax.experiment.installation import command
 
@@ -71,14 +71,17 @@ def manual(module: str, modules: list[str], config: str | None) -> str:
     return "\n\n".join(part.rstrip() for part in parts)
 
 
-def exit_codes() -> str:
-    """The exit codes of the programs, a line each."""
+def exit_codes(*, trains: bool = True) -> str:
+    """The exit codes of the programs, a line each; without training fewer."""
     lines = ["  0   done", "  1   a fault of the program: please report it"]
+    without = () if trains else (DivergedError, Preempted)
     for kind in UserError.__subclasses__():
+        if kind in without:
+            continue
         words = (kind.__doc__ or "").splitlines()[0]
         words = re.sub(r" \((exit )?code \d+\)", "", words)
         lines.append(f"  {kind.exit_code:<3} {words}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "  130 stopped by Ctrl-C"])
 
 
 def _keys(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ def place(text: str | Path) -> Path:
         '~nobody-of-that-name/run'
     """
     return Path(os.path.expanduser(text))
+
+
+def given_place(text: str) -> Path:
+    """`place` of an option's value, as the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is empty, as of a variable that is not set.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a path")
+    return place(text)
 
 
 def run_folder(config: Config, workdir: str | None) -> Path:

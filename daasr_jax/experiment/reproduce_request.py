@@ -216,8 +216,8 @@ def done_record(
 ) -> dict[str, Any] | None:
     """What a finished job left; None where it is not finished, or has no LPIPS.
 
-    A cell of before is evaluated again where it has fewer pairings than the folder, or
-    does not tell which slices of the split it has and they may be some of them.
+    A cell of before on `neighbour` or `contrast` is evaluated again where it has fewer
+    pairings than the folder, or does not say which slices it was scored on.
     """
     found = kept(folder / job.name / DONE)
     if found is None or (lpips and not found.get("lpips", True)):

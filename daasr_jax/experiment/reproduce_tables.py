@@ -248,7 +248,7 @@ def notes(request: ReproduceRequest) -> list[str]:
         "memory are those of training.",
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
-        f"input. {s.pairings} reference pairings, or as many as a track has. "
+        f"input. At most {s.pairings} reference pairing(s). "
         "`.. minus this` is between runs of equal seeds, the mean over slices: a "
         "subject counts by its slices. p: paired permutation test of the same "
         "differences over the means of subjects, where each subject has equal weight, "

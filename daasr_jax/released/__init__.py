@@ -151,7 +151,8 @@ def _load(name: str, stamp: int) -> Weights:
         variables = _nested(arrays, variable_shapes(model, about["scale"]))
     except (SafetensorError, ValueError, KeyError, TypeError, UserError) as error:
         raise _unusable(path, " ".join(str(error).split())) from None
-    source = {"weights": path.stem, "sha256": sha256}
+    known = path.stem in _index(path.parent)
+    source = {"weights": path.stem, "sha256": sha256, "hash_was_checked": known}
     return Weights(model, variables, about | {"source": source})
 
 

@@ -64,7 +64,9 @@ def normalise(voxels: np.ndarray, name: str = "the scan") -> tuple[np.ndarray, R
     """
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:
-        raise DataError("E347", f"{name} is blank: all voxels are {low:g}")
+        raise DataError(
+            "E347", f"{name} is blank: all voxels are {low:g}; give another scan."
+        )
     remarks = []
     start, top, hot = _range(voxels)
     if start:

@@ -173,7 +173,9 @@ def _read_npz(path: Path) -> Scan:
             )
         shape, dtype = arrays[images[0]]
         if dtype.kind not in "fiu":
-            raise BadFileError(f"holds {dtype} values; magnitude images are wanted")
+            raise BadFileError(
+                f"holds {dtype} values; magnitude images are wanted: convert them"
+            )
         check_size(shape)
         packed = min(stored[members[images[0]]], path.stat().st_size)
         check_packing(math.prod(shape) * dtype.itemsize, packed)

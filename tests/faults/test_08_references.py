@@ -4,8 +4,7 @@ Expected: another contrast is resampled by the headers; a copy of the target is 
 error, exit code 3. A blank reference is none: both are zeros. A network that was
 trained on the track `mixed` loses at most 0.1 dB by a bad one, against none: a damaged
 or noisy neighbour, a stranger, noise, one grey (phantoms, x2 and x4). The released
-weights of x3 and x4 are held to it on a head that they never saw, by a wrong slice of
-it too. Those of x2 lose up to 0.3 dB (white).
+weights are held to it on a head that they never saw, by a wrong slice of it too.
 """
 
 from __future__ import annotations
@@ -243,9 +242,8 @@ def gains_of(scale: int) -> dict[str, float]:
 @pytest.mark.full
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_08_a_reference_is_used(scale):
-    gains, part = gains_of(scale), 0.4 if scale == 2 else 1  # little is left to gain
-    assert gains["target"] > 2 * part
-    assert gains["1 mm away"] > 0.5 * part
+    assert gains_of(scale)["target"] > 2
+    assert gains_of(scale)["1 mm away"] > 0.5
 
 
 @pytest.mark.full
@@ -256,7 +254,7 @@ def test_08_a_wrong_slice_of_the_same_person(scale):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("scale", "least"), [(2, -0.5), (3, -0.1), (4, -0.1)])
-def test_08_a_bad_reference_is_hardly_worse_than_none(scale, least):
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_08_a_bad_reference_is_hardly_worse_than_none(scale):
     """No reference is an image of zeros, so a blank one is none by its definition."""
-    assert min(gains_of(scale).values()) > least, gains_of(scale)
+    assert min(gains_of(scale).values()) > -0.1, gains_of(scale)

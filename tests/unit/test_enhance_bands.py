@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from daasr_jax import released
-from daasr_jax.enhancement import bands
+from daasr_jax.enhancement import Engine, bands
 from daasr_jax.models.cwt import CWT
 from daasr_jax.models.daasr import DAASR, PRESETS, searching_within
 from daasr_jax.models.data_consistency import DataConsistent
@@ -175,3 +175,15 @@ def test_rows_follow_the_memory():
     few, many = (bands.rows_within(m, (512, 512), 1, 64) for m in (2**30, 2**32))
     assert 16 <= few < many
     assert bands.rows_within(0, (512, 512), 1, 64) == 16
+    least = bands.least_bytes((512, 512), 1, 64)
+    row = 24 * 4 * 64 * 512  # of a window
+    assert bands.rows_within(least, (512, 512), 1, 64) == 16
+    assert bands.rows_within(least + row, (512, 512), 1, 64) == 17
+
+
+def test_a_memory_that_the_least_bands_exceed_is_told(caplog):
+    weights = released.load("x4")
+    lr, ref = np.zeros((1, 24, 24), np.float32), np.zeros((1, 1, 96, 96), np.float32)
+    with caplog.at_level("WARNING", "daasr_jax"):
+        Engine(weights, memory=1000)(lr, ref)
+    assert "GB so, the least; 9.3e-07 may be taken" in caplog.text

@@ -122,7 +122,15 @@ def test_refusals(file, tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
     text = refused(capsys, "--checkpoint", str(file), "--size", "20x20", *out)
     assert text.startswith("error E259: ")
+    text = refused(capsys, "--checkpoint", str(file), *out, "--size", "19x20")
+    assert "sides are 20 to 1024" in text
+    text = refused(capsys, "--checkpoint", str(file), "--out", str(tmp_path / "x.foo"))
+    assert "x.foo has an unknown ending" in text
+    text = refused(capsys, "--checkpoint", str(file), *out, "--about", "a.json")
+    assert "--about is for an --out that ends in .safetensors" in text
     weights = ["--out", str(tmp_path / "y.safetensors")]
+    text = refused(capsys, "--checkpoint", str(tmp_path), *weights, "--size", "20x20")
+    assert "--size is for an --out that ends in .jaxexport" in text
     assert "error E404" in refused(capsys, "--checkpoint", str(tmp_path), *weights)
     (tmp_path / "about.json").write_text(json.dumps({"colour": 1}))
     about = ["--about", str(tmp_path / "about.json")]

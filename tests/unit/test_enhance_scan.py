@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -168,7 +169,7 @@ def test_a_confidence_that_tells_nothing_is_told(folder, tmp_path, capsys, bound
     weights = write_weights(tmp_path / "x.safetensors", low_confidence=bound)
     out = tmp_path / "o.nii"
     assert call(folder, "--checkpoint", str(weights), out=out) == 0
-    words = "C of these weights tells nothing about the reference"
+    words = "C of these weights does not always tell whether a reference was of use"
     page = (tmp_path / "o.html").read_text()
     report = json.loads((tmp_path / "o.json").read_text())
     assert (words in capsys.readouterr().out) is (bound == 0)
@@ -194,7 +195,10 @@ def test_a_simulation_measures(folder, tmp_path, capsys):
         *("bicubic", "without reference", "with reference")
     }
     assert report["quality"]["bicubic"]["psnr"] > 15
-    assert "dB  SSIM" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dB  SSIM" in said
+    assert "input       41x43x3 int16" in said
+    assert "cut from 41x43x3 to 40x42x3 voxels and made small first, to 20x21" in said
     voxels, found = image(tmp_path, "o.nii")
     assert voxels.shape == (40, 42, 3)  # what the scale divides
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
@@ -271,7 +275,7 @@ def test_a_bank_leaves_out_the_input(folder, refused, tmp_path):
     report = json.loads((tmp_path / "o.json").read_text())
     assert report["settings"]["within"] == 0
     chosen = {(r["name"], r["slice"]) for r in report["references"]}
-    assert chosen == {("scan 2 of the bank", 0)}
+    assert chosen == {("scan 2 of the bank", 1)}  # as the page counts
     said = [text for text in report["warnings"] if "image of the input" in text]
     assert said[0].startswith("scan 1 of the bank has 3 of 3 slices")
     assert said[1].startswith("scan 2 of the bank has 2 of 3 slices")
@@ -432,7 +436,7 @@ def test_a_bank_gives_the_most_similar_slice(folder, tmp_path, monkeypatch):
         assert call(folder, *given, *names, ref="", out=out) == 0
         report = json.loads(out.with_suffix(".json").read_text())
         chosen = [(r["name"], r["slice"]) for r in report["references"]]
-        assert chosen == [(name, i) for i in (1, 2, 0)]
+        assert chosen == [(name, i) for i in (2, 3, 1)]
         told = "Files left out of the bank: 1 that cannot be used."
         assert told == report["warnings"][0]
         assert name in out.with_suffix(".html").read_text()
@@ -492,6 +496,27 @@ def test_a_reference_is_searched_near_each_place(folder, tmp_path):
     ]
     rows = [(x[0, 16:] // 24).min() for x in index]
     assert rows[0] < 24 - (16 + 2) <= rows[1]
+
+
+def test_what_is_not_known_is_not_said(folder, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", voxels=np.moveaxis(volume(5), -1, 0))
+    given = ["--input", str(tmp_path / "a.npz"), "--out", str(tmp_path / "o.nii")]
+    weights = ["--checkpoint", str(folder / "x2.safetensors")]
+    assert main([*given, *weights, "--within", "4", "--no-view"]) == 0
+    said = capsys.readouterr().out
+    assert "3 across axis 2, enhanced" in said
+    assert "pixels of unknown size; their distance stays" in said
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert report["settings"]["within"] is None  # there was nothing to search
+
+
+def test_weights_whose_hash_nobody_checked_are_told(folder, tmp_path, capsys):
+    shutil.copy(folder / "x2.safetensors", tmp_path / "other.safetensors")
+    more = ["--checkpoint", str(tmp_path / "other.safetensors"), "--no-view"]
+    assert call(folder, *more, out=tmp_path / "o.nii") == 0
+    assert ", of no index.json" in capsys.readouterr().out
+    assert call(folder, "--no-view", out=tmp_path / "p.nii") == 0
+    assert ", of no index.json" not in capsys.readouterr().out
 
 
 def test_several_references(folder, tmp_path):
@@ -564,7 +589,8 @@ def test_wrong_places_are_one_line(folder, refused, tmp_path):
     refused("E351", exit_code=3, out=folder / "T1.nii.gz", argv=["--force"])
     refused("E354", exit_code=3, out=tmp_path / "o.png")
     refused("E352", exit_code=3, out=folder / "index.json/o.nii")
-    for out in (".", "..", "/", ""):
+    refused("E225", "--out: it is empty", exit_code=2, out="")
+    for out in (".", "..", "/"):
         refused("E354", "a name of its own", exit_code=3, out=out)
         form = ["--format", "dicom"]
         refused("E354", "a name of its own", exit_code=3, out=out, argv=form)
@@ -588,6 +614,11 @@ def test_wrong_options_are_one_line(folder, refused, tmp_path):
     refused("E225", "--dtype", exit_code=2, argv=["--dtype", "float16"])
     both = ["--format", "dicom", "--dtype", "input"]
     refused("E257", "--dtype input", exit_code=2, argv=both, out=tmp_path / "series")
+    again = ["--ref", str(folder / "T1.nii.gz")]
+    refused("E257", "T1.nii.gz is given twice", exit_code=2, argv=again)
+    refused("E225", "--ref: it is empty", exit_code=2, argv=["--ref", ""])
+    gone = ["--bank", str(tmp_path / "gone")]
+    refused("E256", "gone is not there", exit_code=2, ref="auto", argv=gone)
     refused("E225", "--sacle", exit_code=2, argv=["--sacle", "4"])
     refused("E257", exit_code=2, argv=["--ref", "none"])
     refused("E257", "--bank", exit_code=2, ref="auto")
@@ -721,3 +752,5 @@ def test_help_says_what_stays(capsys):
     assert "enhanced in their plane" in text
     assert "their number and distance stay" in text
     assert "exit codes:" in text
+    assert "130 stopped by Ctrl-C" in text
+    assert "75 " not in text

@@ -91,6 +91,7 @@ def test_a_step_tells_what_the_loader_must_deliver(tmp_path):
     assert "the loader makes" not in page(tmp_path, step_jax=found)[0]
     trained = {report.RATE: 200.0, "device": "H100", "row": "fast", "scale": 4}
     trained |= {"how": {"batch_size": 9, "crop": 40, "shares": {}}, "steps": 3}
+    trained |= {"seed": 0, "options": {"features": "64", "groups": "6"}}
     text, _ = page(tmp_path, train_fast_x4=trained)
     assert "One process of the loader makes 200 images/s beside" in text
     assert "the images of 4.5 for `fast`, 0.8 for `paper` processes" in text

@@ -164,16 +164,16 @@ def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
     )  # fmt: skip
     try:
         end = time.monotonic() + 200
-        while not (tmp_path / "train_edsr_x2_8x1.npz").exists():
+        while not (tmp_path / "train_edsr_x2_8x2.npz").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
         process.kill()
         process.communicate()
-    found = json.loads((tmp_path / "train_edsr_x2_8x1.json").read_text())
+    found = json.loads((tmp_path / "train_edsr_x2_8x2.json").read_text())
     assert found["steps"] >= 2
     assert len(found["curve"]) == found["steps"] // 2
-    with np.load(tmp_path / "train_edsr_x2_8x1.npz") as weights:
+    with np.load(tmp_path / "train_edsr_x2_8x2.npz") as weights:
         sizes = [weights[k].size for k in weights if k.startswith("params/")]
     assert sum(sizes) == found["parameters"]
     text, _ = report.make(tmp_path)
@@ -187,6 +187,7 @@ def test_a_training_that_is_killed_leaves_curve_and_weights(packed, tmp_path):
         (["--train", "fast:5"], "scales 2, 3 and 4"),
         (["--train", "fast"], "rows are fast, paper"),
         (["--train", "fast:4:0:-1"], "is no ROW:SCALE"),
+        (["--train", "fast:4:0:0s"], "--train=fast:4:0:0s has no time"),
         (["--parts", "stop"], "no part is called stop"),
         (["--prepared", "nowhere.npz"], "--prepared=nowhere.npz is not there"),
         (["--report", "--out", "nowhere"], "--out=nowhere holds no results"),
@@ -210,6 +211,28 @@ def test_wrong_options_are_a_line(given, words, monkeypatch, capsys):
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["fast:4, edsr:4"], "unrecognized arguments: edsr:4"),
+        (["fast:4 --feature_s 8"], "unrecognized arguments: --feature_s"),
+        (["fast:4", "fast:4 --learning_rate 1e-4"], "both write train_fast_x4.json"),
+        (["edsr:4,fast:4", "edsr:4 --groups 2"], "both write train_edsr_x4.json"),
+    ],
+)
+def test_trainings_are_read_before_the_visit(
+    given, words, packed, tmp_path, monkeypatch, capsys
+):
+    flags = [word for text in given for word in ("--train", text)]
+    flags += ["--prepared", str(packed), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *flags])
+    with pytest.raises(SystemExit) as caught:
+        plan.main()
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_command_is_told_without_its_places():
     given = ["--out", "here/a", "--cache=here", "--minutes", "9", "--prepared", "x.npz"]
     assert installation.without_places(given, plan.PLACES) == [
@@ -228,6 +251,12 @@ def test_a_command_is_told_without_its_places():
 def test_the_bound_tells_strangers_from_the_others(low, high, between):
     found = confidence.bound(np.array(low), np.array(high))
     assert between[0] < found <= between[1]
+
+
+def test_the_bound_is_of_the_kind_that_is_hardest_to_tell():
+    low, neighbour = np.array([0.1, 0.3]), np.array([0.7, 0.9])
+    assert 0.3 < confidence.bound(low, neighbour, np.array([0.4, 0.5])) <= 0.4
+    assert confidence.bound(low, neighbour, np.array([0.1, 0.3])) == 0.0
 
 
 def test_there_is_no_bound_where_the_confidence_tells_nothing():

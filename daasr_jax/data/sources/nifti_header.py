@@ -254,12 +254,14 @@ def _check_header(header: nib.Nifti1Header, size: int, *, packed: bool) -> None:
     dtype = header.get_data_dtype()
     if dtype.kind not in "fiu":
         held = "colours (RGB)" if dtype.kind == "V" else f"{dtype} values"
-        raise BadFileError(f"holds {held}; magnitude images are wanted")
+        raise BadFileError(f"holds {held}; magnitude images are wanted: convert it")
     shape = header.get_data_shape()
     if len(shape) < 3 or any(side != 1 for side in shape[3:]):
         volumes = math.prod(map(int, shape[3:]))
         many = f", so {volumes} volumes" if volumes > 1 else ""
-        raise BadFileError(f"has shape {shape}{many}; three axes are wanted")
+        raise BadFileError(
+            f"has shape {shape}{many}; three axes are wanted: give one volume"
+        )
     check_size(shape)
     affine = np.asarray(header.get_best_affine())
     good = np.isfinite(affine).all()
