@@ -65,7 +65,7 @@ def _export(given: argparse.Namespace) -> None:
     weights = given.out.suffix == ".safetensors"
     if not weights and given.out.suffix != ".jaxexport":
         raise ConfigError(
-            "E255",
+            "E225",
             f"--out={given.out} has an unknown ending: .jaxexport for a program, "
             ".safetensors for the weights of a run.",
         )
@@ -73,7 +73,7 @@ def _export(given: argparse.Namespace) -> None:
     alone = "--about" if not weights and given.about else alone
     if alone:
         other = ".jaxexport" if weights else ".safetensors"
-        raise ConfigError("E255", f"{alone} is for an --out that ends in {other}.")
+        raise ConfigError("E225", f"{alone} is for an --out that ends in {other}.")
     if weights:
         last = f"sha256 {write_weights(given.checkpoint, given.out, given.about)}"
     else:

@@ -92,7 +92,7 @@ def slice_axis(scan: Scan, axis: str = "auto") -> int:
     if min(plane) < MIN_SIDE:
         raise DataError(
             "E346",
-            f"{scan.source}: its {names[found]} slices have {plane[0]}x{plane[1]} "
+            f"{scan.source}: its slices across axis {found} have {plane[0]}x{plane[1]} "
             f"pixels, under {MIN_SIDE} a side: choose another --axis",
         )
     return found
