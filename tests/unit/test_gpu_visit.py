@@ -263,7 +263,7 @@ def test_there_is_no_bound_where_the_confidence_tells_nothing():
     same = np.array([0.9, 0.95, 1.0])
     assert confidence.bound(same, same) == 0.0
     text = confidence.section({}, 0.0, 2)
-    assert "is 0.00: no median confidence" in text
+    assert "is 0.00: on 2 test slices of each set no median confidence" in text
 
 
 def test_a_card_has_one_section_of_the_confidence():
