@@ -33,33 +33,35 @@ from daasr_jax.errors import ConfigError, UserError
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     from daasr_jax.experiment.arguments import command_parser
-    from daasr_jax.experiment.places import given_place as place
+    from daasr_jax.experiment.places import given_place
     from daasr_jax.resampling import SCALES
 
-    made = command_parser("enhance.py", __doc__, trains=False)
+    made = command_parser("enhance.py", __doc__)
     add = made.add_argument
     add(
         "--input",
         required=True,
-        type=place,
+        type=given_place,
         metavar="SCAN",
         help="NIfTI, a DICOM folder, fastMRI .h5 or .npz",
     )
     add(
         "--out",
         required=True,
-        type=place,
+        type=given_place,
         metavar="OUT",
         help="the result: .nii.gz or .nii; with --format dicom a folder",
     )
     add(
         "--ref",
         action="append",
-        type=place,
+        type=given_place,
         metavar="SCAN",
         help="a reference, as --input; again for several; or auto; or none, as without",
     )
-    add("--bank", type=place, metavar="DIR", help="folder of scans for --ref auto")
+    add(
+        "--bank", type=given_place, metavar="DIR", help="folder of scans for --ref auto"
+    )
     add(
         "--within",
         type=int,

@@ -39,14 +39,14 @@ def size(text: str) -> tuple[int, int]:
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     from daasr_jax.experiment.arguments import command_parser
-    from daasr_jax.experiment.places import given_place as place
+    from daasr_jax.experiment.places import given_place
 
-    made = command_parser("python -m daasr_jax.export", __doc__, trains=False)
+    made = command_parser("python -m daasr_jax.export", __doc__)
     add = made.add_argument
     add("--checkpoint", required=True, help="a released name, a file or a run")
-    add("--out", required=True, type=place, help="the file to write")
+    add("--out", required=True, type=given_place, help="the file to write")
     add("--size", type=size, help="of the LR slices; by default any")
-    add("--about", type=place, help="JSON, see above")
+    add("--about", type=given_place, help="JSON, see above")
     return made
 
 
@@ -69,11 +69,9 @@ def _export(given: argparse.Namespace) -> None:
             f"--out={given.out} has an unknown ending: .jaxexport for a program, "
             ".safetensors for the weights of a run.",
         )
-    alone = "--size" if weights and given.size else ""
-    alone = "--about" if not weights and given.about else alone
-    if alone:
-        other = ".jaxexport" if weights else ".safetensors"
-        raise ConfigError("E225", f"{alone} is for an --out that ends in {other}.")
+    other = ("--size", ".jaxexport") if weights else ("--about", ".safetensors")
+    if given.size if weights else given.about:
+        raise ConfigError("E225", "{} is for an --out that ends in {}.".format(*other))
     if weights:
         last = f"sha256 {write_weights(given.checkpoint, given.out, given.about)}"
     else:

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     from daasr_jax.experiment.arguments import command_parser
     from daasr_jax.experiment.places import place
 
-    made = command_parser("reproduce.py", __doc__)
+    made = command_parser("reproduce.py", __doc__, trains=True)
     add = made.add_argument
     numbers = {"nargs": "+", "type": int, "default": [], "metavar": "N"}
     add("--table", choices=range(1, 7), help="1 to 6", **numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
     found.pop("gpu", None)
     machine = found.get("machine", {})
     versions = machine.get("versions", {})
-    sections = _sections(found)
-    only = [s[3:] for s in sections if s.startswith("## ")]
+    made = {title: lines for title, part in SECTIONS.items() if (lines := part(found))}
+    only = f": {next(iter(made)).lower()}" if len(made) == 1 else ""
     lines = [
-        "# A visit to a GPU" + (f": {only[0].lower()}" if len(only) == 1 else ""),
+        f"# A visit to a GPU{only}",
         "",
         f"`{machine.get('command', 'not known')}`",
         "",
@@ -49,7 +50,8 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
         + f"; commit {machine.get('commit', 'not known')[:12]}. JAX finds: "
         f"{machine.get('jax_devices', 'not asked')}.",
         "",
-        *sections,
+        *(line for title in made for line in (f"## {title}", "", *made[title])),
+        *_not_run(made),
         *_became(found),
     ]
     text = "\n".join(lines) + "\n"
@@ -62,16 +64,10 @@ def make(out: Path, note: Path | None = None) -> tuple[str, dict[str, str]]:
     return text, left_out(found)
 
 
-def _sections(found: dict[str, Any]) -> list[str]:
-    """The sections of the parts that wrote something, and which did not."""
-    lines, missing = [], []
-    for title, part in SECTIONS.items():
-        section = part(found)
-        if section:
-            lines += [f"## {title}", "", *section]
-        else:
-            missing.append(title[0].lower() + title[1:])
-    return [*lines, *([f"Not run: {', '.join(missing)}.", ""] if missing else [])]
+def _not_run(made: Collection[str]) -> list[str]:
+    """The sections that no part wrote anything for, in a line."""
+    missing = [title[0].lower() + title[1:] for title in SECTIONS if title not in made]
+    return [f"Not run: {', '.join(missing)}.", ""] if missing else []
 
 
 def is_readable(out: Path) -> bool:
@@ -352,9 +348,13 @@ def _train(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def depth(row: str, options: Mapping[str, Any]) -> Any:
+    """The groups of a network; of EDSR its blocks."""
+    return options["blocks" if row == "edsr" else "groups"]
+
+
 def _size(row: dict[str, Any]) -> str:
-    depth = row["options"]["blocks" if row["row"] == "edsr" else "groups"]
-    return f"{row['options']['features']} x {depth}"
+    return f"{row['options']['features']} x {depth(row['row'], row['options'])}"
 
 
 def _named(row: dict[str, Any]) -> str:

@@ -27,8 +27,7 @@ from benchmarks.gpu import loader, pack, report, stage
 
 PLACES = ("prepared", "out", "cache")  # options that are not told to others
 TOLD = ("dataset", "key", "size")  # of a set
-SIZE = (64, 6)  # published features and groups
-BLOCKS = 16  # of EDSR
+SIZE = {"features": 64, "groups": 6, "blocks": 16}  # published; blocks of EDSR
 RATED = 1.0  # seconds for which the loader's rate is measured
 
 
@@ -42,9 +41,9 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, help="by itself: of the whole turn")
     parser.add_argument("--steps", type=int, default=0, help="instead of a time")
-    parser.add_argument("--features", type=int, default=SIZE[0])
-    parser.add_argument("--groups", type=int, default=SIZE[1])
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of EDSR")
+    parser.add_argument("--features", type=int, default=SIZE["features"])
+    parser.add_argument("--groups", type=int, default=SIZE["groups"])
+    parser.add_argument("--blocks", type=int, default=SIZE["blocks"], help="of EDSR")
     parser.add_argument("--batch", type=int, default=9)
     parser.add_argument("--crop", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -62,12 +61,10 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def name_of(args: argparse.Namespace) -> str:
     """The name of the files, without their endings."""
-    depth, usual = (args.groups, SIZE[1])
-    if args.row == "edsr":
-        depth, usual = args.blocks, BLOCKS
-    name = f"train_{args.row}_x{args.scale}"
-    if (args.features, depth) != (SIZE[0], usual):
-        name += f"_{args.features}x{depth}"
+    own, usual = (
+        f"_{x['features']}x{report.depth(args.row, x)}" for x in (vars(args), SIZE)
+    )
+    name = f"train_{args.row}_x{args.scale}" + (own if own != usual else "")
     return name + (f"_{args.seed}" if args.seed else "")
 
 

@@ -56,16 +56,21 @@ def rows_within(memory: int, lr: tuple[int, ...], refs: int, features: int) -> i
         refs: Number of references of the size of the result.
         features: Channels C.
     """
-    row = 4 * features * lr[1]
-    kept = (_OF_SLICE + _OF_REFERENCE * refs) * row * lr[0]
-    return max(LEAST, int((memory - kept) // (_OF_WINDOW * row)) - 2 * _TAIL)
+    kept, row = _bytes(lr, refs, features)
+    return max(LEAST, int((memory - kept) // row) - 2 * _TAIL)
 
 
 def least_bytes(lr: tuple[int, ...], refs: int, features: int) -> int:
     """Bytes that bands of `LEAST` rows take, about; arguments as of `rows_within`."""
+    kept, row = _bytes(lr, refs, features)
+    return kept + row * min(lr[0], LEAST + 2 * _TAIL)
+
+
+def _bytes(lr: tuple[int, ...], refs: int, features: int) -> tuple[int, int]:
+    """Bytes of the maps of the whole slice, and of each row of a window."""
     row = 4 * features * lr[1]
     kept = (_OF_SLICE + _OF_REFERENCE * refs) * row * lr[0]
-    return kept + _OF_WINDOW * row * min(lr[0], LEAST + 2 * _TAIL)
+    return kept, _OF_WINDOW * row
 
 
 class Bands:

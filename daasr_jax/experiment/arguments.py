@@ -22,7 +22,7 @@ class _OneLine(argparse.ArgumentParser):
 
 
 def command_parser(
-    prog: str, description: str | None, *, trains: bool = True
+    prog: str, description: str | None, *, trains: bool = False
 ) -> argparse.ArgumentParser:
     """The parser of a command. It has `--debug`, and its help ends with the exit codes.
 

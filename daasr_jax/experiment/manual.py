@@ -81,7 +81,8 @@ def exit_codes(*, trains: bool = True) -> str:
         words = (kind.__doc__ or "").splitlines()[0]
         words = re.sub(r" \((exit )?code \d+\)", "", words)
         lines.append(f"  {kind.exit_code:<3} {words}")
-    return "\n".join([*lines, "  130 stopped by Ctrl-C"])
+    outside = " outside training" if trains else ""
+    return "\n".join([*lines, f"  130 stopped by Ctrl-C{outside}"])
 
 
 def _keys(name: str) -> str:

@@ -131,8 +131,8 @@ def _load(name: str, stamp: int) -> Weights:
     except OSError as error:
         raise _unusable(path, f"it cannot be read ({error.strerror})") from None
     sha256 = hashlib.sha256(data).hexdigest()
-    wanted = _index(path.parent).get(path.stem, {}).get("sha256", sha256)
-    if sha256 != wanted:
+    wanted = _index(path.parent).get(path.stem, {}).get("sha256")
+    if wanted is not None and sha256 != wanted:
         raise _unusable(
             path, f"its SHA-256 is {sha256[:12]}..., {INDEX} says {wanted[:12]}..."
         )
@@ -151,8 +151,8 @@ def _load(name: str, stamp: int) -> Weights:
         variables = _nested(arrays, variable_shapes(model, about["scale"]))
     except (SafetensorError, ValueError, KeyError, TypeError, UserError) as error:
         raise _unusable(path, " ".join(str(error).split())) from None
-    known = path.stem in _index(path.parent)
-    source = {"weights": path.stem, "sha256": sha256, "hash_was_checked": known}
+    source = {"weights": path.stem, "sha256": sha256}
+    source |= {"hash_was_checked": wanted is not None}
     return Weights(model, variables, about | {"source": source})
 
 
