@@ -20,12 +20,8 @@ import numpy as np
 
 from benchmarks.gpu import pack
 from daasr_jax import data, released
-from daasr_jax.evaluation.controls import (
-    draw_controls,
-    evenly_spaced,
-    foreground,
-    run_controls,
-)
+from daasr_jax.evaluation.controls import draw_controls, evenly_spaced, run_controls
+from daasr_jax.evaluation.controls_scores import foreground
 from daasr_jax.evaluation.predict import make_predict
 
 HEADING = "## Confidence"

@@ -21,10 +21,10 @@ from daasr_jax.evaluation.controls import (
     Control,
     draw_controls,
     evenly_spaced,
-    measured,
     run_controls,
 )
 from daasr_jax.evaluation.controls_report import make_controls_report
+from daasr_jax.evaluation.controls_scores import measured
 from daasr_jax.evaluation.predict import Prediction, make_predict
 from daasr_jax.losses import pixel
 from daasr_jax.models.daasr import DAASR, PRESETS

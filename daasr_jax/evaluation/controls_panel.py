@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from daasr_jax.evaluation.controls import FOREGROUND
 from daasr_jax.evaluation.controls_report import describe_calibration
+from daasr_jax.evaluation.controls_scores import FOREGROUND
 from daasr_jax.evaluation.panel import colour_bar
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 

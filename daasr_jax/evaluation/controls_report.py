@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from daasr_jax.data import Names, Pairing, SliceTable
-from daasr_jax.evaluation.controls import BINS, BLOCK, CONTROLS, FOREGROUND, Control
+from daasr_jax.evaluation.controls import BLOCK, CONTROLS, Control
+from daasr_jax.evaluation.controls_scores import BINS, FOREGROUND
 from daasr_jax.evaluation.predict import BASELINE, Prediction
 from daasr_jax.evaluation.report import (
     COLUMNS,
@@ -46,7 +47,7 @@ def make_controls_report(
     """The controls of a split as one JSON-ready dictionary.
 
     Args:
-        rows: From `controls.measured`, one for each slice.
+        rows: From `controls_scores.measured`, one for each slice.
         table: The split.
         pairing: The references of `pair`.
         controls, left_out: From `controls.draw_controls`.

@@ -18,12 +18,12 @@ from daasr_jax.errors import DivergedError
 from daasr_jax.evaluation import predict as evaluation
 from daasr_jax.evaluation.controls import (
     draw_controls,
-    measured,
     run_controls,
     same_references,
     uses_reference,
 )
 from daasr_jax.evaluation.controls_report import make_controls_report
+from daasr_jax.evaluation.controls_scores import measured
 from daasr_jax.evaluation.report import make_report
 from daasr_jax.evaluation.tables.cells import NO_TRACK, Cell, Trial
 from daasr_jax.experiment import parts

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from daasr_jax.evaluation.controls import (
-    draw_controls,
-    measured,
-    run_controls,
-    uses_reference,
-)
+from daasr_jax.evaluation.controls import draw_controls, run_controls, uses_reference
 from daasr_jax.evaluation.controls_panel import draw_controls_panel
 from daasr_jax.evaluation.controls_report import make_controls_report
+from daasr_jax.evaluation.controls_scores import measured
 from daasr_jax.evaluation.panel import typical
 from daasr_jax.evaluation.predict import Prediction, of_all_processes
 from daasr_jax.experiment.evaluate import Show, save

@@ -15,14 +15,8 @@ import jax
 from daasr_jax import data
 from daasr_jax.errors import unwritable
 from daasr_jax.evaluation import predict as evaluation
-from daasr_jax.evaluation.controls import (
-    black,
-    control_scores,
-    evenly_spaced,
-    itself,
-    uses_reference,
-    with_identity,
-)
+from daasr_jax.evaluation.controls import black, evenly_spaced, itself, uses_reference
+from daasr_jax.evaluation.controls_scores import control_scores, with_identity
 from daasr_jax.experiment import checks, parts
 from daasr_jax.experiment.batch import lay_out
 from daasr_jax.experiment.begun import check_new

@@ -16,13 +16,10 @@ from rich.console import Console
 from daasr_jax.data import draw_pairing
 from daasr_jax.data.corruption import add_noise
 from daasr_jax.evaluation import controls as reference_controls
+from daasr_jax.evaluation import controls_scores
 from daasr_jax.evaluation.controls import (
-    BINS,
-    calibrate,
-    control_scores,
     draw_controls,
     evenly_spaced,
-    identity_shares,
     run_controls,
     shuffle_blocks,
 )
@@ -31,6 +28,12 @@ from daasr_jax.evaluation.controls_report import (
     describe_controls,
     make_controls_report,
     make_controls_table,
+)
+from daasr_jax.evaluation.controls_scores import (
+    BINS,
+    calibrate,
+    control_scores,
+    identity_shares,
 )
 from daasr_jax.evaluation.predict import Prediction, make_predict, run_split
 from daasr_jax.models.daasr import DAASR, PRESETS
@@ -229,7 +232,7 @@ def case(model, variables, data, *, used=True, method="daasr"):
     predict = make_predict(model, scale=2, border=2, method=method)
     controls, left_out = draw_controls(data, pairing, scale=2, used=used)
     whole = list(run_controls(predict, variables, data, pairing, controls, scale=2))
-    rows = [reference_controls.measured(found, method) for found in whole]
+    rows = [controls_scores.measured(found, method) for found in whole]
     report = make_controls_report(
         rows,
         data,
