@@ -122,6 +122,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "watchdog": 1800,  # seconds without a step that end the run; 0: never
             "log_every": 50,  # steps between two reports
             "validate_every_epochs": 1,  # a checkpoint is saved with each
+            "validate_every": 0,  # steps between two validations instead; 0: epochs
             "checkpoint_every": 0,  # steps between further checkpoints; 0: none
             "best_by": "auto",  # on validation: "psnr", "ssim", "lpips"; or "last"
             "start_from": "",  # a run whose best generator is the start of this one
@@ -130,7 +131,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.optimiser = ConfigDict(
         {
             "name": "adam",  # "rmsprop", "sgd"
-            "learning_rate": 2e-4,  # at the begin, after the warm-up
+            "learning_rate": 2e-4,  # at the start, once the warm-up is over
             "b1": 0.9,  # of Adam
             "b2": 0.999,  # of Adam
             "schedule": "halving",  # "milestones", "cosine", "constant"

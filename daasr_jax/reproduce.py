@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         choices=("smoke", "short", "paper"),
         default="smoke",
-        help="smoke: 60 steps each on small slices; short: minutes each; paper: the "
-        "paper's 200 epochs",
+        help="smoke, the default: 60 steps each on small slices; short: minutes each; "
+        "paper: the paper's 200 epochs",
     )
     add("--minutes", type=float, default=0.0, help="of a cell with short; 10")
     add("--steps", type=int, default=0, help="of a cell, instead of the budget's")

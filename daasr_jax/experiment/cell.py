@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -64,6 +65,9 @@ def run_trial(
         setting, trial.row, trial.scale, track=trial.track, seed=0, rate=trial.rate,
         steps=steps, epochs=0 if steps else budget.trial_epochs(),
     )  # fmt: skip
+    if trial.speed:  # saving would count as training
+        with config.unlocked():
+            config.train.checkpoint_every = 0
     why = ""
     with session(folder) as spent:
         try:
@@ -101,9 +105,13 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def steps_in_time(trials: Sequence[Mapping[str, Any]], minutes: float) -> int | None:
-    """Steps of a row in a wall time, by the fastest of its trials; None without one."""
+    """Steps of a row in a wall time, by the trial of its speed; None without one.
+
+    Other trials have no part in it: an ablation has none, and every row is measured
+    alike.
+    """
     rates = [t["images_per_second"] / t["batch"] for t in trials
-             if t["images_per_second"]]  # fmt: skip
+             if t.get("speed") and t["images_per_second"]]  # fmt: skip
     return max(1, math.ceil(60 * minutes * max(rates))) if rates else None
 
 
@@ -130,9 +138,11 @@ def run_cell(
     config = configuration(
         setting, cell.row, cell.scale, track=cell.track, seed=cell.seed, rate=rate,
         steps=steps, epochs=setting.budget.epochs,
+        validations=setting.budget.validations,
     )  # fmt: skip
+    again = (folder / SCORES.format(0)).is_file()  # it was trained before
     with session(folder) as spent:
-        with peak_of(spent):
+        with contextlib.nullcontext() if again else peak_of(spent):
             train_run(config, str(folder))
         jax.clear_caches()
         gc.collect()
@@ -151,6 +161,7 @@ def run_cell(
         "peak_mib": spent.peak_mib,
         "pairings": setting.pairings,
         "lpips": lpips,
+        "masks": bool(setting.masks),
         "by_place": True,
         "curve": [[r["step"], r["val/psnr"]] for r in rows if "val/psnr" in r],
         "seconds": spent.total(),
@@ -214,9 +225,9 @@ def evaluate_cell(
         extremes=[int(order[0]), int(order[-1])],
         masks=setting.masks,
     )
-    kept = ("dataset", "parameters", "commit", "device", "versions", "config_sha256",
-            "uses_reference", "pairing_sha256", "protocol", "training",
-            "checkpoint_step")  # fmt: skip
+    kept = ("dataset", "parameters", "commit", "trained_by", "device", "versions",
+            "config_sha256", "uses_reference", "pairing_sha256", "protocol",
+            "training", "checkpoint_step")  # fmt: skip
     return {"pairings_used": len(had)} | {k: report[k] for k in kept}
 
 

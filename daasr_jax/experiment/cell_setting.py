@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TRACK_KEYS = {
     "contrast": {"track": "aligned", "aligned": "contrast"},
 }
 _NO_REFERENCE = ("E307", "E312")  # of the whole track
+PHASES = 10  # of the paper's schedule: the rate is halved after each, section 4.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Setting:
             left out where the network has none of that name.
         pairings: Reference pairings that are evaluated, fewer where a track has fewer.
         masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
-        track: The first that is asked for. A network without reference is pictured on
-            slices that have one there.
+        track: Of the trials, the first that was asked for. A network without reference
+            is pictured on slices that have one there.
     """
 
     data: Config
@@ -61,8 +63,12 @@ def configuration(
     rate: float,
     steps: int = 0,
     epochs: int = 0,
+    validations: int = 1,
 ) -> Config:
     """The configuration of a run of a row.
+
+    Where the paper's schedule halves the rate, it does so after each tenth of this run,
+    however long it is.
 
     Args:
         setting: Shared by all.
@@ -72,6 +78,7 @@ def configuration(
         seed: Of the training.
         rate: Learning rate.
         steps, epochs: Of the training; the one that is not 0.
+        validations: Of a run whose length is in steps.
 
     Raises:
         ConfigError: If a key of `changes` is none (E282).
@@ -89,21 +96,33 @@ def configuration(
     if budget.side:
         config.data.size = budget.side
     if crop := ROWS[row].crop:
-        part = min(1.0, config.data.size / 256)
-        config.train.crop = max(4, round(crop * part))
+        config.train.crop = crop_of(crop, config.data.size)
     config.train.crop = min(config.train.crop, config.data.size // scale)
     config.data.slice_step *= budget.sparser
     config.train.batch_size = budget.batch or config.train.batch_size
     config.optimiser.learning_rate = rate
     config.train.steps, config.train.epochs = steps, epochs or 1
+    halving = config.optimiser.schedule == "halving"
+    if halving and not steps:
+        config.optimiser.halve_every_epochs = max(1, config.train.epochs // PHASES)
     if steps:
         tenth = max(1, steps // 10)
         config.optimiser.warmup_steps = min(config.optimiser.warmup_steps, tenth)
         config.train.checkpoint_every = tenth
         config.train.log_every = min(config.train.log_every, tenth)
+        config.train.validate_every = math.ceil(steps / validations)
+        if halving:
+            ends = {max(1, steps * k // PHASES) for k in range(1, PHASES)}
+            config.optimiser.schedule = "milestones"
+            config.optimiser.milestones = tuple(sorted(ends))
     for key, text in setting.changes.items():
         _change(config, key, text)
     return config.lock()
+
+
+def crop_of(crop: int, side: int) -> int:
+    """LR crop of a row of Table 5 on slices of a side in pixels, 4 at least."""
+    return max(4, round(crop * min(1.0, side / 256)))
 
 
 def _change(config: Config, key: str, text: str) -> None:

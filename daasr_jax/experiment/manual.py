@@ -136,7 +136,9 @@ def _attributes(kind: type) -> dict[str, str]:
     section = re.search(r"^Attributes:\n((?:    .*\n?|\n)*)", text, re.MULTILINE)
     if section is None:
         return {}
-    entries = re.split(r"^([\w, ]+): ", textwrap.dedent(section[1]), flags=re.MULTILINE)
+    entries = re.split(
+        r"^(\w[\w, ]*): ", textwrap.dedent(section[1]), flags=re.MULTILINE
+    )
     return {
         name: " ".join(words.split())
         for names, words in zip(entries[1::2], entries[2::2], strict=True)

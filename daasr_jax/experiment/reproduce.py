@@ -23,6 +23,7 @@ from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
     ReproduceRequest,
+    as_begun,
     check_identity,
     is_done,
     lease_of,
@@ -85,11 +86,13 @@ def reproduce(request: ReproduceRequest, say: Say, *, dry_run: bool = False) -> 
         jax.config.update("jax_disable_most_optimizations", True)
     check_identity(request, write=not dry_run)
     if dry_run:
+        request = as_begun(request, write=False)
         for line in describe(request, request.plan()):
             say(line)
         return Made()
     if not request.tracks:
         request = _on_tracks_of_data(request, say)
+    request = as_begun(request, write=True)
     plan = request.plan()
     _check_data(request, plan)
     failed = _run(request, plan, say)

@@ -108,8 +108,8 @@ def equal_steps(
     path = equal_steps_file(folder, scale)
     found = kept(path)
     if found is None:
-        known = [n for n in given.values() if n is not None]
-        without = [row for row, n in given.items() if n is None]
-        found = {"steps": min(known), "without": without}
+        known = {row: n for row, n in given.items() if n is not None}
+        without = [row for row in given if row not in known]
+        found = {"steps": min(known.values()), "of": [*known], "without": without}
         write_atomically(path, json.dumps(found))
     return found["steps"], found.get("without", [])

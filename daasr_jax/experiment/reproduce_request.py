@@ -27,6 +27,22 @@ from daasr_jax.runtime import devices
 _KEYS = "|".join(map(re.escape, NAMING))
 _NAMED = re.compile(rf"((?:--set=)?(?:{_KEYS})(?:\.\w+)?=).*")
 IDENTITY, DONE, FAILED = "reproduce.json", "done.json", "failed.json"
+# Keys that tell one cell from another, and what to give instead of `--set`.
+_OF_A_CELL = {
+    "scale": "give --scales",
+    "seed": "give --seeds",
+    "reference.track": "give --tracks",
+    "reference.aligned": "give --tracks",
+    "train.steps": "give --steps or --minutes",
+    "train.epochs": "give --steps",
+    "optimiser.learning_rate": "trials choose it",
+    "model.name": "give --only",
+}
+_OF_A_PART = {
+    "train.crop": "table_5",
+    "losses.cwt.weight": "table_6",
+    "losses.sat.weight": "table_6",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +73,20 @@ class ReproduceRequest:
     arguments: Sequence[str] = ()
 
     def check(self) -> None:
-        """Refuses names that no table has.
+        """Refuses names that no table has, and changes that would undo its rows.
 
         Raises:
-            ConfigError: If there is one (E280).
+            ConfigError: If there is one (E280, E287).
         """
+        for key in self.setting.changes:
+            instead = _OF_A_CELL.get(key, "")
+            if (part := _OF_A_PART.get(key)) in self.parts:
+                name = str(part).replace("_", " ").capitalize()
+                instead = f"the rows of {name} differ in it, so leave that table out"
+            if instead:
+                raise ConfigError(
+                    "E287", f"--set {key} would make different cells alike: {instead}."
+                )
         known = {
             "--only": ({*ROWS, "daasr", "full"}, self.only),
             "--scales": ({*cells.SCALES}, self.scales),
@@ -85,6 +110,7 @@ class ReproduceRequest:
             scales=self.scales,
             tracks=self.tracks,
             seeds=self.seeds,
+            tried_on=self.setting.track,
         )
 
 
@@ -94,6 +120,30 @@ def of_tracks(
     """A request that named no track, with those that its data have."""
     setting = dataclasses.replace(request.setting, track=tracks[0])
     return dataclasses.replace(request, setting=setting, tracks=tracks, lacking=lacking)
+
+
+def as_begun(request: ReproduceRequest, *, write: bool) -> ReproduceRequest:
+    """A request with what the commands before it fixed for all cells of its folder.
+
+    The track of the trials is that of the first command, so all rates of a folder are
+    chosen alike. The pairings are the most that any command asked for.
+
+    Args:
+        request: Whose tracks are known, and whose folder is checked.
+        write: Keep its own track where it is the first.
+
+    Raises:
+        UserError: If that cannot be written (E209, E617).
+    """
+    path = request.workdir / IDENTITY
+    found, s = kept(path), request.setting
+    known = found if isinstance(found, dict) else {}
+    track = known.get("track", s.track)
+    if write and "track" not in known:
+        _write_identity(path, known | {"track": track})
+    pairings = max(s.pairings, known.get("pairings", 1))
+    setting = dataclasses.replace(s, track=track, pairings=pairings)
+    return dataclasses.replace(request, setting=setting)
 
 
 def requested(given: Any, words: Sequence[str]) -> ReproduceRequest:
@@ -175,7 +225,8 @@ def _without_names(identity: dict[str, Any], salt: str) -> dict[str, Any]:
 def check_identity(request: ReproduceRequest, *, write: bool) -> None:
     """Refuses a folder whose cells have other data or another budget (E281).
 
-    What a folder of before does not tell is not compared.
+    What a folder of before does not tell is not compared. More pairings and masks may
+    come later: what was finished without them is evaluated again.
     """
     s = request.setting
     places = ("root", "usual_root", "cache_dir", "split_file")  # machines have others
@@ -187,7 +238,6 @@ def check_identity(request: ReproduceRequest, *, write: bool) -> None:
         "degradation": source["degradation"],
         "budget": dataclasses.asdict(s.budget),
         "changes": dict(s.changes),
-        "pairings": s.pairings,
         "masks": bool(s.masks),
     }
     path = request.workdir / IDENTITY
@@ -197,18 +247,27 @@ def check_identity(request: ReproduceRequest, *, write: bool) -> None:
     own = _without_names(own, salt) | ({"salt": salt} if salt else {})
     if all(isinstance(known.get(k), dict) for k in ("data", "changes")):
         known = _without_names(known, salt)
-    changed = ", ".join(k for k in own if k in known and known[k] != own[k])
+    own["pairings"] = max(s.pairings, known.get("pairings", 1))
+    added = ["pairings", *(["masks"] if s.masks else [])]
+    changed = ", ".join(
+        k for k in own if k in known and known[k] != own[k] and k not in added
+    )
     if changed:
         raise ConfigError(
             "E281",
             f"{request.workdir} holds cells of another {changed}: give another "
             "--workdir, or what it began with.",
         )
+    own |= {k: known[k] for k in ("track",) if k in known}
     if before != own and write:
-        try:
-            write_atomically(path, json.dumps(own, indent=1))
-        except OSError as error:
-            raise unwritable(path, error) from None
+        _write_identity(path, own)
+
+
+def _write_identity(path: Path, identity: dict[str, Any]) -> None:
+    try:
+        write_atomically(path, json.dumps(identity, indent=1))
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
 def done_record(
@@ -216,16 +275,24 @@ def done_record(
 ) -> dict[str, Any] | None:
     """What a finished job left; None where it is not finished, or has no LPIPS.
 
-    A cell of before on `neighbour` or `contrast` is evaluated again where it has fewer
-    pairings than the folder, or does not say which slices it was scored on.
+    A cell is evaluated again where it has fewer pairings than its folder, or no
+    pictures by its masks. One of before on `neighbour` or `contrast` is too, where it
+    does not say which slices it was scored on.
     """
     found = kept(folder / job.name / DONE)
     if found is None or (lpips and not found.get("lpips", True)):
         return None
-    if isinstance(job, Trial) or job.track in ("random", NO_TRACK):
+    if isinstance(job, Trial):
         return found
-    asked = (kept(folder / IDENTITY) or {}).get("pairings", 1)
-    whole = found.get("by_place", False) and found.get("pairings", 1) >= asked
+    asked = kept(folder / IDENTITY) or {}
+    if asked.get("masks", False) and not found.get("masks", False):
+        return None
+    if job.track == NO_TRACK:
+        return found
+    number = found.get("pairings", found["pairings_used"])
+    whole = number >= asked.get("pairings", 1)
+    if job.track != "random":
+        whole = whole and found.get("by_place", False)
     return found if whole else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from daasr_jax.enhancement.page import Views, make_page
 from daasr_jax.errors import unwritable
 from daasr_jax.evaluation.tables import cells, comparison, page, paper, text
 from daasr_jax.evaluation.tables.cells import BICUBIC, ROWS, TablePlan
+from daasr_jax.evaluation.words import describe_training
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment.cell_pictures import PICTURES
+from daasr_jax.experiment.cell_setting import crop_of
 from daasr_jax.experiment.installation import command, commit_id, without_places
 from daasr_jax.experiment.reproduce_request import (
     FAILED,
@@ -91,8 +93,9 @@ def table_record(
     Returns:
         `name`, `title`, `command`, `notes`, `lpips`, `base`, the row that all are
         compared with, `base_label`, its name, and `groups`, of which each has `scale`,
-        `track`, `match`, `pairing_sha256`, `protocol`, `equal_steps_without` and
-        `rows`; a row has `label`, `row`, `status`, `paper`, at equal time
+        `track`, `match`, `equal`, what its rows have equal, `pairing_sha256`,
+        `protocol`, at equal steps `equal_steps_of` and `equal_steps_without`, names of
+        rows, and `rows`; a row has `label`, `row`, `status`, `paper`, at equal time
         `equal_steps`, and of runs `made_with`, `statistics`, see `comparison.compare`,
         `parameters`, `images_per_second` and so on.
     """
@@ -120,6 +123,7 @@ def table_record(
         "notes": [
             *notes(request),
             *_lacking(request, part),
+            *_of_part(request, part, names),
             *_compared_with(part, base, names[base], full),
         ],
         "groups": groups,
@@ -178,9 +182,7 @@ def _group(
         if about:
             first = about[0]
             row |= {name: first[name] for name in _OF_A_RUN}
-            row["made_with"] = _distinct(
-                {name: a[name] for name in _MADE_WITH} for a in about
-            )
+            row["made_with"] = _distinct(map(_made_with, about))
             row["curves"] = [a["curve"] for a in about]
             for name in ("images_per_second", "minutes", "peak_mib"):
                 values = [a[name] for a in about if a[name] is not None]
@@ -192,15 +194,26 @@ def _group(
             protocol = protocol or first["protocol"]
         lines.append(row)
     shared = kept(equal_steps_file(request.workdir, scale)) or {}
+    shared = shared if match == "steps" else {}
+    by_epochs = request.setting.budget.epochs and not request.setting.budget.steps
     return {
         "scale": scale,
         "track": track,
         "match": match,
+        "equal": "epochs" if by_epochs else match,
         "pairing_sha256": _distinct(hashes),
-        "equal_steps_without": shared.get("without", []) if match == "steps" else [],
+        "equal_steps_of": [ROWS[key].label for key in shared.get("of", [])],
+        "equal_steps_without": [ROWS[key].label for key in shared.get("without", [])],
         "protocol": protocol,
         "rows": lines,
     }
+
+
+def _made_with(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Code, device, versions and objective of a run, for the record of its row."""
+    trained = {"trained": describe_training({**about})} if "training" in about else {}
+    by = {"trained_by": about["trained_by"]} if "trained_by" in about else {}
+    return {name: about[name] for name in _MADE_WITH} | by | trained
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -216,6 +229,29 @@ def _lacking(request: ReproduceRequest, part: str) -> list[str]:
     if not request.lacking or len(cells.PARTS[part].tracks) == 1:
         return []
     return [f"Not run, as the data have none: {', '.join(request.lacking)} reference."]
+
+
+def _of_part(request: ReproduceRequest, part: str, names: Collection[str]) -> list[str]:
+    """What a table says of its own rows."""
+    found = []
+    if "without_sat" in names and part != "table_1":
+        found.append(
+            f"The rate of `{ROWS['without_sat'].label}` is its own, not that of DAASR: "
+            "Table 1 has this row as a system, and the two tables share it."
+        )
+    if part == "table_5":
+        s = request.setting
+        crops = {
+            ROWS[key].label: crop_of(ROWS[key].crop, s.budget.side or s.data.data.size)
+            for key in names
+        }
+        if any(ROWS[key].crop != crops[ROWS[key].label] for key in names):
+            told = ", ".join(f"`{label}`: {x} x {x}" for label, x in crops.items())
+            found.append(
+                "The slices are below 256 pixels, so the LR crops are smaller in the "
+                f"same part, 4 pixels at least. {told}."
+            )
+    return found
 
 
 def _compared_with(part: str, base: str, label: str, full: str) -> list[str]:
@@ -245,7 +281,8 @@ def notes(request: ReproduceRequest) -> list[str]:
         f"Learning rate of each system among {', '.join(f'{r:g}' for r in b.rates)}, "
         f"by the PSNR of validation after trials of {tried} on the track "
         f"{s.track}; an ablation takes that of DAASR. Images/s, minutes and peak "
-        "memory are those of training.",
+        "memory are those of training: compiling, validation and the evaluation come "
+        "on top of the minutes.",
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
         f"input. At most {s.pairings} reference pairing(s). "
@@ -294,7 +331,11 @@ def _environment(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     rows = [row for r in records for group in r["groups"] for row in group["rows"]]
     made = [one for row in rows for one in row.get("made_with", [])]
     of_cells = {
-        "code of the cells": [one["commit"] for one in made],
+        "code that trained the cells": [
+            by for one in made for by in one.get("trained_by") or [one["commit"]]
+        ],
+        "code that evaluated them": [one["commit"] for one in made],
+        "objective beyond L1": [one["trained"] for one in made if "trained" in one],
         "devices of the cells": [one["device"] for one in made],
         "versions of the cells": [
             " ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in made
@@ -308,11 +349,12 @@ def _environment(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _viewer(pictures: Sequence[page.Pictures]) -> str:
-    """The viewer of enhancements with the last row that has matches, else the last."""
+    """The viewer of enhancements with DAASR, else the last row that has matches."""
     rows = [(p, label, r) for p in pictures for label, r in p.rows.items()]
     if not rows:
         return ""
-    shown, label, found = ([x for x in rows if "index" in x[2]] or rows)[-1]
+    own = [(p, label, r) for p, label, r in rows if label == p.base and "index" in r]
+    shown, label, found = (own or [x for x in rows if "index" in x[2]] or rows)[-1]
     n = len(found["hr"]) - 2
     lr, sr, hr, ref = (
         np.asarray(found[k][:n], np.float32) for k in ("lr", "sr", "hr", "ref")
@@ -361,7 +403,9 @@ def _pictures(request: ReproduceRequest, plan: TablePlan) -> list[page.Pictures]
         guided = [x for x, key in plan.rows[part] if x in rows and ROWS[key].guided]
         if rows:
             same = _of_equal_slices(rows, guided[0] if guided else next(iter(rows)))
-            out.append(page.Pictures(part, scale, track, same))
+            full = cells.full(request.setting.budget.size)
+            own = [x for x, key in plan.rows[part] if key == full]
+            out.append(page.Pictures(part, scale, track, same, base="".join(own)))
     return out
 
 

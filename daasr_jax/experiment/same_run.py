@@ -38,6 +38,7 @@ FREE_ON_RESUME = (
     "train.watchdog",
     "train.log_every",
     "train.validate_every_epochs",
+    "train.validate_every",
     "train.checkpoint_every",
     "evaluate",
     "model.kwargs.remat",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from daasr_jax.evaluation.tables import text
 from tests.docs.blocks import PAGES, ROOT
 
 
@@ -35,10 +37,10 @@ def test_readme_is_short():
 
 
 def test_readme_maps_every_room():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = text[text.index("## Map") :]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = readme[readme.index("## Map") :]
     rooms = {p.parent.name for p in (ROOT / "daasr_jax").glob("*/__init__.py")}
-    assert {room for room in rooms if f"{room}/`" not in text} == set()
+    assert {room for room in rooms if f"{room}/`" not in readme} == set()
 
 
 def test_errors_page_is_fresh():
@@ -96,11 +98,28 @@ def test_house_is_fresh():
 def test_readme_has_table_1():
     written = results.README.read_text(encoding="utf-8")
     assert written == results.readme(), f"README's table is old: {results.COMMAND}"
+    record = json.loads(results.RECORD.read_text(encoding="utf-8"))
+    page = results.RECORD.with_suffix(".md").read_text(encoding="utf-8")
+    assert page == text.markdown(record)
+    table = results.RECORD.with_suffix(".csv").read_text(encoding="utf-8")
+    assert table == text.as_csv(record)
     assert results.table({"groups": [{"rows": _rows()}]}).splitlines()[2:5] == [
         "| bicubic | 36.35 | - | - | +3.00 [+2.00, +4.00] |",
         "| edsr | 39.00 | - | - | - |",
         "| swinir | not run | - | - | - |",
     ]
+
+
+def test_the_page_has_the_means_of_the_cards():
+    page = (ROOT / "docs/enhance.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| (x[234]) \| [\w ]+ \| (.*) \|$", page, re.MULTILINE)
+    assert len(found) == 6
+    for name, numbers in found:
+        card = (ROOT / f"daasr_jax/released/{name}.md").read_text(encoding="utf-8")
+        means = [line.split("|") for line in card.splitlines() if "| all |" in line]
+        known = [[cell.split("/")[0].strip() for cell in line[2:-1]] for line in means]
+        asked = [x for x in numbers.split(" | ") if x != "-"]
+        assert any(set(asked) <= set(line) for line in known), (name, asked)
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -126,8 +145,8 @@ def test_an_import_that_goes_up_is_noticed():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(path):
-    text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    words = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", words):
         if not target.startswith(("http", "#")):
             place = (path.parent / target.partition("#")[0]).resolve()
             assert place.exists(), target

@@ -426,6 +426,12 @@ def test_every_key_is_explained(name):
     assert not [k for k in lacking if not k.startswith(named)]
 
 
+def test_words_that_run_over_lines_are_whole():
+    words = manual.key_words(load("fastmri_x4"))["model.kwargs.remat"]
+    assert "less memory, more time" in words
+    assert words.endswith("The search is not made again.")
+
+
 class TestRunsThatHaveBeen:
     def log(self, folder, last):
         lines = [json.dumps({"step": n}) for n in range(1, last + 1)]

@@ -38,6 +38,7 @@ from daasr_jax.experiment.reproduce_request import (
     DONE,
     IDENTITY,
     ReproduceRequest,
+    as_begun,
     check_identity,
     is_done,
 )
@@ -210,6 +211,10 @@ def trial(rate, psnr, speed=8.0):
     return {"rate": rate, "psnr": psnr, "images_per_second": speed, "batch": 2}
 
 
+def of_speed(speed):
+    return trial(1e-3, None, speed) | {"speed": True}
+
+
 def test_the_best_rate_of_validation_is_chosen():
     trials = [trial(1e-3, 30.0), trial(2e-3, 31.0), trial(5e-4, 31.0), trial(1, None)]
     assert runs.chosen(trials)["rate"] == 5e-4
@@ -234,7 +239,7 @@ def test_a_trial_lasts_a_tenth_of_the_minutes(tmp_path):
     assert plan.needed(rate, "small") == [first]
     assert trial_steps(asked, first, []) == 200
     for speed, steps in ((8.0, 4 * 60), (2.0, 200)):
-        assert trial_steps(asked, rate, [trial(1e-3, None, speed)]) == steps
+        assert trial_steps(asked, rate, [of_speed(speed)]) == steps
     with pytest.raises(ConfigError, match="no trial of daasr_fast") as error:
         trial_steps(asked, rate, [])
     assert error.value.code == "E286"
@@ -243,9 +248,10 @@ def test_a_trial_lasts_a_tenth_of_the_minutes(tmp_path):
 
 
 def test_steps_of_minutes():
-    assert runs.steps_in_time([trial(1, 1, 8.0), trial(2, 1, 10.0)], 2) == 600
-
-    assert runs.steps_in_time([trial(1, None, None)], 2) is None
+    of_a_rate = trial(2, 1, 10.0)
+    assert runs.steps_in_time([of_speed(8.0), of_a_rate], 2) == 480
+    assert runs.steps_in_time([of_a_rate], 2) is None
+    assert runs.steps_in_time([of_speed(None)], 2) is None
 
 
 def test_equal_steps_are_those_of_the_first(tmp_path):
@@ -265,7 +271,7 @@ def ready(plan, *, without=()):
 
 
 def test_a_cell_without_a_speed_is_refused(tmp_path):
-    """The one trial of an ablation failed, and tells no steps of its minutes."""
+    """The trial of an ablation's speed failed, and tells no steps of its minutes."""
     short = setting("short")
     asked = request(tmp_path, setting=short)
     plan = asked.plan()
@@ -415,12 +421,97 @@ def test_a_folder_has_one_degradation_and_one_kind_of_reference(tmp_path):
     with tracks.data.unlocked():
         tracks.data.reference.track = "aligned"
     check_identity(request(tmp_path, setting=tracks), write=True)
+    # Pairings and masks may come later; without the masks it is another folder.
+    more = dataclasses.replace(setting(), pairings=5, masks=str(tmp_path))
+    check_identity(request(tmp_path, setting=more), write=True)
+    found = as_begun(request(tmp_path, setting=setting()), write=True)
+    assert found.setting.pairings == 5
+    with pytest.raises(ConfigError, match="another masks"):
+        check_identity(request(tmp_path), write=True)
+    (tmp_path / "reproduce.json").unlink()
+    check_identity(request(tmp_path), write=True)
     # A folder of before tells less: it is completed.
     path = tmp_path / "reproduce.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({k: whole[k] for k in ("data", "budget")}))
     check_identity(request(tmp_path), write=True)
     assert json.loads(path.read_text()) | {"salt": whole["salt"]} == whole
+
+
+def test_all_rates_of_a_folder_are_chosen_on_one_track(tmp_path):
+    def begun(track, *, write):
+        asked = dataclasses.replace(setting(), track=track)
+        made = request(tmp_path, setting=asked, parts=["table_1"], tracks=[track])
+        check_identity(made, write=write)
+        return as_begun(made, write=write)
+
+    assert begun("neighbour", write=False).setting.track == "neighbour"
+    assert list(tmp_path.iterdir()) == []
+    begun("neighbour", write=True)
+    later = begun("random", write=True)
+    assert later.setting.track == "neighbour"
+    plan = later.plan()
+    assert {t.track for t in plan.trials} == {"neighbour", cells.NO_TRACK}
+    assert {c.track for c in plan.cells} == {"random", cells.NO_TRACK}
+    assert json.loads((tmp_path / IDENTITY).read_text())["track"] == "neighbour"
+
+
+def test_masks_that_come_later(tmp_path):
+    asked = request(tmp_path, parts=["figure_4"], only=["edsr", "daasr"])
+    for cell in asked.plan().cells:
+        finish(tmp_path, cell, 30)
+        assert is_done(tmp_path, cell)
+        write_atomically(tmp_path / IDENTITY, json.dumps({"masks": True}))
+        assert not is_done(tmp_path, cell)
+        (tmp_path / IDENTITY).unlink()
+
+
+@pytest.mark.parametrize(
+    ("key", "parts", "instead"),
+    [
+        ("scale", ["table_1"], "--scales"),
+        ("seed", ["table_1"], "--seeds"),
+        ("optimiser.learning_rate", ["table_1"], "trials choose"),
+        ("train.crop", ["table_1", "table_5"], "Table 5"),
+        ("losses.sat.weight", ["table_6"], "Table 6"),
+    ],
+)
+def test_what_tells_cells_apart_is_not_set(tmp_path, key, parts, instead):
+    asked = request(tmp_path, parts=parts, setting=setting(**{key: "1"}))
+    with pytest.raises(ConfigError) as error:
+        asked.check()
+    one_line(error.value, "E287", f"--set {key}", instead)
+    if key == "train.crop":
+        request(tmp_path, setting=asked.setting, parts=["table_1"]).check()
+
+
+@pytest.mark.parametrize("steps", [3, 60, 5000])
+def test_the_paper_halves_after_each_tenth_of_a_run(steps):
+    """Section 4.2: 200 epochs, halved every 20."""
+    kwargs = {"track": "random", "seed": 0, "rate": 1e-4}
+    short = dataclasses.replace(
+        setting(), budget=budgets.budget("short", size="published", gpu=False)
+    )
+    o = cell_setting.configuration(short, "hat", 4, steps=steps, **kwargs).optimiser
+    assert o.schedule == "milestones"
+    assert list(o.milestones) == sorted({max(1, steps * k // 10) for k in range(1, 10)})
+    for epochs, every in ((200, 20), (20, 2)):
+        made = cell_setting.configuration(
+            setting("paper"), "hat", 4, epochs=epochs, **kwargs
+        )
+        assert made.optimiser.schedule == "halving"
+        assert made.optimiser.halve_every_epochs == every
+
+
+def test_every_row_is_validated_equally_often():
+    for steps in (2307, 5000, 4):
+        made = cell_setting.configuration(
+            setting("short"), "edsr", 4, track="any", seed=0, rate=1e-3, steps=steps,
+            validations=5,
+        )  # fmt: skip
+        every = made.train.validate_every
+        at = [k for k in range(1, steps + 1) if k % every == 0 or k == steps]
+        assert len(at) == min(5, steps)
 
 
 @pytest.mark.parametrize(
@@ -587,5 +678,6 @@ def test_table_5_names_its_base(tmp_path):
     files = write_tables(request(tmp_path, parts=["table_5"]))
     made = files["table_5.md"].read_text()
     assert "40 x 40 minus this, dB" in made
+    assert "4 pixels at least. `10 x 10`: 4 x 4, `20 x 20`: 5 x 5, `40 x 40`" in made
     assert "compared with `40 x 40`" in made
     assert "at equal time" not in made

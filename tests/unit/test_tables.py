@@ -359,8 +359,10 @@ class TestText:
         assert {r["rates tried"] for r in rows} == {"1"}
 
     def test_rows_that_equal_steps_lack_are_named(self):
-        group = record()["groups"][0] | {"equal_steps_without": ["hat"]}
-        assert [x for x in text.facts(group) if "but hat" in x]
+        group = record()["groups"][0]
+        group |= {"equal_steps_of": ["EDSR", "TTSR"], "equal_steps_without": ["HAT"]}
+        told = " ".join(text.facts(group))
+        assert "The steps are those of the slowest of EDSR, TTSR. HAT had no" in told
 
     def test_equal_time_has_equal_steps_beside_it(self):
         one = record()

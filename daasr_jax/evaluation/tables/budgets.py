@@ -23,6 +23,8 @@ class Budget:
         batch: Images of a step; 0 for that of the row's configuration.
         sparser: Of so many slices of the data one is kept.
         resamples: Of the bootstrap.
+        validations: Of a cell whose length is in steps, evenly spaced, the last at its
+            end. A trial has the one at its end.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Budget:
     batch: int = 0
     sparser: int = 1
     resamples: int = 10_000
+    validations: int = 5
 
     def matches(self) -> tuple[str, ...]:
         """What the cells of a row may have equal to those of other rows."""
@@ -67,7 +70,7 @@ def budget(
     if name == "smoke":
         steps = steps or 60
         return Budget(name, size, rates, steps, max(1, steps // 3), side=64, batch=2,
-                      sparser=4, resamples=1000)  # fmt: skip
+                      sparser=4, resamples=1000, validations=1)  # fmt: skip
     if name == "short":
         minutes = 0.0 if steps else minutes or 10.0
         trial = max(1, steps // 10) if steps else 200

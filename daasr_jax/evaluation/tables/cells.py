@@ -273,7 +273,7 @@ def _seen(row: str, track: str) -> str:
 def asked_tracks(tracks: Collection[str]) -> tuple[str, ...]:
     """The tracks that are asked for in their order; empty is all.
 
-    All learning rates are chosen on the first, and ablations and figures are of it.
+    Ablations and figures are of the first.
     """
     return tuple(t for t in TRACKS if not tracks or t in tracks)
 
@@ -286,6 +286,7 @@ def plan_tables(
     scales: Iterable[int] = (),
     tracks: Iterable[str] = (),
     seeds: int = 1,
+    tried_on: str = "",
 ) -> TablePlan:
     """The runs that tables and figures need.
 
@@ -295,6 +296,7 @@ def plan_tables(
         only: Rows to keep: keys of `ROWS`, `daasr` for DAASR itself; empty for all.
         scales, tracks: To keep; empty for those of the paper.
         seeds: Number of training seeds.
+        tried_on: Track on which all learning rates are chosen; empty for the first.
     """
     scales, chosen = tuple(scales), asked_tracks(tuple(tracks))
     kept = {full(wanted.size) if x in ("daasr", "full") else x for x in only}
@@ -329,13 +331,14 @@ def plan_tables(
                         for _, key in rows[part]:
                             found = plan.of(key, scale, track, match)
                             cells[found[seed]] = None
+    tried_on = tried_on or chosen[0]
     for cell in cells:
         tuned = ROWS[cell.row].tuned_with(cell.row, wanted.size)
         for row in (tuned, cell.row) if wanted.minutes else ():
-            at = row, cell.scale, wanted.rates[1], _seen(row, chosen[0])
+            at = row, cell.scale, wanted.rates[1], _seen(row, tried_on)
             trials[Trial(*at, speed=True)] = None
         for rate in wanted.rates:
-            trials[Trial(tuned, cell.scale, rate, _seen(tuned, chosen[0]))] = None
+            trials[Trial(tuned, cell.scale, rate, _seen(tuned, tried_on))] = None
     plan.trials.extend(trials)
     plan.cells.extend(cells)
     return plan

@@ -49,12 +49,14 @@ class Pictures:
             (N, ..), `keys`, `references` and `psnr` (N,), perhaps `confidence`,
             `index`, and `stripped_hr` and so on of fewer slices. The last two of the N
             are the worst and the best of the row by its gain over bicubic.
+        base: Label of DAASR itself; empty where it is no row.
     """
 
     part: str
     scale: int
     track: str
     rows: Mapping[str, Mapping[str, np.ndarray]]
+    base: str = ""
 
 
 def make_report_page(
@@ -120,10 +122,11 @@ def _page(
     links.append('<a href="#about">Environment</a>')
     notes = list(dict.fromkeys(note for r in records for note in r["notes"]))
     notes += [said] if said else []
-    protocols = [g["protocol"] for r in records for g in r["groups"] if g["protocol"]]
-    facts = environment | {
-        f"convention: {k}": str(v) for p in protocols[:1] for k, v in p.items()
-    }
+    protocols = [g["protocol"] for r in records for g in r["groups"]]
+    facts = {**environment}
+    for key in dict.fromkeys(k for p in protocols for k in p):
+        values = dict.fromkeys(str(p[key]) for p in protocols if key in p)
+        facts[f"convention: {key}"] = "; ".join(values)
     facts["deviations"] = _DEVIATIONS
     parts = {
         "title": "The paper's tables and figures, made again",
@@ -189,10 +192,11 @@ def _shown(pictures: Pictures | None, quality: int) -> str:
             for i in range(len(first["stripped_hr"])):
                 out.append(_grid(pictures.rows, i, "stripped_", errors, False, quality))
         return "".join(out)
-    label, last = list(pictures.rows.items())[-1]
+    label = pictures.base if pictures.base in pictures.rows else [*pictures.rows][-1]
     out = [f"<h3>Worst and best slice of {html.escape(label)} by its gain over "
            f"bicubic, {head}</h3>"]  # fmt: skip
-    out += [_grid({label: last}, number + k, "", False, True, quality) for k in (0, 1)]
+    own = {label: pictures.rows[label]}
+    out += [_grid(own, number + k, "", False, True, quality) for k in (0, 1)]
     return "".join(out)
 
 

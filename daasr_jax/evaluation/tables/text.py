@@ -14,7 +14,7 @@ NOT_RUN = "not run"
 OTHER_SLICES = "other slices: it lacks some of those of this table, so it has no part"
 DIGITS = {"psnr": 2, "ssim": 4, "consistency": 1, "lpips_alex": 4, "lpips_vgg": 4}
 # Columns that another run of the same plan has otherwise.
-MEASURED_ONCE = ("images/s", "peak MiB", "minutes")
+MEASURED_ONCE = ("images/s", "peak MiB", "training minutes")
 
 
 def words(s: Mapping[str, Any] | None, digits: int, sign: str = "") -> str:
@@ -80,7 +80,7 @@ def cells_of(row: Mapping[str, Any], *, lpips: bool, base: str) -> dict[str, str
     found["images/s"] = _number(row.get("images_per_second"), ".1f")
     found["peak MiB"] = _number(row.get("peak_mib"), ",.0f")
     found["steps"] = _number(row.get("steps"), ",")
-    found["minutes"] = _number(row.get("minutes"), ".1f")
+    found["training minutes"] = _number(row.get("minutes"), ".1f")
     found["rate"] = _number(row.get("learning_rate"), "g")
     found["rates tried"] = str(len(row["trials"])) if row.get("trials") else "-"
     found["seeds x pairings"] = "-"
@@ -95,8 +95,8 @@ def _paper(x: float, i: int) -> str:
 
 def group_title(group: Mapping[str, Any]) -> str:
     """Scale, references and what is equal, in one line."""
-    equal = {"steps": "equal steps", "time": "equal time"}[group["match"]]
-    return f"x{group['scale']}, {group['track']} reference, {equal}"
+    equal = group.get("equal", group["match"])
+    return f"x{group['scale']}, {group['track']} reference, equal {equal}"
 
 
 def grid(group: Mapping[str, Any], *, lpips: bool, base: str) -> list[list[str]]:
@@ -136,10 +136,12 @@ def facts(group: Mapping[str, Any]) -> list[str]:
                      "resampled].")  # fmt: skip
     lines.append(f"No p can be below {2.0 ** (1 - n):.2g} before the correction: there "
                  f"are {n} subject(s).")  # fmt: skip
+    if group.get("equal_steps_of"):
+        lines.append("The steps are those of the slowest of "
+                     f"{', '.join(group['equal_steps_of'])}.")  # fmt: skip
     if group.get("equal_steps_without"):
         rows = ", ".join(group["equal_steps_without"])
-        lines.append(f"The equal steps are those of the slowest row but {rows}, whose "
-                     "trials had failed.")  # fmt: skip
+        lines.append(f"{rows} had no part in that: their trials had failed.")
     if group.get("pairing_sha256"):
         hashes = ", ".join(h[:12] for h in group["pairing_sha256"])
         lines.append(f"Pairing SHA-256: {hashes}.")
