@@ -18,6 +18,7 @@ from daasr_jax.files import take_lock
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextlib.contextmanager
@@ -74,12 +75,16 @@ def holder(path: Path) -> str:
 
 
 def _here() -> str:
-    """The machine and its numbering of processes: containers have their own."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return f"{os.uname().nodename} {space}".strip()
+    """The machine, its start and its numbering of processes: containers have their own.
+
+    Two machines may have one name, and the same numbers of processes.
+    """
+    found = [os.uname().nodename]
+    with contextlib.suppress(OSError):
+        found.append(os.readlink("/proc/self/ns/pid"))
+    with contextlib.suppress(OSError):
+        found.append(_BOOT.read_text(encoding="ascii").strip())
+    return " ".join(found)
 
 
 def _create(path: Path, text: str) -> bool:

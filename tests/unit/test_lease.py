@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -44,6 +45,21 @@ def test_a_dead_process_gives_it_up_at_once(tmp_path):
         assert not mine
     other.kill()
     other.communicate()
+    with leased(path) as mine:
+        assert mine
+
+
+def test_a_process_of_a_machine_of_the_same_name_is_not_dead(tmp_path, monkeypatch):
+    """Its number is that of no process here."""
+    path, boot = tmp_path / "cell", tmp_path / "boot_id"
+    boot.write_text("another\n")
+    monkeypatch.setattr(lease, "_BOOT", boot)
+    other = json.dumps({"host": lease._here(), "process": 2**30, "key": "k"})
+    monkeypatch.undo()
+    path.write_text(other)
+    with leased(path) as mine:
+        assert not mine
+    path.write_text(other.replace(" another", f" {lease._BOOT.read_text().strip()}"))
     with leased(path) as mine:
         assert mine
 
