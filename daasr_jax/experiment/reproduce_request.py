@@ -247,6 +247,8 @@ def check_identity(request: ReproduceRequest, *, write: bool) -> None:
     own = _without_names(own, salt) | ({"salt": salt} if salt else {})
     if all(isinstance(known.get(k), dict) for k in ("data", "changes")):
         known = _without_names(known, salt)
+    if isinstance(known.get("budget"), dict):
+        known = known | {"budget": own["budget"] | known["budget"]}
     own["pairings"] = max(s.pairings, known.get("pairings", 1))
     added = ["pairings", *(["masks"] if s.masks else [])]
     changed = ", ".join(

@@ -436,6 +436,10 @@ def test_a_folder_has_one_degradation_and_one_kind_of_reference(tmp_path):
     path.write_text(json.dumps({k: whole[k] for k in ("data", "budget")}))
     check_identity(request(tmp_path), write=True)
     assert json.loads(path.read_text()) | {"salt": whole["salt"]} == whole
+    budget = {k: v for k, v in whole["budget"].items() if k != "validations"}
+    path.write_text(json.dumps(whole | {"budget": budget}))
+    check_identity(request(tmp_path), write=True)
+    assert json.loads(path.read_text()) == whole
 
 
 def test_all_rates_of_a_folder_are_chosen_on_one_track(tmp_path):
