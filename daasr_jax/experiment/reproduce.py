@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ from daasr_jax.evaluation.tables import cells
 from daasr_jax.evaluation.tables.cells import Cell, TablePlan, Trial
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import cell_setting
-from daasr_jax.experiment.reproduce_lengths import begun_with, trial_steps
+from daasr_jax.experiment.reproduce_lengths import CHOSEN, begun_with, trial_steps
 from daasr_jax.experiment.reproduce_request import (
     DONE,
     FAILED,
     ReproduceRequest,
     as_begun,
     check_identity,
+    done_record,
     is_done,
     lease_of,
     of_tracks,
@@ -257,7 +259,7 @@ def _run_cell(
     request: ReproduceRequest, plan: TablePlan, job: Cell, ready: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
     begun = begun_with(request, plan, job, ready)
-    found = runs.run_cell(
+    found = _as_at_equal_time(request, plan, job, begun) or runs.run_cell(
         request.setting,
         job,
         request.workdir / job.name,
@@ -272,6 +274,28 @@ def _run_cell(
     if begun["without"]:
         said += f" (equal steps without {', '.join(begun['without'])}: no trial)"
     return found, said
+
+
+def _as_at_equal_time(
+    request: ReproduceRequest, plan: TablePlan, job: Cell, begun: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the cell of equal time left, if it is the same run: it is then copied.
+
+    The slowest row makes as many steps in its minutes as all do at equal steps.
+    """
+    twin = dataclasses.replace(job, match="time")
+    found = done_record(request.workdir, twin, lpips=wants_lpips(plan, job))
+    same = ("steps", "rate")
+    its = kept(request.workdir / twin.name / CHOSEN) or {}
+    if twin == job or found is None or any(its.get(k) != begun[k] for k in same):
+        return None
+    shutil.copytree(
+        request.workdir / twin.name,
+        request.workdir / job.name,
+        ignore=shutil.ignore_patterns(CHOSEN, DONE, ".lock"),
+        dirs_exist_ok=True,
+    )
+    return found
 
 
 def wants_lpips(plan: TablePlan, job: Trial | Cell) -> bool:

@@ -316,7 +316,11 @@ def write_tables(request: ReproduceRequest) -> dict[str, Path]:
         list(records.values()),
         pictures=(shown := _pictures(request, plan)),
         viewer=_viewer(shown),
-        environment=_environment(list(records.values())),
+        environment=text.made_with(list(records.values()))
+        | {
+            "report written by": commit_id(),
+            "commands": "; ".join(_distinct(r["command"] for r in records.values())),
+        },
     )
     try:
         for name, content in files.items():
@@ -324,28 +328,6 @@ def write_tables(request: ReproduceRequest) -> dict[str, Path]:
     except OSError as error:
         raise unwritable(request.workdir, error) from None
     return {name: request.workdir / name for name in files}
-
-
-def _environment(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the cells were made with, each thing once, and what wrote the report."""
-    rows = [row for r in records for group in r["groups"] for row in group["rows"]]
-    made = [one for row in rows for one in row.get("made_with", [])]
-    of_cells = {
-        "code that trained the cells": [
-            by for one in made for by in one.get("trained_by") or [one["commit"]]
-        ],
-        "code that evaluated them": [one["commit"] for one in made],
-        "objective beyond L1": [one["trained"] for one in made if "trained" in one],
-        "devices of the cells": [one["device"] for one in made],
-        "versions of the cells": [
-            " ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in made
-        ],
-    }
-    return {
-        **{k: "; ".join(_distinct(v)) or text.NOT_RUN for k, v in of_cells.items()},
-        "report written by": commit_id(),
-        "commands": "; ".join(_distinct(r["command"] for r in records)),
-    }
 
 
 def _viewer(pictures: Sequence[page.Pictures]) -> str:

@@ -330,6 +330,42 @@ def test_another_program_is_waited_for(tmp_path, monkeypatch):
     assert "0 of 4 left" in said[-1]
 
 
+def test_the_slowest_row_is_trained_once(tmp_path, monkeypatch):
+    """It makes as many steps in its minutes as all rows do at equal steps."""
+    short = setting("short")
+    asked = request(
+        tmp_path, parts=["figure_4"], only=["srcnn", "hat"], setting=short,
+        tracks=["random"],
+    )  # fmt: skip
+    trained = []
+
+    def run_trial(setting, job, folder, *, steps):
+        speed = {"srcnn": 80.0, "hat": 8.0}[job.row]
+        done = {"diverged": "", "seconds": 1.0, "speed": job.speed}
+        return trial(job.rate, 30.0, speed) | done
+
+    def run_cell(setting, job, folder, *, steps, rate, lpips):
+        trained.append((job.row, job.match, steps))
+        finish(tmp_path, job, 30, pairings=1)
+        (folder / "weights").write_text(job.row)
+        (folder / ".lock").touch()
+        about = {"steps": steps, "learning_rate": rate, "lpips": lpips}
+        return json.loads((folder / DONE).read_text()) | about
+
+    monkeypatch.setattr(runs, "run_trial", run_trial)
+    monkeypatch.setattr(runs, "run_cell", run_cell)
+    _run(asked, asked.plan(), lambda line: None)
+    least = 4 * 600
+    assert trained == [
+        ("srcnn", "time", 10 * least), ("hat", "time", least), ("srcnn", "steps", least)
+    ]  # fmt: skip
+    copied = tmp_path / cells.Cell("hat", 4, cells.NO_TRACK, 0, "steps").name
+    assert (copied / "weights").read_text() == "hat"
+    assert not (copied / ".lock").exists()
+    found = json.loads((copied / DONE).read_text())
+    assert (found["steps"], len(found["trials"])) == (least, 3)
+
+
 def test_a_failed_cell_is_an_error(tmp_path, monkeypatch):
     """One of two cells; its tables are written, and the exit code is its error's."""
     asked = request(tmp_path, parts=["figure_4"], only=["srcnn", "edsr"])

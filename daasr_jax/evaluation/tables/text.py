@@ -105,6 +105,24 @@ def grid(group: Mapping[str, Any], *, lpips: bool, base: str) -> list[list[str]]
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
+def made_with(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the runs of tables were made with: title -> words, each thing once."""
+    rows = [row for r in records for group in r["groups"] for row in group["rows"]]
+    made = [one for row in rows for one in row.get("made_with", [])]
+    found = {
+        "trained by commit": [
+            by for one in made for by in one.get("trained_by") or [one["commit"]]
+        ],
+        "evaluated by commit": [one["commit"] for one in made],
+        "objective beyond L1": [one["trained"] for one in made if "trained" in one],
+        "devices": [one["device"] for one in made],
+        "versions": [
+            " ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in made
+        ],
+    }
+    return {k: "; ".join(dict.fromkeys(v)) or NOT_RUN for k, v in found.items()}
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """The page of a table or figure.
 
@@ -113,6 +131,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """
     lines = [f"# {record['name']}: {record['title']}", "", f"`{record['command']}`", ""]
     lines += [line for note in record["notes"] for line in (note, "")]
+    lines += [f"- {k}: {words}" for k, words in made_with([record]).items()] + [""]
     for group in record["groups"]:
         lines += [f"## {group_title(group)}", "", *facts(group), ""]
         first, *rest = grid(group, lpips=record["lpips"], base=record["base_label"])
