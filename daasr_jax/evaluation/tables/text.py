@@ -120,7 +120,8 @@ def made_with(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             " ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in made
         ],
     }
-    return {k: "; ".join(dict.fromkeys(v)) or NOT_RUN for k, v in found.items()}
+    told = {k: v for k, v in found.items() if v or not made}
+    return {k: "; ".join(dict.fromkeys(v)) or NOT_RUN for k, v in told.items()}
 
 
 def markdown(record: Mapping[str, Any]) -> str:
