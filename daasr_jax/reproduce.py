@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of every network's configuration, such as train.crop=8",
+        help="a key of every network's configuration, such as train.batch_size=4",
     )
     add("--dry_run", action="store_true", help="print cells, cost and time left")
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import jax
@@ -105,6 +106,15 @@ def keep_pictures(
     with path.with_suffix(".part.npz").open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     path.with_suffix(".part.npz").replace(path)
+
+
+def is_stripped(path: Path) -> bool:
+    """Whether the pictures of a cell have some without skull."""
+    try:
+        with np.load(path) as stored:
+            return "stripped_hr" in stored
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _stripped(run: Opened, positions: list[int], folder: Path) -> dict[str, np.ndarray]:

@@ -41,8 +41,9 @@ class Setting:
             left out where the network has none of that name.
         pairings: Reference pairings that are evaluated, fewer where a track has fewer.
         masks: Folder of brain masks, see `data.masks.Masks`; empty for none.
-        track: Of the trials, the first that was asked for. A network without reference
-            is pictured on slices that have one there.
+        track: The first that is asked for. A network without reference is pictured on
+            slices that have one there.
+        tried_on: Track of all trials of the folder; empty for `track`.
     """
 
     data: Config
@@ -51,6 +52,7 @@ class Setting:
     pairings: int = 3
     masks: str = ""
     track: str = "random"
+    tried_on: str = ""
 
 
 def configuration(
@@ -102,7 +104,8 @@ def configuration(
     config.train.batch_size = budget.batch or config.train.batch_size
     config.optimiser.learning_rate = rate
     config.train.steps, config.train.epochs = steps, epochs or 1
-    halving = config.optimiser.schedule == "halving"
+    own = "optimiser.halve_every_epochs" in setting.changes
+    halving = config.optimiser.schedule == "halving" and not own
     if halving and not steps:
         config.optimiser.halve_every_epochs = max(1, config.train.epochs // PHASES)
     if steps:
@@ -110,7 +113,8 @@ def configuration(
         config.optimiser.warmup_steps = min(config.optimiser.warmup_steps, tenth)
         config.train.checkpoint_every = tenth
         config.train.log_every = min(config.train.log_every, tenth)
-        config.train.validate_every = math.ceil(steps / validations)
+        if "train.validate_every_epochs" not in setting.changes:
+            config.train.validate_every = math.ceil(steps / validations)
         if halving:
             ends = {max(1, steps * k // PHASES) for k in range(1, PHASES)}
             config.optimiser.schedule = "milestones"

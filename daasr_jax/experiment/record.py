@@ -69,6 +69,7 @@ def record_config(
     inputs: dict[str, Any],
     *,
     begun: bool = False,
+    ended: bool = False,
     allow: bool = False,
     changed_files: Sequence[str] = (),
 ) -> None:
@@ -87,6 +88,7 @@ def record_config(
             stay. `deterministic`, whether a GPU computes the same bits again, is that
             of the last part; on a GPU another choice is a warning.
         begun: Whether the run has a checkpoint to go on from.
+        ended: Whether that is its last one: the code of now trains nothing of it.
         allow: Go on with settings that differ; `changes` of the record names them.
         changed_files: Those whose voxels are not what the run began with.
 
@@ -108,7 +110,7 @@ def record_config(
         "config": public,
         "config_sha256": config_sha256(config),
         "commit": commit,
-        "commits": list(dict.fromkeys([*commits, commit])),
+        "commits": list(dict.fromkeys([*commits, *([] if ended else [commit])])),
         "changes": allowed,
     } | inputs
     if jax.process_index() == 0:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from daasr_jax.errors import Preempted, ResourceError, UserError
+from daasr_jax.errors import Preempted, ResourceError, UserError, unwritable
 from daasr_jax.evaluation.tables import cells
 from daasr_jax.evaluation.tables.cells import Cell, TablePlan, Trial
 from daasr_jax.experiment import cell as runs
@@ -28,6 +28,7 @@ from daasr_jax.experiment.reproduce_request import (
     check_identity,
     done_record,
     is_done,
+    keep_identity,
     lease_of,
     of_tracks,
 )
@@ -86,17 +87,18 @@ def reproduce(request: ReproduceRequest, say: Say, *, dry_run: bool = False) -> 
     request.check()
     if request.setting.budget.name == "smoke":  # compiling would take most of its time
         jax.config.update("jax_disable_most_optimizations", True)
-    check_identity(request, write=not dry_run)
+    check_identity(request)
     if dry_run:
-        request = as_begun(request, write=False)
+        request = as_begun(request)
         for line in describe(request, request.plan()):
             say(line)
         return Made()
     if not request.tracks:
         request = _on_tracks_of_data(request, say)
-    request = as_begun(request, write=True)
+    request = as_begun(request)
     plan = request.plan()
     _check_data(request, plan)
+    keep_identity(request)
     failed = _run(request, plan, say)
     return Made(write_tables(request), len(plan.cells), failed)
 
@@ -126,7 +128,7 @@ def _check_data(request: ReproduceRequest, plan: TablePlan) -> None:
         [
             job
             for job in jobs
-            if not is_done(request.workdir, job, lpips=wants_lpips(plan, job))
+            if not is_done(request, job, lpips=wants_lpips(plan, job))
         ],
     )
 
@@ -152,7 +154,7 @@ def _run(
     waited, held = False, set()
 
     def done(job: Trial | Cell) -> bool:
-        return is_done(folder, job, lpips=wants_lpips(plan, job))
+        return is_done(request, job, lpips=wants_lpips(plan, job))
 
     while True:
         missing = [j for j in jobs if not done(j) and j not in tried]
@@ -205,6 +207,10 @@ def _needs(
 ) -> list[dict[str, Any]] | None:
     """Results of the trials that a job needs; None while another makes them."""
     needed = plan.needed(job, request.setting.budget.size)
+    if isinstance(job, Cell) and job.match == "steps":
+        twin = dataclasses.replace(job, match="time")
+        if holder(lease_of(request.workdir, twin)) and not is_done(request, twin):
+            return None  # it may be the same run
     timed = isinstance(job, Cell) and job.match == "steps"
     if timed and request.setting.budget.minutes:
         needed = [t for t in plan.trials if t.scale == job.scale]
@@ -284,17 +290,24 @@ def _as_at_equal_time(
     The slowest row makes as many steps in its minutes as all do at equal steps.
     """
     twin = dataclasses.replace(job, match="time")
-    found = done_record(request.workdir, twin, lpips=wants_lpips(plan, job))
+    found = done_record(request, twin, lpips=wants_lpips(plan, job))
     same = ("steps", "rate")
     its = kept(request.workdir / twin.name / CHOSEN) or {}
     if twin == job or found is None or any(its.get(k) != begun[k] for k in same):
         return None
-    shutil.copytree(
-        request.workdir / twin.name,
-        request.workdir / job.name,
-        ignore=shutil.ignore_patterns(CHOSEN, DONE, ".lock"),
-        dirs_exist_ok=True,
-    )
+    target = request.workdir / job.name
+    beside = target.with_name(f".{target.name}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(
+            request.workdir / twin.name, beside,
+            ignore=shutil.ignore_patterns(CHOSEN, DONE, ".lock"),
+        )  # fmt: skip
+        shutil.copy(target / CHOSEN, beside)
+        shutil.rmtree(target)  # what a part of the same run left
+        beside.rename(target)
+    except OSError as error:
+        raise unwritable(target, error) from None
     return found
 
 
@@ -348,7 +361,7 @@ def describe(request: ReproduceRequest, plan: TablePlan) -> list[str]:
     lines, left = [], []
     for job in jobs:
         state = "missing"
-        if is_done(folder, job, lpips=wants_lpips(plan, job)):
+        if is_done(request, job, lpips=wants_lpips(plan, job)):
             spent = (kept(folder / job.name / DONE) or {}).get("seconds", 0.0)
             state = f"done in {clock(spent)}"
         else:

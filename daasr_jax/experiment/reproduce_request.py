@@ -17,10 +17,12 @@ from daasr_jax.errors import ConfigError, unwritable
 from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.evaluation.tables.cells import NO_TRACK, ROWS, Cell, TablePlan, Trial
 from daasr_jax.experiment import checks
+from daasr_jax.experiment.cell_pictures import PICTURES, is_stripped
 from daasr_jax.experiment.cell_setting import Setting
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.places import place
 from daasr_jax.experiment.record import NAMING
+from daasr_jax.experiment.same_run import flat_keys
 from daasr_jax.files import kept, write_atomically
 from daasr_jax.runtime import devices
 
@@ -37,11 +39,6 @@ _OF_A_CELL = {
     "train.epochs": "give --steps",
     "optimiser.learning_rate": "trials choose it",
     "model.name": "give --only",
-}
-_OF_A_PART = {
-    "train.crop": "table_5",
-    "losses.cwt.weight": "table_6",
-    "losses.sat.weight": "table_6",
 }
 
 
@@ -78,15 +75,6 @@ class ReproduceRequest:
         Raises:
             ConfigError: If there is one (E280, E287).
         """
-        for key in self.setting.changes:
-            instead = _OF_A_CELL.get(key, "")
-            if (part := _OF_A_PART.get(key)) in self.parts:
-                name = str(part).replace("_", " ").capitalize()
-                instead = f"the rows of {name} differ in it, so leave that table out"
-            if instead:
-                raise ConfigError(
-                    "E287", f"--set {key} would make different cells alike: {instead}."
-                )
         known = {
             "--only": ({*ROWS, "daasr", "full"}, self.only),
             "--scales": ({*cells.SCALES}, self.scales),
@@ -100,6 +88,20 @@ class ReproduceRequest:
                         f"{flag} names {name}; there are "
                         f"{', '.join(map(str, sorted(names)))}.",
                     )
+        instead = {**_OF_A_CELL}
+        for part, rows in self.plan(shown=True).rows.items():
+            own = [key for _, key in rows if key not in cells.SYSTEMS]
+            name = part.replace("_", " ").capitalize()
+            told = f"the rows of {name} differ in it, so leave that out"
+            instead = dict.fromkeys(
+                _differing(own, self.setting.budget.size), told
+            ) | instead  # fmt: skip
+        for key in self.setting.changes:
+            if key in instead:
+                raise ConfigError(
+                    "E287",
+                    f"--set {key} would make different cells alike: {instead[key]}.",
+                )
 
     def plan(self, *, shown: bool = False) -> TablePlan:
         """What is run, or with `shown` what the tables show."""
@@ -110,8 +112,19 @@ class ReproduceRequest:
             scales=self.scales,
             tracks=self.tracks,
             seeds=self.seeds,
-            tried_on=self.setting.track,
+            tried_on=self.setting.tried_on or self.setting.track,
         )
+
+
+def _differing(rows: Sequence[str], size: str) -> set[str]:
+    """Keys in which the configurations of some rows differ."""
+    configs = [flat_keys(load(ROWS[row].configuration(size)).to_dict()) for row in rows]
+    found = {"train.crop"} if any(ROWS[row].crop for row in rows) else set()
+    for key in {key for config in configs for key in config}:
+        values = [config[key] for config in configs if key in config]
+        if any(value != values[0] for value in values):
+            found.add(key)
+    return found
 
 
 def of_tracks(
@@ -122,27 +135,18 @@ def of_tracks(
     return dataclasses.replace(request, setting=setting, tracks=tracks, lacking=lacking)
 
 
-def as_begun(request: ReproduceRequest, *, write: bool) -> ReproduceRequest:
+def as_begun(request: ReproduceRequest) -> ReproduceRequest:
     """A request with what the commands before it fixed for all cells of its folder.
 
     The track of the trials is that of the first command, so all rates of a folder are
     chosen alike. The pairings are the most that any command asked for.
-
-    Args:
-        request: Whose tracks are known, and whose folder is checked.
-        write: Keep its own track where it is the first.
-
-    Raises:
-        UserError: If that cannot be written (E209, E617).
     """
-    path = request.workdir / IDENTITY
-    found, s = kept(path), request.setting
-    known = found if isinstance(found, dict) else {}
-    track = known.get("track", s.track)
-    if write and "track" not in known:
-        _write_identity(path, known | {"track": track})
-    pairings = max(s.pairings, known.get("pairings", 1))
-    setting = dataclasses.replace(s, track=track, pairings=pairings)
+    known, s = _known(request), request.setting
+    setting = dataclasses.replace(
+        s,
+        tried_on=known.get("track", s.track),
+        pairings=max(s.pairings, known.get("pairings", 1)),
+    )
     return dataclasses.replace(request, setting=setting)
 
 
@@ -222,17 +226,29 @@ def _without_names(identity: dict[str, Any], salt: str) -> dict[str, Any]:
     return out
 
 
-def check_identity(request: ReproduceRequest, *, write: bool) -> None:
-    """Refuses a folder whose cells have other data or another budget (E281).
+def _known(request: ReproduceRequest) -> dict[str, Any]:
+    """What the folder was begun with; empty where it is new or damaged."""
+    found = kept(request.workdir / IDENTITY)
+    return found if isinstance(found, dict) else {}
+
+
+def check_identity(request: ReproduceRequest) -> dict[str, Any]:
+    """Refuses a folder whose cells have other data or another budget.
 
     What a folder of before does not tell is not compared. More pairings and masks may
     come later: what was finished without them is evaluated again.
+
+    Returns:
+        What the folder should say of itself.
+
+    Raises:
+        ConfigError: If it holds cells of another kind (E281).
     """
     s = request.setting
     places = ("root", "usual_root", "cache_dir", "split_file")  # machines have others
     rows = ("track", "aligned")  # each cell has its own
     source = s.data.to_dict()
-    own = {
+    own: dict[str, Any] = {
         "data": {k: v for k, v in source["data"].items() if k not in places},
         "reference": {k: v for k, v in source["reference"].items() if k not in rows},
         "degradation": source["degradation"],
@@ -240,18 +256,20 @@ def check_identity(request: ReproduceRequest, *, write: bool) -> None:
         "changes": dict(s.changes),
         "masks": bool(s.masks),
     }
-    path = request.workdir / IDENTITY
-    before = kept(path)
-    known = before if isinstance(before, dict) else {}
+    known = _known(request)
     salt = str(known.get("salt", "" if known else secrets.token_hex(16)))
     own = _without_names(own, salt) | ({"salt": salt} if salt else {})
     if all(isinstance(known.get(k), dict) for k in ("data", "changes")):
         known = _without_names(known, salt)
-    if isinstance(known.get("budget"), dict):
-        known = known | {"budget": own["budget"] | known["budget"]}
+    changed = ""
+    if isinstance(before := known.get("budget"), dict):
+        if "validations" not in before and s.budget.size == "published":
+            changed = "schedule of the learning rate"  # it was by epochs
+        known = known | {"budget": own["budget"] | before}
     own["pairings"] = max(s.pairings, known.get("pairings", 1))
+    own["track"] = known.get("track", s.track)
     added = ["pairings", *(["masks"] if s.masks else [])]
-    changed = ", ".join(
+    changed = changed or ", ".join(
         k for k in own if k in known and known[k] != own[k] and k not in added
     )
     if changed:
@@ -260,47 +278,58 @@ def check_identity(request: ReproduceRequest, *, write: bool) -> None:
             f"{request.workdir} holds cells of another {changed}: give another "
             "--workdir, or what it began with.",
         )
-    own |= {k: known[k] for k in ("track",) if k in known}
-    if before != own and write:
-        _write_identity(path, own)
+    return own
 
 
-def _write_identity(path: Path, identity: dict[str, Any]) -> None:
-    try:
-        write_atomically(path, json.dumps(identity, indent=1))
-    except OSError as error:
-        raise unwritable(path, error) from None
+def keep_identity(request: ReproduceRequest) -> None:
+    """Notes in the folder what its cells have, once the data were found to serve.
+
+    Args:
+        request: Whose tracks are known.
+
+    Raises:
+        ConfigError: As `check_identity`, if another command was first.
+        UserError: If it cannot be written (E209, E617).
+    """
+    path, own = request.workdir / IDENTITY, check_identity(request)
+    if own != _known(request):
+        try:
+            write_atomically(path, json.dumps(own, indent=1))
+        except OSError as error:
+            raise unwritable(path, error) from None
 
 
 def done_record(
-    folder: Path, job: Trial | Cell, *, lpips: bool = False
+    request: ReproduceRequest, job: Trial | Cell, *, lpips: bool = False
 ) -> dict[str, Any] | None:
     """What a finished job left; None where it is not finished, or has no LPIPS.
 
-    A cell is evaluated again where it has fewer pairings than its folder, or no
-    pictures by its masks. One of before on `neighbour` or `contrast` is too, where it
+    A cell is evaluated again where it has fewer pairings than are asked for, or no
+    pictures by the masks. One of before on `neighbour` or `contrast` is too, where it
     does not say which slices it was scored on.
     """
-    found = kept(folder / job.name / DONE)
+    folder = request.workdir / job.name
+    found = kept(folder / DONE)
     if found is None or (lpips and not found.get("lpips", True)):
         return None
     if isinstance(job, Trial):
         return found
-    asked = kept(folder / IDENTITY) or {}
-    if asked.get("masks", False) and not found.get("masks", False):
+    if request.setting.masks and not is_stripped(folder / PICTURES):
         return None
     if job.track == NO_TRACK:
         return found
     number = found.get("pairings", found["pairings_used"])
-    whole = number >= asked.get("pairings", 1)
+    whole = number >= request.setting.pairings
     if job.track != "random":
         whole = whole and found.get("by_place", False)
     return found if whole else None
 
 
-def is_done(folder: Path, job: Trial | Cell, *, lpips: bool = False) -> bool:
+def is_done(
+    request: ReproduceRequest, job: Trial | Cell, *, lpips: bool = False
+) -> bool:
     """Whether a job is finished; without LPIPS it is not where that is wanted."""
-    return done_record(folder, job, lpips=lpips) is not None
+    return done_record(request, job, lpips=lpips) is not None
 
 
 def lease_of(folder: Path, job: Trial | Cell) -> Path:

@@ -57,11 +57,12 @@ class Loaded:
     pairings: list[str]
 
 
-def load_row(folder: Path, wanted: Sequence[cells.Cell]) -> Loaded:
+def load_row(request: ReproduceRequest, wanted: Sequence[cells.Cell]) -> Loaded:
     """A row from its cells, one for each seed from 0."""
+    folder = request.workdir
     found, about, pairings, trouble = [], [], [], ""
     for cell in wanted:
-        own = done_record(folder, cell)
+        own = done_record(request, cell)
         if own is None:
             failed = kept(folder / cell.name / FAILED)
             trouble = trouble or (failed or {}).get("error", "")
@@ -155,7 +156,7 @@ def _group(
     # A figure shows the first of several seeds.
     seeds = 1 if part.startswith("figure") else plan.seeds
     loaded = {
-        key: load_row(request.workdir, plan.of(key, scale, track, match, seeds))
+        key: load_row(request, plan.of(key, scale, track, match, seeds))
         for _, key in rows
     }
     with_runs, others = comparison.on_equal_slices(
@@ -234,7 +235,7 @@ def _lacking(request: ReproduceRequest, part: str) -> list[str]:
 def _of_part(request: ReproduceRequest, part: str, names: Collection[str]) -> list[str]:
     """What a table says of its own rows."""
     found = []
-    if "without_sat" in names and part != "table_1":
+    if part == "table_2" and "without_sat" in names:
         found.append(
             f"The rate of `{ROWS['without_sat'].label}` is its own, not that of DAASR: "
             "Table 1 has this row as a system, and the two tables share it."
@@ -280,9 +281,9 @@ def notes(request: ReproduceRequest) -> list[str]:
         f"DAASR itself is the row `{ROWS[cells.full(b.size)].label}`. "
         f"Learning rate of each system among {', '.join(f'{r:g}' for r in b.rates)}, "
         f"by the PSNR of validation after trials of {tried} on the track "
-        f"{s.track}; an ablation takes that of DAASR. Images/s, minutes and peak "
-        "memory are those of training: compiling, validation and the evaluation come "
-        "on top of the minutes.",
+        f"{s.tried_on or s.track}; an ablation takes that of DAASR. Images/s, minutes "
+        "and peak memory are those of training: compiling, validation and the "
+        "evaluation come on top of the minutes.",
         "`black` and `self` are PSNR with no reference and with the target itself as "
         "reference, an upper bound. LR fit: the output made small again, against the "
         f"input. At most {s.pairings} reference pairing(s). "
@@ -379,7 +380,7 @@ def _pictures(request: ReproduceRequest, plan: TablePlan) -> list[page.Pictures]
         for label, key in plan.rows[part]:
             cell = plan.of(key, scale, track, match)[0]
             path = request.workdir / cell.name / PICTURES
-            if path.is_file() and is_done(request.workdir, cell):
+            if path.is_file() and is_done(request, cell):
                 with np.load(path) as stored:
                     rows[label] = dict(stored)
         guided = [x for x, key in plan.rows[part] if x in rows and ROWS[key].guided]

@@ -23,15 +23,23 @@ class Spent:
         seconds: Wall time of those that ended, also of those that failed.
         peak_mib: Largest peak of training, see `runtime.memory.peak_mib`.
         begin: Of this session, by `time.monotonic`.
+        path: The file that keeps them.
     """
 
     seconds: float
     peak_mib: float
     begin: float
+    path: Path
 
     def total(self) -> float:
         """Seconds with those of this session."""
         return self.seconds + time.monotonic() - self.begin
+
+    def save(self) -> None:
+        """Writes the file, where the disk takes it."""
+        found = {"seconds": self.total(), "peak_mib": self.peak_mib}
+        with contextlib.suppress(OSError):
+            write_atomically(self.path, json.dumps(found))
 
 
 @contextlib.contextmanager
@@ -46,21 +54,23 @@ def session(folder: Path) -> Iterator[Spent]:
     """
     before = kept(folder / SESSIONS) or {}
     spent = Spent(
-        before.get("seconds", 0.0), before.get("peak_mib", 0.0), time.monotonic()
+        before.get("seconds", 0.0),
+        before.get("peak_mib", 0.0),
+        time.monotonic(),
+        folder / SESSIONS,
     )
     try:
         yield spent
     finally:
-        found = {"seconds": spent.total(), "peak_mib": spent.peak_mib}
-        with contextlib.suppress(OSError):
-            write_atomically(folder / SESSIONS, json.dumps(found))
+        spent.save()
 
 
 @contextlib.contextmanager
 def peak_of(spent: Spent) -> Iterator[None]:
-    """Takes the peak of what runs inside."""
+    """Takes the peak of what runs inside, and saves it: what follows may be killed."""
     memory.restart_peak()
     try:
         yield
     finally:
         spent.peak_mib = max(spent.peak_mib, memory.peak_mib())
+        spent.save()

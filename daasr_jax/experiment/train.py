@@ -91,7 +91,8 @@ def _train(
     names: bool,
     allow_change: bool,
 ) -> None:
-    begun = checkpoints.latest() is not None
+    newest = checkpoints.latest()
+    begun = newest is not None
     layout = lay_out(config, read_record(folder).get("batch") if begun else None)
     if config.train.batch_per_device:
         log.info("a batch of %s", layout.words)
@@ -108,6 +109,7 @@ def _train(
         folder,
         plan.inputs,
         begun=begun,
+        ended=newest is not None and newest >= settings.steps,
         allow=allow_change,
         changed_files=changed_files(folder, plan.prepared) if begun else (),
     )

@@ -20,6 +20,7 @@ from daasr_jax.evaluation.tables import budgets, cells
 from daasr_jax.experiment import cell as runs
 from daasr_jax.experiment import cell_setting, checks
 from daasr_jax.experiment import reproduce as reproducing
+from daasr_jax.experiment.cell_pictures import PICTURES
 from daasr_jax.experiment.configuration import load
 from daasr_jax.experiment.record import RECORD
 from daasr_jax.experiment.reproduce import (
@@ -41,6 +42,7 @@ from daasr_jax.experiment.reproduce_request import (
     as_begun,
     check_identity,
     is_done,
+    keep_identity,
 )
 from daasr_jax.experiment.reproduce_tables import _of_equal_slices, write_tables
 from daasr_jax.experiment.sessions import peak_of, session
@@ -445,65 +447,89 @@ def test_time_left_of_the_paper_is_ten_trials(tmp_path):
 
 
 def test_a_folder_has_one_degradation_and_one_kind_of_reference(tmp_path):
-    check_identity(request(tmp_path), write=True)
+    keep_identity(request(tmp_path))
     for change in ({"degradation": "kspace"}, {"reference": {"seed": 7}}):
         other = setting()
         with other.data.unlocked():
             other.data.update(change)
         with pytest.raises(ConfigError, match=next(iter(change))) as error:
-            check_identity(request(tmp_path, setting=other), write=True)
+            keep_identity(request(tmp_path, setting=other))
         assert error.value.code == "E281"
     tracks = setting()
     with tracks.data.unlocked():
         tracks.data.reference.track = "aligned"
-    check_identity(request(tmp_path, setting=tracks), write=True)
-    # Pairings and masks may come later; without the masks it is another folder.
-    more = dataclasses.replace(setting(), pairings=5, masks=str(tmp_path))
-    check_identity(request(tmp_path, setting=more), write=True)
-    found = as_begun(request(tmp_path, setting=setting()), write=True)
-    assert found.setting.pairings == 5
-    with pytest.raises(ConfigError, match="another masks"):
-        check_identity(request(tmp_path), write=True)
-    (tmp_path / "reproduce.json").unlink()
-    check_identity(request(tmp_path), write=True)
+    keep_identity(request(tmp_path, setting=tracks))
     # A folder of before tells less: it is completed.
-    path = tmp_path / "reproduce.json"
+    path = tmp_path / IDENTITY
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({k: whole[k] for k in ("data", "budget")}))
-    check_identity(request(tmp_path), write=True)
+    keep_identity(request(tmp_path))
     assert json.loads(path.read_text()) | {"salt": whole["salt"]} == whole
     budget = {k: v for k, v in whole["budget"].items() if k != "validations"}
     path.write_text(json.dumps(whole | {"budget": budget}))
-    check_identity(request(tmp_path), write=True)
+    keep_identity(request(tmp_path))
     assert json.loads(path.read_text()) == whole
 
 
+def test_cells_of_another_schedule_are_not_gone_on_with(tmp_path):
+    """Networks of published size halved the rate by epochs, whatever their length."""
+    paper = request(tmp_path, setting=setting("paper"))
+    keep_identity(paper)
+    path = tmp_path / IDENTITY
+    before = json.loads(path.read_text())
+    del before["budget"]["validations"]
+    path.write_text(json.dumps(before))
+    with pytest.raises(ConfigError) as error:
+        check_identity(paper)
+    one_line(error.value, "E281", "another schedule of the learning rate")
+
+
+def test_pairings_and_masks_may_come_later(tmp_path):
+    cell = cells.Cell("daasr_fast", 4, "random", 0)
+    first = request(tmp_path)
+    keep_identity(first)
+    finish(tmp_path, cell, 30, pairings=3)
+    more = dataclasses.replace(setting(), pairings=5)
+    masked = dataclasses.replace(setting(), masks=str(tmp_path))
+    assert is_done(first, cell)
+    assert not is_done(request(tmp_path, setting=more), cell)
+    assert not is_done(request(tmp_path, setting=masked), cell)
+    keep_identity(request(tmp_path, setting=more))
+    assert as_begun(first).setting.pairings == 5
+    for kept, done in (({}, False), ({"stripped_hr": 0}, True)):
+        np.savez(tmp_path / cell.name / PICTURES, hr=0, **kept)
+        assert is_done(request(tmp_path, setting=masked), cell) == done
+    keep_identity(request(tmp_path, setting=masked))
+    with pytest.raises(ConfigError, match="another masks"):
+        check_identity(first)
+
+
 def test_all_rates_of_a_folder_are_chosen_on_one_track(tmp_path):
-    def begun(track, *, write):
+    def begun(track):
         asked = dataclasses.replace(setting(), track=track)
         made = request(tmp_path, setting=asked, parts=["table_1"], tracks=[track])
-        check_identity(made, write=write)
-        return as_begun(made, write=write)
+        return as_begun(made)
 
-    assert begun("neighbour", write=False).setting.track == "neighbour"
-    assert list(tmp_path.iterdir()) == []
-    begun("neighbour", write=True)
-    later = begun("random", write=True)
-    assert later.setting.track == "neighbour"
+    assert begun("random").setting.tried_on == "random"
+    keep_identity(begun("neighbour"))
+    later = begun("random")
+    assert (later.setting.tried_on, later.setting.track) == ("neighbour", "random")
     plan = later.plan()
     assert {t.track for t in plan.trials} == {"neighbour", cells.NO_TRACK}
     assert {c.track for c in plan.cells} == {"random", cells.NO_TRACK}
+    keep_identity(later)
     assert json.loads((tmp_path / IDENTITY).read_text())["track"] == "neighbour"
 
 
-def test_masks_that_come_later(tmp_path):
-    asked = request(tmp_path, parts=["figure_4"], only=["edsr", "daasr"])
-    for cell in asked.plan().cells:
-        finish(tmp_path, cell, 30)
-        assert is_done(tmp_path, cell)
-        write_atomically(tmp_path / IDENTITY, json.dumps({"masks": True}))
-        assert not is_done(tmp_path, cell)
-        (tmp_path / IDENTITY).unlink()
+def test_a_command_that_fails_first_leaves_no_mark(tmp_path):
+    """Its data do not serve: the mended command may have another track and masks."""
+    split = {"train": "00,01", "val": "02", "test": "03,04"}
+    wrong = nifti_setting(tmp_path, masks=str(tmp_path), **split)
+    asked = request(tmp_path / "w", setting=wrong, only=["daasr"], tracks=["random"])
+    with pytest.raises(DataError) as error:
+        reproduce(asked, lambda line: None)
+    assert error.value.code == "E307"
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
@@ -514,6 +540,7 @@ def test_masks_that_come_later(tmp_path):
         ("optimiser.learning_rate", ["table_1"], "trials choose"),
         ("train.crop", ["table_1", "table_5"], "Table 5"),
         ("losses.sat.weight", ["table_6"], "Table 6"),
+        ("model.kwargs.align.name", ["table_4"], "Table 4"),
     ],
 )
 def test_what_tells_cells_apart_is_not_set(tmp_path, key, parts, instead):
@@ -541,6 +568,14 @@ def test_the_paper_halves_after_each_tenth_of_a_run(steps):
         )
         assert made.optimiser.schedule == "halving"
         assert made.optimiser.halve_every_epochs == every
+    chosen = {"optimiser.halve_every_epochs": "7", "train.validate_every_epochs": "3"}
+    own = dataclasses.replace(short, changes=chosen)
+    made = cell_setting.configuration(own, "hat", 4, steps=steps, **kwargs)
+    assert (made.optimiser.schedule, made.optimiser.halve_every_epochs) == (
+        "halving",
+        7,
+    )
+    assert (made.train.validate_every, made.train.validate_every_epochs) == (0, 3)
 
 
 def test_every_row_is_validated_equally_often():
@@ -560,7 +595,7 @@ def test_every_row_is_validated_equally_often():
 def test_a_damaged_identity_is_another_folder_or_none(tmp_path, content):
     (tmp_path / "reproduce.json").write_text(content)
     with contextlib.suppress(ConfigError):
-        check_identity(request(tmp_path), write=True)
+        keep_identity(request(tmp_path))
 
 
 def test_lists_of_people_are_salted(tmp_path):
@@ -570,8 +605,8 @@ def test_lists_of_people_are_salted(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         given = request(tmp_path / name, setting=asked)
-        check_identity(given, write=True)
-        check_identity(given, write=True)  # the salt is kept
+        keep_identity(given)
+        keep_identity(given)  # the salt is kept
         found.append((tmp_path / name / "reproduce.json").read_text())
     assert found[0] != found[1]
     assert '"Q"' not in found[0]
@@ -632,6 +667,7 @@ def finish(folder, cell, value, pairings=2):
 def test_tables_of_a_folder(tmp_path):
     asked = request(
         tmp_path, parts=["table_1", "figure_4"], tracks=["random"], seeds=2,
+        setting=dataclasses.replace(setting(), pairings=2),
         data="/home/someone/brain.py",
         arguments=["--workdir", "/home/someone/w", "--data=/home/someone/brain.py"],
     )  # fmt: skip
@@ -667,6 +703,9 @@ def test_a_table_has_one_set_of_people(tmp_path):
     asked = request(
         tmp_path, parts=["table_1"], tracks=["contrast"], only=["edsr", "daasr", "ttsr"]
     )
+    one = dataclasses.replace(
+        asked, setting=dataclasses.replace(asked.setting, pairings=1)
+    )
     some = {"places": [2, 3], "people": [2, 2]}
     for cell in asked.plan().cells:
         finish(tmp_path, cell, 30, pairings=1)
@@ -678,16 +717,15 @@ def test_a_table_has_one_set_of_people(tmp_path):
         path.write_text(json.dumps(report))
         found = tmp_path / cell.name / DONE
         # A cell of before that does not tell its slices is evaluated again.
-        assert is_done(tmp_path, cell) == (cell.row == "edsr")
+        assert is_done(one, cell) == (cell.row == "edsr")
         found.write_text(json.dumps(json.loads(found.read_text()) | {"by_place": True}))
-        assert is_done(tmp_path, cell)
-    write_atomically(tmp_path / IDENTITY, json.dumps({"pairings": 3}))
+        assert is_done(one, cell)
     for cell in asked.plan().cells:
         found = tmp_path / cell.name / DONE
-        assert is_done(tmp_path, cell) == (cell.track == "any")
+        assert is_done(asked, cell) == (cell.track == "any")
         again = json.loads(found.read_text()) | {"pairings": 3}
         found.write_text(json.dumps(again))
-        assert is_done(tmp_path, cell)
+        assert is_done(asked, cell)
     files = write_tables(asked)
     (group,) = json.loads(files["table_1.json"].read_text())["groups"]
     rows = {r["row"]: r for r in group["rows"]}

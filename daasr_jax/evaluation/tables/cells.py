@@ -102,7 +102,7 @@ ROWS = {
     "lambda_0.01_0.1": _ablation("0.01, 0.1", "lambda_0.01_0.1"),
     "lambda_0.3_0.09": _ablation("0.3, 0.09", "lambda_0.3_0.09"),
 }
-_SYSTEMS = ("srcnn", "edsr", "swinir", "mcsr", "minet", "mcmrsr", "ttsr", "hat")
+SYSTEMS = ("srcnn", "edsr", "swinir", "mcsr", "minet", "mcmrsr", "ttsr", "hat")
 _ALIKE = {  # other names of one network
     "without_p_c": "without_matching",
     "lambda_0.1_0.01": "full",
@@ -138,7 +138,7 @@ class Part:
 _GRID = ("without_sat", "daasr_paper", "daasr_fast")
 PARTS = {
     "table_1": Part(
-        "Systems", (*_SYSTEMS, *_GRID), tracks=("random", "neighbour", "contrast")
+        "Systems", (*SYSTEMS, *_GRID), tracks=("random", "neighbour", "contrast")
     ),
     "table_2": Part(
         "Parts of a group", ("without_both", "without_cwt", "without_sat", "full")
@@ -163,8 +163,8 @@ PARTS = {
         labels=(("lambda_0.1_0.01", "0.1, 0.01 (DAASR)"),),
         lpips=True,
     ),
-    "figure_4": Part("Slices by all systems", (*_SYSTEMS, *_GRID), scales=(4,)),
-    "figure_5": Part("Their errors", (*_SYSTEMS, *_GRID), scales=(4,)),
+    "figure_4": Part("Slices by all systems", (*SYSTEMS, *_GRID), scales=(4,)),
+    "figure_5": Part("Their errors", (*SYSTEMS, *_GRID), scales=(4,)),
     "figure_6": Part(
         "Index map and score map",
         ("without_p", "without_c", "without_p_c", "full"),

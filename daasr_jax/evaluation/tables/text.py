@@ -161,7 +161,7 @@ def facts(group: Mapping[str, Any]) -> list[str]:
                      f"{', '.join(group['equal_steps_of'])}.")  # fmt: skip
     if group.get("equal_steps_without"):
         rows = ", ".join(group["equal_steps_without"])
-        lines.append(f"{rows} had no part in that: their trials had failed.")
+        lines.append(f"Left out of these: {rows}, whose run of speed failed.")
     if group.get("pairing_sha256"):
         hashes = ", ".join(h[:12] for h in group["pairing_sha256"])
         lines.append(f"Pairing SHA-256: {hashes}.")
@@ -197,7 +197,11 @@ def as_csv(record: Mapping[str, Any], *, once: bool = True) -> str:
         once: With the columns of `MEASURED_ONCE`, which no second run repeats.
     """
     lines = [
-        {"scale": group["scale"], "track": group["track"], "equal": group["match"]}
+        {
+            "scale": group["scale"],
+            "track": group["track"],
+            "equal": group.get("equal", group["match"]),
+        }
         | cells_of(row, lpips=record["lpips"], base=record["base_label"])
         for group in record["groups"]
         for row in group["rows"]
