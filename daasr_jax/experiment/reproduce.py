@@ -207,12 +207,11 @@ def _needs(
 ) -> list[dict[str, Any]] | None:
     """Results of the trials that a job needs; None while another makes them."""
     needed = plan.needed(job, request.setting.budget.size)
-    if isinstance(job, Cell) and job.match == "steps":
+    minutes = request.setting.budget.minutes
+    if isinstance(job, Cell) and job.match == "steps" and minutes:
         twin = dataclasses.replace(job, match="time")
         if holder(lease_of(request.workdir, twin)) and not is_done(request, twin):
             return None  # it may be the same run
-    timed = isinstance(job, Cell) and job.match == "steps"
-    if timed and request.setting.budget.minutes:
         needed = [t for t in plan.trials if t.scale == job.scale]
     found = [kept(request.workdir / t.name / DONE) for t in needed]
     settled = all(f or t in tried for f, t in zip(found, needed, strict=True))
