@@ -447,6 +447,10 @@ class TestPage:
 
     def test_curves_of_nothing(self):
         assert curves({"a": [[1, 30.0]]}) == ""
+        far = curves({"a": [[1, 39.0], [2, 40.0]], "b": [[1, 20.0], [2, 31.0]]})
+        assert "the lower edge is 35.00 and all below" in far
+        assert far.count(",230.0") == 2  # both points of b
+        assert "edge" not in curves({"a": [[1, 36.0], [2, 40.0]]})
         assert curves({"a": [[1, "nan"], [2, 30.0], [3, 30.0]]}).endswith("</svg>")
 
     @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 _BOX = 4  # a box is this part of the side
+_CURVE_DB = 5.0  # that the curves of training span at most
 _COLOURS = ("#1a237e", "#c62828", "#2e7d32", "#ef6c00", "#6a1b9a", "#00838f", "#5d4037",
             "#ad1457", "#558b2f", "#283593", "#f9a825")  # fmt: skip
 
@@ -68,6 +69,9 @@ def picture(rgb: np.ndarray, quality: int) -> str:
 def curves(lines: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """PSNR of validation by step, as an SVG picture; empty without two points.
 
+    Values far below the best lie on the lower edge, which is said, so that the others
+    can be told apart.
+
     Args:
         lines: Name -> points `(step, dB)`.
     """
@@ -78,11 +82,13 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]]) -> str:
     x, y = np.array(points, np.float64).T
     right, low, high = max(float(x.max()), 1.0), float(y.min()), float(y.max())
     high = high if high > low else low + 1
+    cut = low < high - _CURVE_DB
+    low = max(low, high - _CURVE_DB)
     width, height, left, foot = 640, 260, 52, 30
 
     def at(step: float, psnr: float) -> str:
         across = left + (width - left - 150) * step / right
-        down = 10 + (height - foot - 10) * (high - psnr) / (high - low)
+        down = 10 + (height - foot - 10) * (high - max(psnr, low)) / (high - low)
         return f"{across:.1f},{down:.1f}"
 
     text = [f'<svg class="curves" viewBox="0 0 {width} {height}" role="img" '
@@ -105,6 +111,7 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]]) -> str:
                  for c, r in (at(*p).split(",") for p in good)]  # fmt: skip
         text.append(f'<text x="{width - 144}" y="{16 + 14 * i}" fill="{colour}">'
                     f"{html.escape(name)}</text>")  # fmt: skip
+    told = f"; the lower edge is {low:.2f} and all below" if cut else ""
     text.append(f'<text x="{left}" y="{height - 6}">step 0 to {right:,.0f}; '
-                "PSNR of validation, dB</text></svg>")  # fmt: skip
+                f"PSNR of validation, dB{told}</text></svg>")  # fmt: skip
     return "".join(text)
