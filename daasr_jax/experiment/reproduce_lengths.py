@@ -79,6 +79,7 @@ def begun_with(
             if steps is None:
                 raise _no_speed(request, job)
             if job.match == "steps":
+                given |= _begun_at_equal_time(request, plan, job.scale)
                 steps, without = equal_steps(request.workdir, job.scale, given)
         found = {
             "rate": rate,
@@ -87,6 +88,18 @@ def begun_with(
             "without": without,
         }
         write_atomically(folder / CHOSEN, json.dumps(found, indent=1))
+    return found
+
+
+def _begun_at_equal_time(
+    request: ReproduceRequest, plan: TablePlan, scale: int
+) -> dict[str, int]:
+    """Row -> the fewest steps of its cells of equal time that have begun."""
+    found: dict[str, int] = {}
+    for cell in plan.cells:
+        own = kept(request.workdir / cell.name / CHOSEN)
+        if own and (cell.scale, cell.match) == (scale, "time"):
+            found[cell.row] = min(own["steps"], found.get(cell.row, own["steps"]))
     return found
 
 

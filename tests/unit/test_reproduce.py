@@ -291,6 +291,16 @@ def test_a_cell_without_a_speed_is_refused(tmp_path):
             assert begun["without"] == unknown
 
 
+def test_equal_steps_are_those_that_the_slowest_was_given(tmp_path):
+    """Its cell of equal time began with fewer than its speed says today."""
+    asked = request(tmp_path, setting=setting("short"))
+    plan = asked.plan()
+    slow = next(c for c in plan.cells if (c.row, c.match) == ("without_cwt", "time"))
+    write_atomically(tmp_path / slow.name / "chosen.json", json.dumps({"steps": 77}))
+    equal = next(c for c in plan.cells if (c.row, c.match) == ("daasr_fast", "steps"))
+    assert begun_with(asked, plan, equal, ready(plan))["steps"] == 77
+
+
 def test_a_run_keeps_the_rate_it_began_with(tmp_path):
     """One of three trials failed at first, and comes later."""
     asked = request(tmp_path)
