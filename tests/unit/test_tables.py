@@ -362,7 +362,7 @@ class TestText:
         group = record()["groups"][0]
         group |= {"equal_steps_of": ["EDSR", "TTSR"], "equal_steps_without": ["HAT"]}
         told = " ".join(text.facts(group))
-        assert "of the slowest of EDSR, TTSR. Left out of these: HAT, whose" in told
+        assert "of the slowest of: EDSR; TTSR. Left out of these: HAT, whose" in told
 
     def test_equal_time_has_equal_steps_beside_it(self):
         one = record()

@@ -157,10 +157,10 @@ def facts(group: Mapping[str, Any]) -> list[str]:
     lines.append(f"No p can be below {2.0 ** (1 - n):.2g} before the correction: there "
                  f"are {n} subject(s).")  # fmt: skip
     if group.get("equal_steps_of"):
-        lines.append("The steps are those of the slowest of "
-                     f"{', '.join(group['equal_steps_of'])}.")  # fmt: skip
+        lines.append("The steps are those of the slowest of: "
+                     f"{'; '.join(group['equal_steps_of'])}.")  # fmt: skip
     if group.get("equal_steps_without"):
-        rows = ", ".join(group["equal_steps_without"])
+        rows = "; ".join(group["equal_steps_without"])
         lines.append(f"Left out of these: {rows}, whose run of speed failed.")
     if group.get("pairing_sha256"):
         hashes = ", ".join(h[:12] for h in group["pairing_sha256"])
