@@ -104,8 +104,10 @@ def configuration(
     config.train.batch_size = budget.batch or config.train.batch_size
     config.optimiser.learning_rate = rate
     config.train.steps, config.train.epochs = steps, epochs or 1
-    own = "optimiser.halve_every_epochs" in setting.changes
-    halving = config.optimiser.schedule == "halving" and not own
+    halving = (
+        config.optimiser.schedule == "halving"
+        and "optimiser.halve_every_epochs" not in setting.changes
+    )
     if halving and not steps:
         config.optimiser.halve_every_epochs = max(1, config.train.epochs // PHASES)
     if steps:

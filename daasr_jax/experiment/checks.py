@@ -85,7 +85,7 @@ def check_ranges(config: Config) -> None:
     least = {
         "train.log_every": (train.log_every, 1),
         "train.validate_every_epochs": (train.validate_every_epochs, 1),
-        "train.validate_every": (train.get("validate_every", 0), 0),
+        "train.validate_every": (train.validate_every, 0),
         "train.checkpoint_every": (train.checkpoint_every, 0),
         "train.steps": (train.steps, 0),
         "train.epochs": (train.epochs, 0 if train.steps else 1),

@@ -192,9 +192,7 @@ def make_plan(
         steps_per_epoch=per_epoch,
         batch_size=layout.size,
         log_every=train.log_every,
-        # A run of before has no number of steps.
-        validate_every=train.get("validate_every", 0)
-        or per_epoch * train.validate_every_epochs,
+        validate_every=train.validate_every or per_epoch * train.validate_every_epochs,
         checkpoint_every=train.checkpoint_every,
         watchdog=train.watchdog,
     )

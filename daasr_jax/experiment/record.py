@@ -52,6 +52,7 @@ _LATER: dict[str, Any] = {
     "reference.distance_mm": 0.0,
     "reference.count": 1,
     "train.batch_per_device": 0,
+    "train.validate_every": 0,
 } | {f"reference.shares.{kind}": share for kind, share in asdict(Shares()).items()}
 
 

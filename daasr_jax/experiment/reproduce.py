@@ -209,7 +209,7 @@ def _needs(
     needed = plan.needed(job, request.setting.budget.size)
     minutes = request.setting.budget.minutes
     if isinstance(job, Cell) and job.match == "steps" and minutes:
-        twin = dataclasses.replace(job, match="time")
+        twin = job.at_equal_time()
         if holder(lease_of(request.workdir, twin)) and not is_done(request, twin):
             return None  # it may be the same run
         needed = [t for t in plan.trials if t.scale == job.scale]
@@ -288,9 +288,8 @@ def _as_at_equal_time(
 
     The slowest row makes as many steps in its minutes as all do at equal steps.
     """
-    twin = dataclasses.replace(job, match="time")
+    twin, same = job.at_equal_time(), ("steps", "rate")
     found = done_record(request, twin, lpips=wants_lpips(plan, job))
-    same = ("steps", "rate")
     its = kept(request.workdir / twin.name / CHOSEN) or {}
     if twin == job or found is None or any(its.get(k) != begun[k] for k in same):
         return None

@@ -97,8 +97,9 @@ def _begun_at_equal_time(
     """Row -> the fewest steps of its cells of equal time that have begun."""
     found: dict[str, int] = {}
     for cell in plan.cells:
-        own = kept(request.workdir / cell.name / CHOSEN)
-        if own and (cell.scale, cell.match) == (scale, "time"):
+        if (cell.scale, cell.match) != (scale, "time"):
+            continue
+        if own := kept(request.workdir / cell.name / CHOSEN):
             found[cell.row] = min(own["steps"], found.get(cell.row, own["steps"]))
     return found
 

@@ -88,14 +88,17 @@ class ReproduceRequest:
                         f"{flag} names {name}; there are "
                         f"{', '.join(map(str, sorted(names)))}.",
                     )
-        instead = {**_OF_A_CELL}
+        if self.setting.changes:
+            self._check_changes()
+
+    def _check_changes(self) -> None:
+        instead: dict[str, str] = {}
         for part, rows in self.plan(shown=True).rows.items():
             own = [key for _, key in rows if key not in cells.SYSTEMS]
             name = part.replace("_", " ").capitalize()
             told = f"the rows of {name} differ in it, so leave that out"
-            instead = dict.fromkeys(
-                _differing(own, self.setting.budget.size), told
-            ) | instead  # fmt: skip
+            instead |= dict.fromkeys(_differing(own, self.setting.budget.size), told)
+        instead |= _OF_A_CELL
         for key in self.setting.changes:
             if key in instead:
                 raise ConfigError(
@@ -239,7 +242,7 @@ def check_identity(request: ReproduceRequest) -> dict[str, Any]:
     come later: what was finished without them is evaluated again.
 
     Returns:
-        What the folder should say of itself.
+        What its cells have in common.
 
     Raises:
         ConfigError: If it holds cells of another kind (E281).
@@ -266,11 +269,9 @@ def check_identity(request: ReproduceRequest) -> dict[str, Any]:
         if "validations" not in before and s.budget.size == "published":
             changed = "schedule of the learning rate"  # it was by epochs
         known = known | {"budget": own["budget"] | before}
-    own["pairings"] = max(s.pairings, known.get("pairings", 1))
-    own["track"] = known.get("track", s.track)
-    added = ["pairings", *(["masks"] if s.masks else [])]
+    fixed = own.keys() - ({"masks"} if s.masks else set())
     changed = changed or ", ".join(
-        k for k in own if k in known and known[k] != own[k] and k not in added
+        k for k in own if k in fixed & known.keys() and known[k] != own[k]
     )
     if changed:
         raise ConfigError(
@@ -291,7 +292,8 @@ def keep_identity(request: ReproduceRequest) -> None:
         ConfigError: As `check_identity`, if another command was first.
         UserError: If it cannot be written (E209, E617).
     """
-    path, own = request.workdir / IDENTITY, check_identity(request)
+    path, s = request.workdir / IDENTITY, as_begun(request).setting
+    own = check_identity(request) | {"pairings": s.pairings, "track": s.tried_on}
     if own != _known(request):
         try:
             write_atomically(path, json.dumps(own, indent=1))

@@ -196,12 +196,11 @@ def _group(
         lines.append(row)
     shared = kept(equal_steps_file(request.workdir, scale)) or {}
     shared = shared if match == "steps" else {}
-    by_epochs = request.setting.budget.epochs and not request.setting.budget.steps
     return {
         "scale": scale,
         "track": track,
         "match": match,
-        "equal": "epochs" if by_epochs else match,
+        "equal": "epochs" if request.setting.budget.epochs else match,
         "pairing_sha256": _distinct(hashes),
         "equal_steps_of": [ROWS[key].label for key in shared.get("of", [])],
         "equal_steps_without": [ROWS[key].label for key in shared.get("without", [])],
@@ -387,8 +386,8 @@ def _pictures(request: ReproduceRequest, plan: TablePlan) -> list[page.Pictures]
         if rows:
             same = _of_equal_slices(rows, guided[0] if guided else next(iter(rows)))
             full = cells.full(request.setting.budget.size)
-            own = [x for x, key in plan.rows[part] if key == full]
-            out.append(page.Pictures(part, scale, track, same, base="".join(own)))
+            base = next((x for x, key in plan.rows[part] if key == full), "")
+            out.append(page.Pictures(part, scale, track, same, base))
     return out
 
 

@@ -297,8 +297,8 @@ def record(part="table_2", status="done"):
         }
         for i, key in enumerate([*rows, "without_cwt"])
     ]  # fmt: skip
-    group = {"scale": 4, "track": "random", "match": "steps", "rows": lines,
-             "pairing_sha256": ["ab" * 32], "protocol": {"border": 4}}  # fmt: skip
+    group = {"scale": 4, "track": "random", "match": "steps", "equal": "steps",
+             "rows": lines, "pairing_sha256": ["ab" * 32], "protocol": {"border": 4}}  # fmt: skip
     return {"name": part.replace("_", " ").capitalize(), "title": "Parts <of> a group",
             "command": "python reproduce.py --table 2", "notes": ["A `note`."],
             "base_label": "DAASR",
@@ -367,7 +367,7 @@ class TestText:
     def test_equal_time_has_equal_steps_beside_it(self):
         one = record()
         (steps,) = one["groups"]
-        time = copy.deepcopy(steps) | {"match": "time"}
+        time = copy.deepcopy(steps) | {"match": "time", "equal": "time"}
         steps["rows"][1]["statistics"] = None  # not run
         _beside_equal_time([time, steps])
         assert "equal_steps" not in steps["rows"][0]

@@ -218,6 +218,10 @@ class Cell:
     seed: int
     match: str = "steps"
 
+    def at_equal_time(self) -> Cell:
+        """The same row, scale, track and seed, trained for a time."""
+        return dataclasses.replace(self, match="time")
+
     @property
     def name(self) -> str:
         """Of its folder."""

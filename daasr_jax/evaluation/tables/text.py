@@ -95,8 +95,7 @@ def _paper(x: float, i: int) -> str:
 
 def group_title(group: Mapping[str, Any]) -> str:
     """Scale, references and what is equal, in one line."""
-    equal = group.get("equal", group["match"])
-    return f"x{group['scale']}, {group['track']} reference, equal {equal}"
+    return f"x{group['scale']}, {group['track']} reference, equal {group['equal']}"
 
 
 def grid(group: Mapping[str, Any], *, lpips: bool, base: str) -> list[list[str]]:
@@ -197,11 +196,7 @@ def as_csv(record: Mapping[str, Any], *, once: bool = True) -> str:
         once: With the columns of `MEASURED_ONCE`, which no second run repeats.
     """
     lines = [
-        {
-            "scale": group["scale"],
-            "track": group["track"],
-            "equal": group.get("equal", group["match"]),
-        }
+        {name: group[name] for name in ("scale", "track", "equal")}
         | cells_of(row, lpips=record["lpips"], base=record["base_label"])
         for group in record["groups"]
         for row in group["rows"]
