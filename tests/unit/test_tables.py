@@ -298,7 +298,8 @@ def record(part="table_2", status="done"):
         for i, key in enumerate([*rows, "without_cwt"])
     ]  # fmt: skip
     group = {"scale": 4, "track": "random", "match": "steps", "equal": "steps",
-             "rows": lines, "pairing_sha256": ["ab" * 32], "protocol": {"border": 4}}  # fmt: skip
+             "rows": lines, "pairing_sha256": ["ab" * 32],
+             "protocol": {"border": 4}}  # fmt: skip
     return {"name": part.replace("_", " ").capitalize(), "title": "Parts <of> a group",
             "command": "python reproduce.py --table 2", "notes": ["A `note`."],
             "base_label": "DAASR",
